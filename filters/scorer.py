@@ -1,0 +1,77 @@
+"""What a scorer is, and how a recipe names one.
+
+A scorer turns samples into columns and nothing else: no files, no thresholds, no state between calls. Its fingerprint
+is the identity of its columns on disk, so two recipes with equal fingerprints share annotations and a new scorer runs
+alone. Selection is elsewhere (`rules.py`), which is why a new threshold costs seconds and no model call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tokenmill.manifests.identity import digest_of
+from tokenmill.plugins import build
+
+Image = NDArray[np.uint8]  # height, width, 3 channels (RGB)
+Columns = Mapping[str, Sequence[Any]]  # column -> one value a sample, None where there is none
+
+ENTRY_POINT_GROUP = "tokenmill.scorers"
+BUILT_IN = {
+    "resolution": "tokenmill.filters.resolution:Resolution",
+    "colourfulness": "tokenmill.filters.colourfulness:Colourfulness",
+    "sharpness": "tokenmill.filters.sharpness:Sharpness",
+    "perceptual_hash": "tokenmill.filters.perceptual_hash:PerceptualHash",
+    "text_coverage": "tokenmill.filters.text_coverage:TextCoverage",
+    "text_statistics": "tokenmill.filters.text_statistics:TextStatistics",
+}
+
+
+class Scorer(Protocol):
+    """Adds columns to samples; built from a recipe's settings by a factory that takes them as keywords."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int:
+        """Counts changes of what the same settings compute; raise it together with the golden values."""
+
+    @property
+    def takes(self) -> Literal["image", "text"]: ...
+
+    @property
+    def columns(self) -> Mapping[str, pl.DataType]:
+        """Name what it adds, units in the names."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples a call gets; part of the fingerprint only where it can change a value."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 over all that determines the values, see `fingerprint`."""
+
+    def score(self, batch: Sequence[Any]) -> Columns:
+        """Score images (HWC uint8 RGB, any sizes, down to 1 x 1) or texts (str)."""
+
+
+def build_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
+    """Build the scorer a recipe names; raises RecipeError for unknown names and settings."""
+    scorer: Scorer = build("scorer", name, settings or {}, BUILT_IN, ENTRY_POINT_GROUP)
+    return scorer
+
+
+def fingerprint(name: str, version: int, settings: Mapping[str, Any], weights: str = "") -> str:
+    """Hash what determines a scorer's values; `weights` is the digest of its model file, if it has one."""
+    return digest_of({"name": name, "version": version, "settings": dict(settings), "weights": weights})
+
+
+def fingerprint_of(scorer: Any, weights: str = "") -> str:
+    """Fingerprint a scorer that is a dataclass whose fields are exactly its settings."""
+    return fingerprint(scorer.name, scorer.version, asdict(scorer), weights)

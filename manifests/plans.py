@@ -1,0 +1,266 @@
+"""Plans: the order of training as files. This is the reading side; `pipelines/plan.py` writes them.
+
+`plans/<phase>/<plan>/` is a stage folder whose units are windows. On top of the usual records and snapshot it holds
+`windows.parquet` (which packs each window has, and its two tables), `shards.parquet` (where the shards' indexes are)
+and `plan.json`, written last. A reader needs these three and lists nothing: opening a plan of 1,000 windows costs three
+reads, seeking to any pack two more.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from tokenmill.errors import ManifestError, StorageError
+from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.records import check_schema
+from tokenmill.manifests.stagedir import StageDir, read_table, stage_dir_at
+from tokenmill.manifests.storage import Store
+
+PLAN_SCHEMA = 1
+_WINDOWS_KEPT = 4  # tables in memory: the one being read, its neighbours, and one that a seek left behind
+
+DOCUMENT_COLUMNS: Mapping[str, Any] = {
+    "pack": pl.Int32,  # within the window
+    "slot": pl.Int32,  # within the pack
+    "source": pl.String,
+    "shard": pl.String,  # the archive, relative to the root
+    "sample": pl.Int32,  # row of the shard's index
+    "repetition": pl.Int32,  # how often this sample was taken before
+    "frame": pl.Int32,  # first latent frame taken, of a split clip
+    "frames": pl.Int32,  # latent frames taken; 0 = the whole document
+    "start": pl.Int32,  # first id of the piece
+    "length": pl.Int32,  # ids of the piece
+    "template": pl.String,
+    "variant": pl.Int32,
+    "weight": pl.Float32,  # sum of the loss weights of its ids
+}
+PACK_COLUMNS: Mapping[str, Any] = {
+    "pack": pl.Int32,
+    "documents": pl.Int32,
+    "tokens": pl.Int64,
+    "squares": pl.Int64,  # sum of length² over its documents: what attention costs
+    "weight": pl.Float64,
+}
+DROPPED_COLUMNS: Mapping[str, Any] = {
+    "source": pl.String,
+    "shard": pl.String,
+    "sample": pl.Int32,
+    "key": pl.String,
+    "reason": pl.String,
+    "message": pl.String,
+}
+WINDOW_COLUMNS: Mapping[str, Any] = {
+    "unit": pl.String,
+    "first_pack": pl.Int64,
+    "num_packs": pl.Int64,
+    "documents": pl.String,
+    "packs": pl.String,
+}
+SHARD_COLUMNS: Mapping[str, Any] = {
+    "source": pl.String,
+    "shard": pl.String,
+    "index": pl.String,
+    "shard_sha256": pl.String,
+    "index_sha256": pl.String,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One document, or piece of one, in its place in a pack: a row of the plan."""
+
+    source: str
+    shard: str
+    sample: int
+    repetition: int
+    frame: int
+    frames: int
+    start: int
+    length: int
+    template: str
+    variant: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackCost:
+    """What one pack costs and weighs."""
+
+    tokens: int
+    squares: int
+    weight: float
+
+    def cost(self, attention_share: float) -> float:
+        """Give a·tokens + b·Σ len² in units of one token; `attention_share` is b ÷ a, a property of the model."""
+        return self.tokens + attention_share * self.squares
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An opened plan; packs are numbered 0 .. num_packs-1 over all windows. Safe to read from several threads."""
+
+    folder: StageDir
+    description: Mapping[str, Any]
+    windows: pl.DataFrame
+    shards: pl.DataFrame
+    _tables: OrderedDict[int, _Window] = field(default_factory=OrderedDict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def plan_id(self) -> str:
+        return self.folder.config.digest
+
+    @property
+    def phase(self) -> str:
+        return str(self.description["phase"])
+
+    @property
+    def context(self) -> int:
+        return int(self.description["context"])
+
+    @property
+    def num_packs(self) -> int:
+        return int(self.description["num_packs"])
+
+    @cached_property
+    def index_of(self) -> dict[str, str]:
+        """Shard → its index, both relative to the root."""
+        return dict(zip(self.shards["shard"], self.shards["index"], strict=True))
+
+    @cached_property
+    def _first_packs(self) -> list[int]:
+        return self.windows["first_pack"].to_list()
+
+    def documents(self, pack: int) -> list[Placed]:
+        """Return a pack's documents in the order of their slots; raises IndexError outside the plan."""
+        window, local = self._locate(pack)
+        return window.documents_of(local)
+
+    def cost(self, pack: int) -> PackCost:
+        """Return what a pack costs and weighs."""
+        window, local = self._locate(pack)
+        tokens, squares, weight = window.packs[local]
+        return PackCost(tokens, squares, weight)
+
+    def _locate(self, pack: int) -> tuple[_Window, int]:
+        if not 0 <= pack < self.num_packs:
+            raise IndexError(f"pack {pack} of a plan of {self.num_packs}")
+        number = bisect_right(self._first_packs, pack) - 1
+        return self._window(number), pack - self._first_packs[number]
+
+    def _window(self, number: int) -> _Window:
+        with self._lock:
+            if number not in self._tables:
+                self._tables[number] = self._read_window(number)
+                while len(self._tables) > _WINDOWS_KEPT:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(number)
+            return self._tables[number]
+
+    def _read_window(self, number: int) -> _Window:
+        row = self.windows.row(number, named=True)
+        store = self.folder.store
+        documents = read_table(store, self.folder.at(row["documents"]))
+        packs = read_table(store, self.folder.at(row["packs"]))
+        if len(packs) != row["num_packs"] or int(packs["documents"].sum()) != len(documents):
+            raise ManifestError(f"{self.folder.at(row['packs'])}: not the packs that windows.parquet names")
+        return _Window(documents, packs)
+
+
+class _Window:
+    """One window's tables, with the rows of each pack at hand."""
+
+    def __init__(self, documents: pl.DataFrame, packs: pl.DataFrame) -> None:
+        self._documents = documents
+        ends = packs["documents"].cum_sum().to_list()
+        self._rows = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
+        self.packs: list[tuple[int, int, float]] = packs.select("tokens", "squares", "weight").rows()
+
+    def documents_of(self, pack: int) -> list[Placed]:
+        start, end = self._rows[pack]
+        columns = [name for name in DOCUMENT_COLUMNS if name not in ("pack", "slot")]
+        return [Placed(*row) for row in self._documents[start:end].select(columns).iter_rows()]
+
+
+def open_plan(store: Store, path: str) -> Plan:
+    """Open the plan in a folder; raises ManifestError if it is none, unfinished, or its tables were changed."""
+    folder = stage_dir_at(store, path)
+    name = folder.at("plan.json")
+    try:
+        description = json.loads(store.read_bytes(name))
+        check_schema(description["schema"], PLAN_SCHEMA, name)
+        digest = description.pop("digest")
+    except StorageError as error:
+        raise ManifestError(f'{path}: no finished plan there; run "tokenmill plan"') from error
+    except (ValueError, KeyError) as error:
+        raise ManifestError(f"{name}: not a plan ({error})") from error
+    if digest != digest_of(description):
+        raise ManifestError(f"{name}: was changed after it was written; remove it and plan again")
+    if description["plan"] != folder.config.digest:
+        raise ManifestError(f"{name}: describes plan {short(description['plan'])}, not this folder's")
+    tables = {}
+    for table, sha256 in description["tables"].items():
+        if sha256_hex(store.read_bytes(folder.at(table))) != sha256:
+            raise ManifestError(f"{folder.at(table)}: sha256 differs from plan.json; remove it and plan again")
+        tables[table] = read_table(store, folder.at(table))
+    return Plan(folder, description, tables["windows.parquet"], tables["shards.parquet"])
+
+
+def plan_paths(store: Store, phase: str) -> list[str]:
+    """Return the folders of every finished plan of a phase, sorted."""
+    names = [f"plans/{phase}/{name}" for name in store.folders(f"plans/{phase}")]
+    return [name for name in names if store.exists(f"{name}/plan.json")]
+
+
+def plan_faults(plan: Plan) -> list[str]:
+    """Check a plan against itself and name every fault: packs within the context, every document once and in one go.
+
+    Reads all windows, one at a time. That the files are those of the records is the business of `verify`.
+    """
+    faults = []
+    expected = 0
+    for number, row in enumerate(plan.windows.iter_rows(named=True)):
+        where = plan.folder.at(row["documents"])
+        if row["first_pack"] != expected:
+            faults.append(f"{where}: begins at pack {row['first_pack']}, expected {expected}")
+        expected += row["num_packs"]
+        try:
+            window = plan._read_window(number)
+        except (ManifestError, StorageError) as error:
+            faults.append(str(error))
+            continue
+        faults += [f"{where}: {fault}" for fault in _window_faults(window, row["num_packs"], plan.context)]
+    if expected != plan.num_packs:
+        faults.append(f"{plan.folder.path}: has {expected} packs, plan.json says {plan.num_packs}")
+    return faults
+
+
+def _window_faults(window: _Window, num_packs: int, context: int) -> Iterable[str]:
+    pieces: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    for pack in range(num_packs):
+        documents = window.documents_of(pack)
+        tokens, squares, _ = window.packs[pack]
+        lengths = [document.length for document in documents]
+        if sum(lengths) > context:
+            yield f"pack {pack} holds {sum(lengths)} ids, the context is {context}"
+        if (sum(lengths), sum(length * length for length in lengths)) != (tokens, squares):
+            yield f"pack {pack} is not as long as its own table says"
+        for document in documents:
+            key = (document.shard, document.sample, document.repetition, document.frame)
+            pieces.setdefault(key, []).append((document.start, document.length))
+    for key, found in pieces.items():
+        position = 0
+        for start, length in sorted(found):
+            if start != position:
+                yield f"sample {key[1]} of {key[0]}: id {position} is missing or there twice"
+                break
+            position += length

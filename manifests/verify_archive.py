@@ -1,0 +1,120 @@
+"""Verify an archive against its index: the same members at the same places, each one readable and as counted.
+
+Token archives have to hold exactly what their index says; in packed raw shards the index speaks of the sample alone,
+and captions and metadata may lie beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any
+
+import numpy as np
+import polars as pl
+
+from tokenmill.manifests.archive import Member, escape_key, iterate_members
+from tokenmill.manifests.findings import RERUN_RECORD, Fault
+from tokenmill.manifests.identity import sha256_hex
+
+_CODES = ("uint16", "uint32")
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """A member that an index row speaks of; `check` returns what is wrong with its bytes, or None."""
+
+    offset: int
+    length: int
+    check: Callable[[bytes], str | None]
+
+
+def archive_faults(path: str, stream: IO[bytes], rows: pl.DataFrame | None) -> list[Fault]:
+    """Read an archive front to back and compare it with its index (None: only that it is a whole tar)."""
+    expected: dict[str, _Expected] = {}
+    exact = rows is not None and "codes_offset" in rows.columns
+    if rows is not None:
+        expected = dict(_token_members(rows) if exact else _packed_members(rows))
+    faults = []
+    try:
+        for member, data in iterate_members(stream):
+            what = _member_fault(member, data, expected.pop(member.name, None), must_be_known=exact)
+            if what:
+                faults.append(Fault(path, f"member {member.name}: {what}", RERUN_RECORD))
+    except (tarfile.TarError, OSError) as error:
+        return [Fault(path, f"not a whole tar ({' '.join(str(error).split())})", RERUN_RECORD), *faults]
+    return faults + [Fault(path, f"member {name} is missing", RERUN_RECORD) for name in expected]
+
+
+def _member_fault(member: Member, data: bytes, expected: _Expected | None, *, must_be_known: bool) -> str | None:
+    if expected is None:
+        return "its index does not name it, or twice" if must_be_known else None
+    if (member.offset, member.length) != (expected.offset, expected.length):
+        return (
+            f"lies at {member.offset}, {member.length} bytes; its index says {expected.offset}, {expected.length} bytes"
+        )
+    return expected.check(data)
+
+
+def _token_members(rows: pl.DataFrame) -> Iterator[tuple[str, _Expected]]:
+    for row in rows.filter(pl.col("codes_offset").is_not_null()).iter_rows(named=True):
+        key = escape_key(row["key"])
+        checks: Mapping[str, tuple[str, Callable[[bytes], str | None]]] = {
+            "codes.npy": ("codes", partial(_array_fault, count=row["num_codes"], kinds=_CODES)),
+            "text.npy": ("text", partial(_array_fault, count=row["num_text"], kinds=("uint32",))),
+            "json": ("json", partial(_document_fault, row=row)),
+        }
+        for extension, (column, check) in checks.items():
+            yield f"{key}.{extension}", _Expected(row[f"{column}_offset"], row[f"{column}_length"], check)
+
+
+def _packed_members(rows: pl.DataFrame) -> Iterator[tuple[str, _Expected]]:
+    for row in rows.filter(pl.col("packed") & pl.col("fail_reason").is_null()).iter_rows(named=True):
+        name = f"{escape_key(row['key'])}.{row['extension']}"
+        yield name, _Expected(row["offset"], row["length"], partial(_content_fault, digest=row["sha256"]))
+
+
+def _content_fault(data: bytes, *, digest: str) -> str | None:
+    return None if sha256_hex(data) == digest else "sha256 differs from its index"
+
+
+def _array_fault(data: bytes, *, count: int, kinds: tuple[str, ...]) -> str | None:
+    try:
+        array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        return f"not an array ({error})"
+    if array.ndim != 1 or array.dtype.name not in kinds:
+        return f"is {array.dtype.name} of shape {array.shape}, not a row of {' or '.join(kinds)}"
+    return None if len(array) == count else f"has {len(array)} values, its index counts {count}"
+
+
+def _document_fault(data: bytes, *, row: Mapping[str, Any]) -> str | None:
+    try:
+        document = json.loads(data)
+        if document["key"] != row["key"]:
+            return f"speaks of {document['key']!r}"
+        if document["segments"] != json.loads(row["segments"]):
+            return "its segments are not those of its index"
+        return _segments_fault(document["segments"], row["num_text"], row["num_codes"])
+    except (ValueError, KeyError, TypeError) as error:
+        return f"not a document ({type(error).__name__}: {error})"
+
+
+def _segments_fault(segments: list[dict[str, Any]], num_text: int, num_codes: int) -> str | None:
+    """Say whether the segments reach exactly to the end of the text ids and of the codes."""
+    text = codes = 0
+    for segment in segments:
+        if "text" in segment:
+            start, end = segment["text"]
+            if not 0 <= start <= end:
+                return f"a segment takes the text [{start}, {end})"
+            text = max(text, end)
+        else:
+            codes = max(codes, segment["offset"] + int(np.prod(segment["vision"])))
+    if (text, codes) != (num_text, num_codes):
+        return f"its segments reach to text id {text} and code {codes}; its index counts {num_text} and {num_codes}"
+    return None

@@ -1,0 +1,281 @@
+"""The stages in their order: sources → ingest → split → score → duplicates → select → caption → tokenize → plan.
+
+Every stage is described from the snapshots before it, so `status`, a resume and a fresh run walk the same code; what
+differs is only whether missing units may be worked on. A stage runs for all sources at once, on one pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from tokenmill.errors import RecipeError
+from tokenmill.filters.rules import Rules
+from tokenmill.filters.scenes import SceneSettings
+from tokenmill.manifests.plans import Plan
+from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.storage import Store, open_store
+from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
+from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.execution import RayPool
+from tokenmill.pipelines.ingest import ingest_work
+from tokenmill.pipelines.jobs import StageWork
+from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.runner import RunOptions, run_stage
+from tokenmill.pipelines.samples import SampleSlice, slices
+from tokenmill.pipelines.score import ScorerSpec, ScoringPass, score_work, scoring_pass
+from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work
+from tokenmill.pipelines.sources.source import open_source
+from tokenmill.pipelines.split import SplitSettings, split_work
+from tokenmill.pipelines.tokens import TokenSettings, open_vision, tokenize_work
+from tokenmill.recipe import FilterSettings, Recipe
+from tokenmill.tokenize.vocabulary import build_vocabulary
+
+STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize", "plan")
+MODALITIES = ("image", "video", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainOptions:
+    """Which stages may work, and how.
+
+    Attributes:
+        work: names of the stages that may compute; the others only read what is there.
+        limit: only the first so many units of every source.
+    """
+
+    work: frozenset[str] = frozenset(STAGES)
+    limit: int | None = None
+    retry_failed: bool = False
+    quiet: bool = False
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """A recipe's stages, each computed once when first asked for; holds nothing but snapshots."""
+
+    recipe: Recipe
+    options: ChainOptions = field(default_factory=ChainOptions)
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self.recipe.root, self.recipe.storage)
+
+    @cached_property
+    def limits(self) -> DecodeLimits:
+        run = self.recipe.execution
+        return DecodeLimits(
+            max_pixels=run.max_pixels,
+            clip_timeout_s=run.clip_timeout_s,
+            threads=run.decode_threads,
+            failure_budget=run.failure_budget,
+        )
+
+    @cached_property
+    def modality(self) -> dict[str, str]:
+        """Map every source to its modality."""
+        return {name: open_source(name, self._settings(name)).modality for name in self.recipe.sources}
+
+    def sources_of(self, modality: str) -> list[str]:
+        return [name for name, found in self.modality.items() if found == modality]
+
+    @cached_property
+    def ingest(self) -> dict[str, Snapshot]:
+        works = {name: self._ingest_work(name) for name in self.recipe.sources}
+        return self._single("ingest", works)
+
+    @cached_property
+    def split(self) -> dict[str, Snapshot]:
+        """Clips of the video sources; every clip is a row."""
+        works = {
+            name: split_work(
+                self.store,
+                self.ingest[name],
+                self._settings(name),
+                self._split_settings,
+                self.limits,
+            )
+            for name in self.sources_of("video")
+        }
+        return self._single("split", works)
+
+    @cached_property
+    def pieces(self) -> dict[str, list[SampleSlice]]:
+        """The slices of every source that the later stages work on."""
+        run = self.recipe.execution
+        samples = {**self.ingest, **self.split}
+        return {
+            name: slices(samples[name], self._settings(name), max_rows=run.unit_rows, max_bytes=run.unit_bytes)
+            for name in self.recipe.sources
+        }
+
+    @cached_property
+    def score(self) -> dict[str, tuple[Snapshot, ...]]:
+        works = {
+            name: score_work(self.store, self.passes[self.modality[name]], self.pieces[name], self.limits,
+                             self._parents(name, self.ingest, self.split))
+            for name in self.recipe.sources
+            if self.passes[self.modality[name]].specs and self.pieces[name]
+        }  # fmt: skip
+        found = self._run("score", works)
+        return {name: found.get(name, ()) for name in self.recipe.sources}
+
+    @cached_property
+    def passes(self) -> dict[str, ScoringPass]:
+        """The scorers of every modality, built (without their models) and checked."""
+        found = {}
+        for modality in MODALITIES:
+            scorers = self._filter(modality).scorers
+            specs = [ScorerSpec(name=n, settings=s.options, when=s.when) for n, s in scorers.items()]
+            found[modality] = scoring_pass(modality, specs)
+        return found
+
+    @cached_property
+    def rules(self) -> dict[str, Rules]:
+        found = {}
+        for modality in MODALITIES:
+            columns = self.passes[modality].columns
+            where = f"filter.{modality}"
+            found[modality] = Rules.parse(self._filter(modality).rules, columns, f"{where}.rules")
+            for name in self._filter(modality).carry:
+                if name not in columns:
+                    raise RecipeError(f"{where}.carry: no score {name!r}; allowed: {', '.join(sorted(columns))}")
+        return found
+
+    @cached_property
+    def scored(self) -> dict[str, list[Scored]]:
+        return {name: scored_slices(self.pieces[name], self.score[name]) for name in self.recipe.sources}
+
+    @cached_property
+    def duplicates(self) -> dict[str, Snapshot]:
+        """Copies, by modality: decided over all sources of it at once, in this process."""
+        works = {}
+        for modality in MODALITIES:
+            settings = self._filter(modality).duplicates
+            scored = [part for name in self.sources_of(modality) for part in self.scored[name]]
+            if settings is not None and scored:
+                wanted = DuplicateSettings(exact=settings.exact, max_distance=settings.max_distance)
+                works[modality] = duplicates_work(self.store, modality, scored, self.rules[modality], wanted)
+        return self._single("duplicates", works, inline=True)
+
+    @cached_property
+    def select(self) -> dict[str, Snapshot]:
+        works = {}
+        for modality in MODALITIES:
+            first = 0
+            for name in self.sources_of(modality):
+                parents = self._parents(name, self.ingest, self.split)
+                parents |= {f"score/{s.folder.config.settings['scorer']}": s.digest for s in self.score[name]}
+                works[name] = select_work(
+                    self.store, name, self.scored[name], self.duplicates.get(modality), first,
+                    self.rules[modality], self._filter(modality).carry, parents,
+                )  # fmt: skip
+                first += len(self.scored[name])
+        # A query over small tables: a pool would take longer to start than the work takes.
+        return self._single("select", works, inline=True)
+
+    @cached_property
+    def selected(self) -> dict[str, list[Selected]]:
+        return {name: selected_slices(self.pieces[name], self.select[name]) for name in self.recipe.sources}
+
+    @cached_property
+    def caption(self) -> dict[str, Snapshot]:
+        works = {}
+        for name, modality in self.modality.items():
+            if modality != "text" and self.selected[name]:
+                settings = self.recipe.caption.get(modality)  # type: ignore[call-overload]
+                engine, options = (settings.engine, settings.options) if settings else ("metadata", {})
+                parents = self._parents(name, self.ingest, self.split, self.select)
+                works[name] = caption_work(self.store, engine, options, self.selected[name], parents)
+        return self._single("caption", works, inline=True)
+
+    @cached_property
+    def tokenize(self) -> dict[str, Snapshot]:
+        works = {}
+        for name in self.recipe.sources:
+            if self.selected[name]:
+                parents = self._parents(name, self.ingest, self.split, self.select, self.caption)
+                works[name] = tokenize_work(
+                    self.store, self._token_settings(name), self._token_fingerprints(self.modality[name]),
+                    self.selected[name], self.caption.get(name), self.limits, parents,
+                )  # fmt: skip
+        return self._single("tokenize", works)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return run_plan(self.store, list(self.tokenize.values()), self.recipe.plan, self._run_options("plan"))
+
+    def snapshots(self, stage: str) -> list[Snapshot]:
+        """Return a stage's snapshots, bringing it up to date if it may work."""
+        found: Mapping[str, Snapshot | tuple[Snapshot, ...]] = getattr(self, stage)
+        return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
+
+    def _settings(self, name: str) -> dict[str, object]:
+        return self.recipe.sources[name].model_dump()
+
+    @cached_property
+    def _split_settings(self) -> SplitSettings:
+        scenes = self._filter("video").scenes.model_dump()
+        return SplitSettings(
+            short_side_px=scenes.pop("short_side_px"),
+            range_bytes=scenes.pop("range_bytes"),
+            scenes=SceneSettings(**scenes),
+        )
+
+    def _filter(self, modality: str) -> FilterSettings:
+        return self.recipe.filter.get(modality) or FilterSettings()  # type: ignore[call-overload]
+
+    def _ingest_work(self, name: str) -> StageWork:
+        work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
+        return replace(work, units=work.units[: self.options.limit])
+
+    def _token_settings(self, name: str) -> TokenSettings:
+        modality, tokens = self.modality[name], self.recipe.tokenize
+        area = tokens.video if modality == "video" else tokens.image
+        return TokenSettings(
+            modality=modality,
+            vocabulary=tokens.vocabulary,
+            vision=tokens.vision.model_dump(),
+            min_area=area.min_area,
+            max_area=area.max_area,
+            max_aspect=area.max_aspect,
+            fps=tokens.video.fps,
+            max_seconds=tokens.video.max_seconds,
+            licence=self.recipe.sources[name].licence,
+        )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            "vocabulary": build_vocabulary(self.recipe.tokenize.vocabulary).fingerprint,
+            "vision": open_vision(self.recipe.tokenize.vision.model_dump()).fingerprint,
+        }
+
+    def _token_fingerprints(self, modality: str) -> dict[str, str]:
+        return {name: value for name, value in self._fingerprints.items() if modality != "text" or name != "vision"}
+
+    def _parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
+        found = [stage[name] for stage in stages if name in stage]
+        return {snapshot.folder.config.stage: snapshot.digest for snapshot in found}
+
+    def _single(self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False) -> dict[str, Snapshot]:
+        return {name: snapshots[0] for name, snapshots in self._run(stage, works, inline=inline).items()}
+
+    def _run(
+        self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False
+    ) -> dict[str, tuple[Snapshot, ...]]:
+        options = self._run_options(stage)
+        found = run_stage(stage, list(works.values()), replace(options, pool=None) if inline else options)
+        return dict(zip(works, found, strict=True))
+
+    def _run_options(self, stage: str) -> RunOptions:
+        run = self.recipe.execution
+        pool = RayPool(workers=run.workers, cpus=run.cpus_per_worker, gpus=run.gpus_per_worker, address=run.address)
+        return RunOptions(
+            pool=pool if run.executor == "ray" else None,
+            tries=run.tries,
+            retry_failed=self.options.retry_failed,
+            allow_work=stage in self.options.work,
+            quiet=self.options.quiet,
+        )

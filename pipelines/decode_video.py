@@ -1,0 +1,192 @@
+"""Video to frames through a child process that may hang, crash or lie without harm (PEERS §1: decord#25 #229 #208).
+
+The child is a plain `python -m`, not one of `multiprocessing`: it starts alike from a script, a Ray actor and a
+daemonic data-loader worker, and never runs the caller's `__main__` again. It lives on between clips and is replaced
+after a crash or a time-out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import RunError, SampleError
+from tokenmill.pipelines.frame_socket import Message, receive, send
+
+Frames = NDArray[np.uint8]  # T H W C, RGB
+
+_CHILD = "tokenmill.pipelines.decode_video_child"
+_START_S = 120.0  # Python on a cold, busy disk
+_NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+_GRACE_S = 5.0  # after the parent has given up, until the child's own alarm rings
+_THEMSELVES: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (ImportError, MemoryError, FileNotFoundError, PermissionError)
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """What a file holds, after rotation; `fps` is the average, `seconds` is frames over fps."""
+
+    num_frames: int
+    fps: float
+    width_px: int
+    height_px: int
+    seconds: float
+
+
+class VideoDecoder:
+    """Decodes local files forward in one child process; a context manager, for one thread.
+
+    Clips of one file cost least in ascending order: the child keeps the last file open where it stopped.
+
+    Args:
+        timeout_s: wall-clock limit for a clip, and for each batch of a scan.
+        max_bytes: what one call, or one batch of a scan, may hand over.
+        max_pixels: limit for a frame, taken from the header before decoding.
+
+    All methods raise SampleError: `empty`, `not_a_video`, `truncated`, `corrupt`, `wrong_frame_count`,
+    `too_many_pixels`, `too_many_bytes`, `decoder_crash`, `timeout` (transient). ImportError, MemoryError and a missing
+    file come through as themselves.
+    """
+
+    def __init__(self, *, timeout_s: float = 60.0, max_bytes: int = 2 << 30, max_pixels: int = 1 << 26) -> None:
+        self._timeout_s = timeout_s
+        self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._answering = False
+
+    def __enter__(self) -> VideoDecoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def probe(self, path: str | Path) -> VideoInfo:
+        """Open `path` and compare what its header announces with what is there."""
+        deadline = self._request("probe", path)
+        info, _ = self._reply(deadline)
+        self._reply(deadline)
+        return VideoInfo(**info["info"])
+
+    def frames(self, path: str | Path, numbers: Sequence[int], *, short_side_px: int | None = None) -> Frames:
+        """Decode the frames `numbers` (ascending, a range will do), shrunk to `short_side_px`; returns THWC RGB."""
+        if np.any(np.diff(numbers) <= 0):
+            raise ValueError("frame numbers must ascend")
+        wanted = [int(number) for number in numbers]
+        deadline = self._request("frames", path, numbers=wanted, short_side_px=short_side_px)
+        size, _ = self._reply(deadline)
+        frames = np.empty(size["size"], np.uint8)
+        filled = 0
+        while self._answering:
+            _, batch = self._reply(deadline, into=frames[filled:])
+            filled += len(batch)
+        return frames
+
+    def scan(self, path: str | Path, *, short_side_px: int | None = None) -> Iterator[Frames]:
+        """Decode the whole file in batches of up to 64 frames (THWC RGB); the child works one batch ahead."""
+        self._reply(self._request("scan", path, short_side_px=short_side_px))
+        while self._answering:
+            _, batch = self._reply(time.monotonic() + self._timeout_s)
+            if len(batch):
+                yield batch
+
+    def close(self) -> None:
+        """End the child; the next call starts another."""
+        process, channel = self._process, self._channel
+        self._process = self._channel = None
+        self._answering = False
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _request(self, do: Literal["probe", "frames", "scan"], path: str | Path, **details: Any) -> float:
+        """Send a request; returns the deadline of its answer."""
+        if self._answering:  # a scan was left in the middle
+            self.close()
+        channel = self._connected()
+        self._answering = True
+        try:
+            send(channel, {"do": do, "path": str(path), **self._limits, **details})
+        except ConnectionError as error:
+            raise self._died() from error
+        return time.monotonic() + self._timeout_s
+
+    def _reply(self, deadline: float, into: Frames | None = None) -> tuple[Message, Frames]:
+        """Wait for the next part of the answer; raises what it reports."""
+        assert self._channel is not None
+        try:
+            reply, frames = receive(self._channel, deadline, into)
+        except TimeoutError as error:
+            self.close()
+            raise _timed_out(self._timeout_s) from error
+        except (EOFError, ConnectionError) as error:
+            raise self._died() from error
+        self._answering = reply["kind"] not in ("end", "bad", "raise")
+        if reply["kind"] == "bad":
+            raise SampleError(reply["reason"], reply["message"])
+        if reply["kind"] == "raise":
+            raise _as_raised(reply["type"], reply["message"])
+        return reply, _NO_FRAMES if frames is None else frames
+
+    def _died(self) -> SampleError:
+        process = self._process
+        code = process.wait(_GRACE_S) if process else 0
+        self.close()
+        if code == -signal.SIGALRM:
+            return _timed_out(self._timeout_s)
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        transient = code == -signal.SIGKILL  # somebody else's decision, most likely for lack of memory
+        return SampleError("decoder_crash", f"the decoding process died: {cause}", transient=transient)
+
+    def _connected(self) -> socket.socket:
+        """Return the way to a living child."""
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._channel is None:
+            return self._start()
+        return self._channel
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(self._timeout_s + _GRACE_S)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        with theirs:
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            )
+        self._channel = ours
+        try:
+            ready, _ = receive(ours, time.monotonic() + _START_S)
+        except (OSError, EOFError) as error:
+            self.close()
+            raise RunError(f"the video decoder did not start; try: python -m {_CHILD}") from error
+        if ready["kind"] == "raise":
+            self.close()
+            raise _as_raised(ready["type"], ready["message"])
+        return ours
+
+
+def _timed_out(timeout_s: float) -> SampleError:
+    return SampleError("timeout", f"no answer within {timeout_s:g} s", transient=True)
+
+
+def _as_raised(name: str, message: str) -> Exception:
+    if name in _THEMSELVES:
+        return _THEMSELVES[name](message)
+    return RunError(f"video decoder: {name}: {message}")

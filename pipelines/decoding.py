@@ -1,0 +1,136 @@
+"""From a slice's rows to pixels and text: one decode for everybody who wants to look at a sample.
+
+A sample that cannot be decoded comes back as its SampleError, in its place. More than `failure_budget` failures in a
+row end the run: a wrong path or a broken decoder is not ten million bad samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tokenmill.errors import RunError, SampleError
+from tokenmill.pipelines.decode_image import decode_image
+from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.reading import Place, ordered_map, read_places
+from tokenmill.pipelines.samples import SampleSlice
+from tokenmill.pipelines.sources.source import Source, open_source
+
+T = TypeVar("T")
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeLimits:
+    """What a sample may cost. `max_pixels` decides which samples fail, so it is part of every stage that decodes."""
+
+    max_pixels: int = 100_000_000
+    clip_timeout_s: float = 60.0
+    threads: int = 2
+    failure_budget: int = 100
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"max_pixels": self.max_pixels}
+
+
+class SampleReader:
+    """Reads one source's samples; keeps the video decoder's child process between units."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any], limits: DecodeLimits) -> None:
+        self.source: Source = open_source(name, settings)
+        self.limits = limits
+        self.name = name
+        self._decoder: VideoDecoder | None = None
+        self._failures = 0
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    @property
+    def decoder(self) -> VideoDecoder:
+        if self._decoder is None:
+            self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s)
+        return self._decoder
+
+    def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[str]:
+        """Yield the text of every row; ingest has read it as UTF-8 already."""
+        for data, extension in zip(self._bytes(piece, rows), rows["extension"], strict=True):
+            yield self.source.payload(data, extension).decode("utf-8", "surrogatepass")
+
+    def images(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Pixels | SampleError]:
+        """Yield the picture (HWC uint8 RGB) of every row, decoded ahead in threads."""
+        payloads = zip(self._bytes(piece, rows), rows["extension"], strict=True)
+
+        def decode(found: tuple[bytes, str]) -> Pixels | SampleError:
+            data, extension = found
+            return _attempt(decode_image, self.source.payload(data, extension), max_pixels=self.limits.max_pixels)
+
+        threads = self.limits.threads
+        return self._counted(ordered_map(decode, payloads, threads=threads, window=4 * threads))
+
+    def clips(self, rows: pl.DataFrame, decode: Callable[[Path, dict[str, Any]], T]) -> Iterator[T | SampleError]:
+        """Apply `decode(local path, row)` to every clip or video; a remote file is fetched once for its clips."""
+
+        def each() -> Iterator[T | SampleError]:
+            for path, group in groupby(rows.iter_rows(named=True), key=lambda row: str(row["path"])):
+                with self.source.store.local_copy(path) as local:
+                    for row in group:
+                        yield _attempt(decode, local, row)
+
+        return self._counted(each())
+
+    def middle_frame(self, path: Path, row: Mapping[str, Any]) -> Pixels:
+        """Return a clip's middle frame, HWC."""
+        middle = (row["start_frame"] + row["end_frame"]) // 2
+        frames = self.decoder.frames(path, [middle])
+        return np.ascontiguousarray(frames[0])
+
+    def _bytes(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[bytes]:
+        archive = piece.folder.at(piece.commit.data.name) if piece.commit.file("data") else None
+        for packed, group in _runs(rows, "packed"):
+            store = piece.folder.store if packed else self.source.store
+            places = [
+                Place(archive or "" if packed else path, offset, length)
+                for path, offset, length in group.select("path", "offset", "length").iter_rows()
+            ]
+            yield from read_places(store, places)
+
+    def _counted(self, samples: Iterable[T | SampleError]) -> Iterator[T | SampleError]:
+        for sample in samples:
+            self._failures = self._failures + 1 if isinstance(sample, SampleError) else 0
+            if self._failures > self.limits.failure_budget:
+                raise RunError(f"{self.name}: {self._failures} samples failed in a row, the last with: {sample}")
+            yield sample
+
+
+def _attempt(function: Callable[..., T], *arguments: Any, **options: Any) -> T | SampleError:
+    try:
+        return function(*arguments, **options)
+    except SampleError as error:
+        return error
+
+
+def _runs(rows: pl.DataFrame, column: str) -> Iterator[tuple[Any, pl.DataFrame]]:
+    """Yield stretches of rows with one value in a column, in order."""
+    start = 0
+    for value, group in groupby(rows[column]):
+        length = len(list(group))
+        yield value, rows.slice(start, length)
+        start += length
+
+
+def failure_values(stage: str, error: SampleError | None) -> tuple[str | None, str | None, str | None, bool | None]:
+    """Return the four failure columns of a row."""
+    if error is None:
+        return (None, None, None, None)
+    return (stage, error.reason, error.message, error.transient)

@@ -1,0 +1,149 @@
+"""Documents of a plan's held-out part, and of its training part, drawn by the plan's own rules.
+
+Which samples are held out is a hash of their name, so nothing was written down and nothing has to be: the indexes that
+the plan names are enough. Documents come with the templates, wordings and stretches of clips that the plan would draw;
+a text longer than the context is taken up to the context.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import ManifestError, SampleError
+from tokenmill.generate.evaluate import Sample
+from tokenmill.manifests.plans import Plan
+from tokenmill.manifests.stagedir import read_table
+from tokenmill.pipelines.plan_documents import Document, Drawer, uniform
+from tokenmill.pipelines.stored import read_stored
+from tokenmill.settings_train import PlanSettings
+from tokenmill.tokenize.documents import assemble
+from tokenmill.tokenize.frames import take_frames
+from tokenmill.tokenize.vocabulary import Vocabulary
+
+_SHARDS_A_SOURCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnDocument:
+    """One document: its ids as the model would read them, and the sample (a clip's stretch) it was made of.
+
+    `weight` is how often the plan goes through its source.
+    """
+
+    key: str
+    modality: str
+    template: str
+    weight: float
+    sample: Sample
+    ids: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    archive: str
+    row: Mapping[str, Any]
+    document: Document
+    weight: float
+    place: float  # in a random order that depends on the sample alone
+
+
+def draw_documents(
+    plan: Plan, vocabulary: Vocabulary, part: Literal["training", "held_out"], limit: int
+) -> list[DrawnDocument]:
+    """Draw at most `limit` documents of a part, evenly over the modalities it has, in order of their keys."""
+    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    for source, shards in _shards(plan):
+        for candidate in _candidates(plan, vocabulary, part, source, shards, limit):
+            candidates[candidate.row["modality"]].append(candidate)
+    chosen = []
+    for modality, share in shares({name: len(found) for name, found in candidates.items()}, limit).items():
+        chosen += sorted(candidates[modality], key=lambda candidate: candidate.place)[:share]
+    return list(_read(plan, vocabulary, chosen))
+
+
+def shares(available: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Split `limit` evenly; what one cannot use goes to the others."""
+    split: dict[str, int] = {}
+    for left, (name, number) in zip(
+        range(len(available), 0, -1), sorted(available.items(), key=lambda item: (item[1], item[0])), strict=True
+    ):
+        split[name] = min(number, (limit - sum(split.values())) // left)
+    return split
+
+
+def _candidates(
+    plan: Plan,
+    vocabulary: Vocabulary,
+    part: Literal["training", "held_out"],
+    source: str,
+    shards: Sequence[tuple[str, str]],
+    limit: int,
+) -> Iterator[_Candidate]:
+    """Yield a source's documents, shard by shard until there are `limit`."""
+    settings = PlanSettings(**plan.folder.config.settings["plan"])
+    epochs = settings.mix.get(source, 1.0)
+    drawer = Drawer(
+        plan_id=plan.plan_id,
+        source=source,
+        settings=settings.model_copy(update={"part": part}),
+        vocabulary=vocabulary,
+        repetition=0,
+        share=min(1.0, epochs) if part == "training" else 1.0,
+    )
+    found = 0
+    for archive, index in shards if epochs else ():
+        for number, row in enumerate(read_table(plan.folder.store, index).iter_rows(named=True)):
+            for document in _documents(drawer, number, row):
+                place = uniform("evaluation", source, row["key"], str(document.frame))
+                yield _Candidate(archive=archive, row=row, document=document, weight=max(1.0, epochs), place=place)
+                found += 1
+        if found >= limit:
+            return
+
+
+def _shards(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield each source with its archives and indexes in a fixed random order, at most 64."""
+    for (source,), group in plan.shards.sort("source", "shard").group_by("source", maintain_order=True):
+        pairs = sorted(group.select("shard", "index").rows(), key=lambda pair: uniform("evaluation", pair[0]))
+        yield str(source), pairs[:_SHARDS_A_SOURCE]
+
+
+def _documents(drawer: Drawer, number: int, row: Mapping[str, Any]) -> Sequence[Document]:
+    if row["segments"] is None:  # failed to tokenize
+        return ()
+    try:
+        return drawer.documents(number, row)
+    except (SampleError, ManifestError):  # belongs to the other part, or the plan counted it as refused
+        return ()
+
+
+def _read(plan: Plan, vocabulary: Vocabulary, chosen: Iterable[_Candidate]) -> Iterator[DrawnDocument]:
+    by_archive: dict[str, list[_Candidate]] = defaultdict(list)
+    for candidate in chosen:
+        by_archive[candidate.archive].append(candidate)
+    for archive, group in sorted(by_archive.items()):
+        group.sort(key=lambda candidate: (candidate.document.sample, candidate.document.frame))
+        stored = read_stored(plan.folder.store, archive, [candidate.row for candidate in group])
+        for candidate, sample in zip(group, stored, strict=True):
+            yield _drawn(candidate, sample, plan, vocabulary)
+
+
+def _drawn(candidate: _Candidate, sample: Sample, plan: Plan, vocabulary: Vocabulary) -> DrawnDocument:
+    document = candidate.document
+    if document.frames:
+        sample = replace(sample, segments=take_frames(sample.segments, document.frame, document.frames))
+    found = assemble(sample.segments, sample.text_ids, sample.codes, document.template, vocabulary, document.variant)
+    return DrawnDocument(
+        key=candidate.row["key"],
+        modality=candidate.row["modality"],
+        template=document.template,
+        weight=candidate.weight,
+        sample=sample,
+        ids=found.ids[: plan.context],
+    )

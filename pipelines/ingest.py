@@ -1,0 +1,129 @@
+"""Stage ingest: raw files → an index, one row a sample, with the bytes' place and digest.
+
+Shards and videos stay where they are. Loose files and Parquet rows are packed into tars of img2dataset's layout
+(`<key>.<ext>`, `.txt`, `.json`), in the order of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import polars as pl
+
+from tokenmill.errors import SampleError
+from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.identity import digest_of_rows
+from tokenmill.manifests.records import Counts
+from tokenmill.manifests.stagedir import StageConfig, StageDir
+from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
+from tokenmill.pipelines.sources.source import INDEX_COLUMNS, INDEX_SCHEMA, IndexRow, RawFile, Source, open_source
+from tokenmill.pipelines.units import group_files
+
+VERSION = 1
+
+
+def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_bytes: int) -> StageWork:
+    """Describe the ingest of one source: its files, grouped into units."""
+    source = open_source(name, settings)
+    config = StageConfig(
+        stage="ingest",
+        version=VERSION,
+        schema=INDEX_SCHEMA,
+        settings={"kind": settings["kind"], "source_version": source.version, **source.settings},
+    )
+    # A shard is a unit; loose files (a few hundred KB each) go a few hundred together.
+    mean_files = 1 if settings["kind"] in ("webdataset", "parquet", "jsonl") else 256
+    groups = group_files(source.files(), max_bytes=unit_bytes, mean_files=mean_files)
+    return StageWork(
+        title=f"ingest {name}",
+        folders=(StageDir(store=store, source=name, config=config),),
+        units=[Unit(inputs=tuple(f.reference for f in group), payload={"files": group}) for group in groups],
+        make_worker=partial(IngestWorker, name, dict(settings)),
+    )
+
+
+class IngestWorker:
+    """Indexes a unit's files one after the other; packs the samples if the source asks for it."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self._source: Source = open_source(name, settings)
+
+    def __call__(self, job: Job) -> JobResult:
+        started = time.perf_counter()
+        (target,) = job.targets
+        with ExitStack() as stack:
+            rows: Iterable[IndexRow] = _unique(self._rows(job.unit.payload["files"]))
+            archive = None
+            if self._source.packs:
+                path = stack.enter_context(target.folder.store.staging(target.folder.path))
+                with ArchiveWriter(path) as writer:
+                    rows = [_packed(writer, row) for row in rows]
+                archive = StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256)
+            output = replace(index_output(rows), archive=archive)
+            read_s = time.perf_counter() - started
+            commit = publish(job, target, output)
+        return JobResult(commits=(commit,), seconds={"read": read_s, "write": time.perf_counter() - started - read_s})
+
+    def close(self) -> None:
+        pass
+
+    def _rows(self, files: Iterable[RawFile]) -> Iterator[IndexRow]:
+        for file in files:
+            yield from self._source.index(file)
+
+
+def index_output(rows: Iterable[IndexRow]) -> UnitOutput:
+    """Turn index rows into a table, counts and digests (`content`: keys and bytes alone; `rows`: all but the place)."""
+    found = list(rows)
+    failed = Counter(row.error.reason for row in found if row.error)
+    kept = len(found) - sum(failed.values())
+    content = [(row.key, row.sha256) for row in found if row.error is None]
+    described = [(row.key, row.sha256, row.caption, row.metadata) for row in found if row.error is None]
+    return UnitOutput(
+        rows=pl.DataFrame([_record(row) for row in found], schema=INDEX_COLUMNS, orient="row"),
+        counts=Counts(rows_in=len(found), kept=kept, out=kept, failed=dict(sorted(failed.items()))),
+        digests={
+            "content": digest_of_rows(("key", "sha256"), content),
+            "rows": digest_of_rows(("key", "sha256", "caption", "metadata"), described),
+        },
+        totals={"bytes": sum(row.length for row in found if row.error is None)},
+    )
+
+
+def _record(row: IndexRow) -> tuple[Any, ...]:
+    place = (row.key, row.path, row.payload is not None, row.offset, row.length, row.extension)
+    failure: tuple[Any, ...] = (None, None, None, None)
+    if row.error is not None:
+        failure = ("ingest", row.error.reason, row.error.message, row.error.transient)
+    return (*place, row.sha256, row.caption, row.metadata, *failure)
+
+
+def _unique(rows: Iterable[IndexRow]) -> Iterator[IndexRow]:
+    """Turn the second and later samples with one key into failures: two samples cannot share annotations."""
+    seen: set[str] = set()
+    for row in rows:
+        if row.error is None and row.key in seen:
+            yield IndexRow(
+                key=row.key, path=row.path, error=SampleError("duplicate_key", "an earlier sample has this key")
+            )
+        else:
+            seen.add(row.key)
+            yield row
+
+
+def _packed(writer: ArchiveWriter, row: IndexRow) -> IndexRow:
+    if row.payload is None:
+        return row
+    members = {row.extension: row.payload, "json": json.dumps({"key": row.key, **json.loads(row.metadata)}).encode()}
+    if row.caption is not None:
+        members["txt"] = row.caption.encode()
+    placed = writer.add(row.key, members)[row.extension]
+    return replace(row, offset=placed.offset, length=placed.length)

@@ -1,0 +1,83 @@
+"""Progress of a stage: a bar on a terminal, a line every 30 s elsewhere, with rate, ETA and what limits it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+from tokenmill.pipelines.execution import Finished
+
+log = logging.getLogger(__name__)
+_LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Counts finished units and rows, and the seconds each phase took in the workers."""
+
+    def __init__(self, title: str, *, total: int, done: int, quiet: bool = False) -> None:
+        self.title, self.total, self.resumed = title, total, done
+        self.units = self.rows = 0
+        self.seconds: Counter[str] = Counter()
+        self.cpu_s = 0.0
+        self._start = self._last_line = time.perf_counter()
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=title, unit="unit", leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, finished: Finished) -> None:
+        """Take in one finished unit."""
+        assert finished.result is not None
+        self.units += 1
+        self.rows += finished.result.commits[0].counts.rows_in if finished.result.commits else 0
+        self.seconds.update(finished.result.seconds)
+        self.cpu_s += finished.cpu_s
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.rows / self.wall_s:,.0f} rows/s, {self.limit()}")
+            self._bar.update(1)
+        elif time.perf_counter() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.perf_counter()
+            log.info("%s", self.line())
+
+    @property
+    def wall_s(self) -> float:
+        return max(time.perf_counter() - self._start, 1e-9)
+
+    def limit(self) -> str:
+        """Name the phase that took most of the workers' time."""
+        if not self.seconds:
+            return "nothing measured"
+        phase, seconds = max(self.seconds.items(), key=lambda item: item[1])
+        return f"{phase} {100 * seconds / max(sum(self.seconds.values()), 1e-9):.0f} %"
+
+    def line(self) -> str:
+        """Return one line: how far, how fast, how long still."""
+        done = self.resumed + self.units
+        eta_s = (self.total - done) * self.wall_s / max(self.units, 1)
+        return (
+            f"{self.title}: {done}/{self.total} units, {self.rows / self.wall_s:,.0f} rows/s, "
+            f"ETA {eta_s:,.0f} s, limited by {self.limit()}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of this run as one row."""
+        return {
+            "wall_s": round(self.wall_s, 3),
+            "cpu_s": round(self.cpu_s, 3),
+            "rows": self.rows,
+            "phases_s": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
+        }

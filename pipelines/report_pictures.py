@@ -1,0 +1,130 @@
+"""Originals for the report: fetched through the sources, shrunk, and put into the page as data.
+
+A page of pictures grows fast, so all of them share one budget (3.2 MB of data, 4 MB of page); when it is spent, what
+comes later is told in words. Small pictures stay PNG and sharp, larger ones become JPEG of 176 pixels, 5 KB each.
+"""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image
+
+from tokenmill.errors import RunError, SampleError, StorageError
+from tokenmill.pipelines.decoding import SampleReader
+from tokenmill.pipelines.report_data import SourceTable
+from tokenmill.pipelines.report_html import Child, Markup, element
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+_SMALL_PX = 96
+_BUDGET = 3_200_000
+
+
+@dataclass
+class Album:
+    """Turns pixels into `<img>` elements, as long as the budget lasts."""
+
+    budget: int = _BUDGET
+    spent: int = 0
+    refused: int = 0
+
+    def picture(self, pixels: Pixels, alt: str, *, side: int = 176) -> Markup:
+        """Return an image, or a box with its description when the budget is spent."""
+        kind, data = encoded(pixels, side)
+        if self.spent + len(data) * 4 // 3 > self.budget:
+            self.refused += 1
+            return element("div", alt, class_="blank")
+        self.spent += len(data) * 4 // 3
+        source = f"data:image/{kind};base64,{b64encode(data).decode()}"
+        sharp = "sharp" if max(pixels.shape[:2]) <= _SMALL_PX else None
+        height, width = pixels.shape[:2]
+        return element("img", src=source, alt=alt[:300], class_=sharp, width=width, height=height, loading="lazy")
+
+
+def encoded(pixels: Pixels, side: int) -> tuple[str, bytes]:
+    """Return (`png` or `jpeg`, bytes) of a picture whose longer side is at most `side` pixels."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    if max(pixels.shape[:2]) <= _SMALL_PX:
+        image.save(buffer, "PNG", optimize=True)
+        return "png", buffer.getvalue()
+    image.save(buffer, "JPEG", quality=82, optimize=True)
+    return "jpeg", buffer.getvalue()
+
+
+def tile(picture: Child, *lines: Child, badge: str | None = None, double: bool = False) -> Markup:
+    """Return a picture (or two side by side) with lines of text below it."""
+    mark = element("span", badge, class_="badge") if badge else None
+    told = element("figcaption", *(element("span", line) for line in lines if line))
+    return element(
+        "figure", element("div", picture, mark, class_="frame"), told, class_="tile double" if double else "tile"
+    )
+
+
+@dataclass
+class Originals:
+    """Fetches samples of any source; a source that can't be reached gives none, and says so once."""
+
+    chain: Any
+    unreachable: dict[str, str] = field(default_factory=dict)
+    _readers: dict[str, SampleReader] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+
+    def pictures(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, Pixels]:
+        """Return the pictures (of a clip, its middle frame) of some rows by key; broken ones are absent."""
+        if table.modality == "text":
+            return {}
+        return {key: found for key, found in self._read(table, rows).items() if isinstance(found, np.ndarray)}
+
+    def texts(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, str]:
+        """Return the texts of some rows by key."""
+        return {key: found for key, found in self._read(table, rows).items() if isinstance(found, str)}
+
+    def frames(self, table: SourceTable, row: Mapping[str, Any], numbers: list[int]) -> Pixels | None:
+        """Return some frames (THWC) of a clip, or None where they can't be had."""
+        reader = self._reader(table.source)
+        try:
+            with reader.source.store.local_copy(row["path"]) as path:
+                return reader.decoder.frames(path, numbers)
+        except (SampleError, StorageError, RunError) as error:
+            log.warning("%s: %s", table.source, error)
+            return None
+
+    def _read(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        try:
+            for group in rows.partition_by("unit", maintain_order=True):
+                ordered = group.sort("path", "offset" if "offset" in group.columns else "start_frame")
+                found.update(zip(ordered["key"], self._samples(table, ordered), strict=True))
+        except (StorageError, RunError) as error:
+            log.warning("%s: %s", table.source, error)
+            self.unreachable[table.source] = str(error)
+        return found
+
+    def _samples(self, table: SourceTable, rows: pl.DataFrame) -> list[Any]:
+        reader, piece = self._reader(table.source), table.pieces[rows["unit"][0]]
+        if table.modality == "text":
+            return list(reader.texts(piece, rows))
+        if table.modality == "video":
+            return list(reader.clips(rows, reader.middle_frame))
+        return list(reader.images(piece, rows))
+
+    def _reader(self, source: str) -> SampleReader:
+        if source not in self._readers:
+            settings = self.chain.recipe.sources[source].model_dump()
+            self._readers[source] = SampleReader(source, settings, self.chain.limits)
+        return self._readers[source]

@@ -1,0 +1,179 @@
+"""What became of the samples as tokens: reconstructions, how many ids of what, and how they lie in packs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from tokenmill.manifests.plans import Plan
+from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.pipelines.reconstruction import Decoded, fitted, psnr, reconstruct
+from tokenmill.pipelines.report_charts import Part, stacked_bar
+from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
+from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section, table
+from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
+from tokenmill.pipelines.tokens import clip_frames, open_vision
+
+_SHOWN = {"image": 12, "video": 6}
+
+
+def tokens_section(run: Run, album: Album, originals: Originals) -> Markup:
+    """Show the token archives, the reconstructions and the plan."""
+    snapshots = {source: found[0] for source, found in run.snapshots("tokenize").items()}
+    if not snapshots:
+        return section("tokens", "Tokens", note("Nothing is tokenized yet."))
+    plan: Plan | None = run.stages.get("plan")
+    return section(
+        "tokens",
+        "Tokens",
+        _archives(snapshots),
+        element("h3", "Reconstructions"),
+        _reconstructions(run, snapshots, album, originals),
+        element("h3", "Plan"),
+        _plan(plan) if plan else note("Nothing is planned yet."),
+    )
+
+
+def _archives(snapshots: Mapping[str, Snapshot]) -> Markup:
+    rows = []
+    for source, snapshot in snapshots.items():
+        totals = snapshot.totals
+        rows.append([
+            source, count(snapshot.counts.out), count(totals.get("codes", 0)), count(totals.get("text_ids", 0)),
+            f"{totals.get('bytes', 0) / 1e6:,.1f} MB", count(len(snapshot.commits)), _grids(snapshot),
+        ])  # fmt: skip
+    head = ("source", "samples", "codes", "text ids", "archives", "shards", "commonest grids of codes")
+    return table(head, rows, numbers=(1, 2, 3, 4, 5))
+
+
+def _grids(snapshot: Snapshot) -> str:
+    """Name the commonest sizes, of the samples of up to 50 shards."""
+    grids: Counter[str] = Counter()
+    for _, _, rows in token_rows(snapshot):
+        for text in rows["segments"]:
+            grids.update(_grid(item["vision"]) for item in json.loads(text) if "vision" in item)
+    return ", ".join(f"{grid} ({count(number)})" for grid, number in grids.most_common(3))
+
+
+def _grid(sides: Sequence[int]) -> str:
+    t, h, w = sides
+    return f"{h}×{w}" if t == 1 else f"{t}×{h}×{w}"
+
+
+def _reconstructions(run: Run, snapshots: Mapping[str, Snapshot], album: Album, originals: Originals) -> Child:
+    parts: list[Child] = []
+    for source, snapshot in snapshots.items():
+        spec = snapshot.folder.config.settings.get("vision")
+        if not spec or source not in run.tables:
+            continue
+        pairs = list(_pairs(run.tables[source], snapshot, open_vision(spec), originals))
+        if pairs:
+            values = [value for _, _, _, value in pairs if math.isfinite(value)]
+            mean = f"mean PSNR {sum(values) / len(values):.1f} dB over these {len(pairs)}" if values else "exact"
+            tiles = [_pair(key, one, two, value, album) for key, one, two, value in pairs]
+            parts.append(element("h4", source, " ", element("small", mean)))
+            parts.append(element("div", tiles, class_="sheet"))
+    told = note("On the left the original at the size it was tokenized, on the right what its stored codes decode to.")
+    return [told, parts] if parts else note("There is no tokenized picture or clip to decode.")
+
+
+def _pair(key: str, original: Pixels, decoded: Pixels, value: float, album: Album) -> Markup:
+    both = join(
+        album.picture(original, f"original of {key}", side=160), album.picture(decoded, f"{key}, decoded", side=160)
+    )
+    return tile(both, element("code", key), "exact" if math.isinf(value) else f"{value:.1f} dB", double=True)
+
+
+def _pairs(
+    samples: SourceTable, snapshot: Snapshot, vision: Any, originals: Originals
+) -> Iterator[tuple[str, Pixels, Pixels, float]]:
+    """Yield key, original, decoded and PSNR of some samples; of a clip, the middle frame."""
+    for decoded in _decoded(samples, snapshot, vision):
+        row = samples.find(decoded.key)
+        if not row.height:
+            continue
+        middle = len(decoded.frames) // 2
+        if decoded.segment.fps is None:
+            original = originals.pictures(samples, row).get(decoded.key)
+        else:
+            original = _clip_frame(samples, row.row(0, named=True), decoded, snapshot, originals, middle)
+        if original is not None:
+            same_size = fitted(original, decoded.frames[middle])
+            yield decoded.key, same_size, decoded.frames[middle], psnr(same_size, decoded.frames[middle])
+
+
+def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[Decoded]:
+    """Decode some samples that the report has rows of, from as few archives as it takes."""
+    wanted = samples.some(pl.col("keep"), 400)["key"].to_list()
+    place = {key: number for number, key in enumerate(wanted)}
+    left = _SHOWN[samples.modality]
+    for folder, commit, rows in token_rows(snapshot, limit=4):
+        known = sorted(
+            (row for row in rows.iter_rows(named=True) if row["key"] in place), key=lambda row: place[row["key"]]
+        )[: -(-left // 2) if left > 1 else left]
+        yield from reconstruct(folder.store, folder.at(commit.data.name), known, vision)
+        left -= len(known)
+        if left <= 0:
+            return
+
+
+def _clip_frame(
+    samples: SourceTable,
+    row: Mapping[str, Any],
+    decoded: Decoded,
+    snapshot: Snapshot,
+    originals: Originals,
+    number: int,
+) -> Pixels | None:
+    """Return the film's frame that became frame `number` of the tokenized clip."""
+    _, max_seconds = snapshot.folder.config.settings["clip"]
+    assert decoded.segment.fps is not None
+    frames = clip_frames(row["start_frame"], row["end_frame"], row["fps"], decoded.segment.fps, max_seconds)
+    found = originals.frames(samples, row, [frames[number]])
+    return None if found is None else found[0]
+
+
+def _plan(plan: Plan) -> Markup:
+    about, totals = plan.description, plan.description["totals"]
+    facts = (
+        ("packs", count(about["num_packs"])),
+        ("ids a pack", count(about["context"])),
+        ("filled", f"{100 * about['fill']:.1f} %"),
+        ("documents", count(totals["documents"])),
+        ("text ids learned", count(totals["text_tokens"])),
+        ("vision ids learned", count(totals["vision_tokens"])),
+        ("texts cut to fill holes", count(totals.get("cut_documents", 0))),
+        ("windows", count(about["num_windows"])),
+    )
+    left_out = {**about["counts"]["dropped"], **about["counts"]["failed"]}
+    reasons = ", ".join(f"{why.replace('_', ' ')} {count(number)}" for why, number in sorted(left_out.items()))
+    return join(
+        facts_list(facts),
+        element("div", _shares("ids by template", about["templates"]), _shares("ids by source", about["sources"]),
+                class_="cards"),
+        note(f"Left out of this plan: {reasons}.") if reasons else None,
+    )  # fmt: skip
+
+
+def facts_list(facts: Sequence[tuple[str, Child]]) -> Markup:
+    """Return figures with their names, as small cards."""
+    return element(
+        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts), class_="facts"
+    )
+
+
+def _shares(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Markup:
+    whole = max((int(group.get("tokens", 0)) for group in groups.values()), default=0) or 1
+    total = sum(int(group.get("tokens", 0)) for group in groups.values()) or 1
+    lines = []
+    for name, group in sorted(groups.items(), key=lambda item: -int(item[1].get("tokens", 0))):
+        tokens = int(group.get("tokens", 0))
+        told = element("div", element("span", name), element("span", f"{100 * tokens / total:.1f} %"), class_="row")
+        bar = stacked_bar([Part(value=tokens, kind="plain", title=count(tokens))], whole, f"{name}: {tokens} ids")
+        lines.append(element("div", told, bar, class_="stage"))
+    return element("article", element("h3", title), lines, class_="card")

@@ -1,0 +1,147 @@
+"""What a source is: raw files read as they are, indexed once, and read back sample by sample.
+
+Indexing never rewrites what already lies in shards: the index says which bytes of which file are the sample. Only loose
+files are packed (an object store hates a million small objects), in the same layout as the shards that others bring.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+import polars as pl
+
+from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.manifests.records import InputRef
+from tokenmill.manifests.storage import Store
+from tokenmill.plugins import build
+
+Modality = Literal["image", "video", "text"]
+_MARK_BYTES = 65_536
+
+INDEX_SCHEMA = 1
+INDEX_COLUMNS: dict[str, Any] = {
+    "key": pl.String,
+    "path": pl.String,  # of the file that holds the sample, relative to the source (or to this folder, if packed)
+    "packed": pl.Boolean,
+    "offset": pl.Int64,
+    "length": pl.Int64,
+    "extension": pl.String,
+    "sha256": pl.String,
+    "caption": pl.String,
+    "metadata": pl.String,  # what the source says about the sample, as JSON
+    "fail_stage": pl.String,
+    "fail_reason": pl.String,
+    "fail_message": pl.String,
+    "fail_transient": pl.Boolean,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFile:
+    """A file of a source; `mark` hashes its size, its first and its last 64 KiB: cheap, and moves with the file.
+
+    A change in the middle that keeps the size is not seen by `mark`; `verify --deep` on the ingest folder sees it.
+    """
+
+    path: str
+    size: int
+    mark: str
+    start: int | None = None
+    end: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> InputRef:
+        unit = None if self.start is None else "bytes"
+        return InputRef(name=self.path, digest=self.mark, start=self.start, end=self.end, unit_of_range=unit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRow:
+    """One sample of a raw file, or one failure; `payload` is set where ingest has to pack it."""
+
+    key: str
+    path: str
+    offset: int = 0
+    length: int = 0
+    extension: str = ""
+    sha256: str = ""
+    caption: str | None = None
+    metadata: str = "{}"
+    payload: bytes | None = None
+    error: SampleError | None = None
+
+
+class Source(Protocol):
+    """A kind of raw data. `version` counts as part of the ingest settings; raise it when the rows change."""
+
+    modality: Modality
+    packs: bool
+    version: int
+    store: Store
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What of the recipe determines the rows (not where the files lie)."""
+        ...
+
+    def files(self) -> list[RawFile]:
+        """List the raw files, in the order of the source."""
+        ...
+
+    def index(self, file: RawFile) -> Iterator[IndexRow]:
+        """Read one file (or its byte range) and yield its samples and failures, in order."""
+        ...
+
+    def payload(self, data: bytes, extension: str) -> bytes:
+        """Turn the indexed bytes into the sample's own: itself for media, the text field of a line for text."""
+        ...
+
+
+BUILT_IN = {
+    "webdataset": "tokenmill.pipelines.sources.webdataset:WebDatasetSource",
+    "images": "tokenmill.pipelines.sources.files:ImageFolder",
+    "videos": "tokenmill.pipelines.sources.files:VideoFolder",
+    "jsonl": "tokenmill.pipelines.sources.text:JsonLines",
+    "parquet": "tokenmill.pipelines.sources.parquet:ParquetRows",
+}
+
+
+def open_source(name: str, settings: Mapping[str, Any]) -> Source:
+    """Build a source from its section of the recipe; third parties join by `tokenmill.sources` entry points."""
+    options = {key: value for key, value in settings.items() if key not in ("kind", "licence")}
+    try:
+        return cast(Source, build("source", settings["kind"], options, BUILT_IN, "tokenmill.sources"))
+    except RecipeError as error:
+        raise RecipeError(f"sources.{name}: {error}") from error
+
+
+def list_files(store: Store, suffixes: Sequence[str], *, whole_bytes: int | None = None) -> list[RawFile]:
+    """List a source's files with one of some suffixes, marked; those above `whole_bytes` as byte ranges."""
+    found = [entry for entry in store.files() if entry.path.lower().endswith(tuple(suffixes))]
+    if not found:
+        raise RunError(f"{store.url}: no file ends in {' or '.join(suffixes)}")
+    with ThreadPoolExecutor(16) as pool:
+        marks = pool.map(lambda entry: _mark(store, entry.path, entry.size), found)
+    files: list[RawFile] = []
+    for entry, mark in zip(found, marks, strict=True):
+        if whole_bytes is None or entry.size <= whole_bytes:
+            files.append(RawFile(path=entry.path, size=entry.size, mark=mark))
+            continue
+        for start in range(0, entry.size, whole_bytes):
+            end = min(start + whole_bytes, entry.size)
+            files.append(RawFile(path=entry.path, size=end - start, mark=mark, start=start, end=end))
+    return files
+
+
+def _mark(store: Store, path: str, size: int) -> str:
+    state = hashlib.sha256(str(size).encode())
+    head = min(size, _MARK_BYTES)
+    state.update(store.read_range(path, 0, head))
+    tail = min(size - head, _MARK_BYTES)
+    state.update(store.read_range(path, size - tail, tail))
+    return state.hexdigest()

@@ -1,0 +1,229 @@
+"""What each command does; every function takes the parsed arguments and returns an exit code.
+
+Only this file knows both the data side (`pipelines`) and the trainer (`train`): they meet in files on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenmill.errors import RecipeError, RunError
+from tokenmill.recipe import Recipe, load_recipe
+
+log = logging.getLogger(__name__)
+
+# Which stages of the chain a command may work on; everything before only has to be there already.
+_WORK = {
+    "ingest": ("ingest",),
+    "split": ("split",),
+    "score": ("split", "score"),
+    "select": ("duplicates", "select"),
+    "filter": ("split", "score", "duplicates", "select"),
+    "caption": ("caption",),
+    "tokenize": ("tokenize",),
+    "plan": ("plan",),
+}
+_DATA_STAGES = ("ingest", "split", "score", "select", "caption", "tokenize", "plan")
+ALL_STAGES = (*_DATA_STAGES, "train", "generate", "evaluate", "report")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every stage up to `--until`, resuming."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    until = {"filter": "select"}.get(options.until, options.until) or ALL_STAGES[-1]
+    work = {name for stage in _DATA_STAGES[: ALL_STAGES.index(until) + 1] for name in _WORK[stage]}
+    chain = _chain(recipe, options, work)
+    rows = [_timed(name, recipe, chain, options) for name in ALL_STAGES[: ALL_STAGES.index(until) + 1]]
+    _tell(options, {"root": recipe.root, "stages": rows})
+    return 0
+
+
+def stage(options: argparse.Namespace) -> int:
+    """One stage; those before it must be complete."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
+    names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
+    rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
+    _tell(options, {"root": recipe.root, "stages": rows})
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Progress from the commit records alone."""
+    from tokenmill.pipelines.status import render_status, status_of
+
+    found = status_of(load_recipe(options.recipe, options.overrides))
+    print(json.dumps(found, indent=1) if options.json else render_status(found))
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the report."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    _tell(options, {"root": recipe.root, "stages": [_timed("report", recipe, _chain(recipe, options, set()), options)]})
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Describe what lies at a path."""
+    from tokenmill.inspection import inspect_path
+
+    found, text = inspect_path(options.path, options.key)
+    print(json.dumps(found, indent=1, default=str) if options.json else text)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Exit 1 and name every fault, or 0."""
+    from tokenmill.manifests.storage import open_store
+    from tokenmill.manifests.verify import verify as find_faults
+
+    faults = find_faults(open_store(options.path), "", deep=options.deep)
+    if options.json:
+        rows = [{"path": fault.path, "what": fault.what, "hint": fault.hint} for fault in faults]
+        print(json.dumps({"path": options.path, "faults": rows}, indent=1))
+    else:
+        for fault in faults:
+            print(f"{fault.path}: {fault.what}; {fault.hint}")
+        print(f"{options.path}: {len(faults)} faults" if faults else f"{options.path}: clean")
+    return 1 if faults else 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Run a stage as a Ray job."""
+    from tokenmill.pipelines.submission import submit as submit_job
+
+    load_recipe(options.recipe, options.overrides)
+    return submit_job(options.stage, Path(options.recipe), options.address, options.overrides, no_wait=options.no_wait)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The whole way on the demo's data."""
+    from tokenmill.demo.run import run_demo
+
+    return run_demo(Path(options.out), options.overrides, as_json=options.json)
+
+
+def make_chain(recipe: Recipe, work: set[str] | None = None, **options: Any) -> Any:
+    """Return a recipe's chain of stages, of which those in `work` (None: all) may compute."""
+    from tokenmill.pipelines.chain import Chain, ChainOptions
+
+    wanted = {name for stage in _WORK.values() for name in stage} if work is None else work
+    return Chain(recipe=recipe, options=ChainOptions(work=frozenset(wanted), **options))
+
+
+def _chain(recipe: Recipe, options: argparse.Namespace, work: set[str]) -> Any:
+    return make_chain(recipe, work, limit=options.limit, retry_failed=options.retry_failed, quiet=options.json)
+
+
+def _timed(name: str, recipe: Recipe, chain: Any, options: argparse.Namespace) -> dict[str, Any]:
+    started = time.perf_counter()
+    row = run_one_stage(name, recipe, chain)
+    row = {"stage": name, "seconds": round(time.perf_counter() - started, 2), **row}
+    if not options.json:
+        print(describe_row(row), flush=True)
+    return row
+
+
+def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
+    """Run a stage (`ingest` … `report`) of a recipe and return a row of what came out.
+
+    Raises:
+        RecipeError: there is no such stage. RunError and others: the stage failed.
+    """
+    if name == "plan":
+        return _plan_row(chain.plan.description)
+    if name in _DATA_STAGES:
+        return _data_row(chain.snapshots(name))
+    if name == "train":
+        return _train(recipe, chain)
+    if name in ("generate", "evaluate"):
+        from tokenmill.pipelines.generation import evaluate_model, generate_pictures
+
+        return (generate_pictures if name == "generate" else evaluate_model)(recipe)
+    if name == "report":
+        from tokenmill.pipelines.report import write_report
+
+        return {"report": write_report(recipe, chain)}
+    raise RecipeError(f"no stage {name!r}; allowed: {', '.join(ALL_STAGES)}")
+
+
+def _train(recipe: Recipe, chain: Any) -> dict[str, Any]:
+    """Train on the plan the recipe describes, which has to be there."""
+    from tokenmill.train.job import TrainJob
+    from tokenmill.train.launch import launch
+
+    plan = chain.plan.folder.path
+    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
+    result = launch(job, on_row=_TrainingLog())
+    if result.stopped:
+        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
+    return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
+
+
+class _TrainingLog:
+    """Tells how training goes, every thirty seconds."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._told < 30:
+            return
+        self._told = time.monotonic()
+        figures = "  ".join(
+            f"{key} {row[key]:.4g}" for key in ("loss", "tokens_per_s", "eta_s") if isinstance(row.get(key), float)
+        )
+        log.info("train: step %s  %s", row.get("step"), figures)
+
+
+def _plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
+    counts = description["counts"]
+    told = {key: description[key] for key in ("plan", "num_packs", "context")}
+    return {**counts, **told, "fill": round(description["fill"], 4), "snapshots": {"plan": description["snapshot"]}}
+
+
+def _data_row(snapshots: Any) -> dict[str, Any]:
+    counts: dict[str, Any] = {"in": 0, "kept": 0, "dropped": {}, "failed": {}}
+    digests = {}
+    counted = set()
+    for snapshot in snapshots:
+        digests[snapshot.folder.path] = snapshot.digest
+        if snapshot.folder.source in counted:  # the scorers of a pass see the same samples
+            continue
+        counted.add(snapshot.folder.source)
+        found = snapshot.counts.to_json()
+        counts["in"] += found["in"]
+        counts["kept"] += found["kept"]
+        for why in ("dropped", "failed"):
+            for reason, number in found[why].items():
+                counts[why][reason] = counts[why].get(reason, 0) + number
+    if sum(counts["dropped"].values()) + sum(counts["failed"].values()) + counts["kept"] != counts["in"]:
+        raise RunError(f"counts do not add up: {counts}")
+    return {**counts, "snapshots": digests}
+
+
+def describe_row(row: Mapping[str, Any]) -> str:
+    """Return a stage's row as one line: seconds, counts, reasons."""
+    text = f"{row['stage']:<9} {row['seconds']:8.1f} s"
+    if "in" in row:
+        text += f"   in {row['in']:,}  kept {row['kept']:,}"
+        for why in ("dropped", "failed"):
+            reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(row[why].items()))
+            text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
+    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan")
+    told = {key: value for key, value in row.items() if key not in hidden}
+    return text + "   " + "  ".join(f"{key} {value}" for key, value in told.items())
+
+
+def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:
+    if options.json:
+        json.dump(value, sys.stdout, indent=1, default=str)
+        print()

@@ -1,0 +1,229 @@
+"""The recipe: one YAML file that describes a whole run, validated before anything starts.
+
+Nothing here imports Ray or torch, so a typing mistake costs under a second. An error names the file, the key path, what
+was found and what is allowed. `key.path=value` on the command line overrides; a value is read as YAML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokenmill.errors import RecipeError
+from tokenmill.settings_train import PlanSettings, TrainSettings
+
+Modality = Literal["image", "video", "text"]
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Execution(Section):
+    """How to run; nothing here changes what is written, except the sizes of units."""
+
+    executor: Literal["ray", "inline"] = "ray"
+    workers: Positive = Field(default=2, description="processes of a stage's pool")
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
+    decode_threads: Positive = 2
+    tries: Positive = Field(default=3, description="times a unit that dies is handed out in all")
+    failure_budget: Positive = Field(default=100, description="samples that may fail in a row before the run stops")
+    unit_bytes: Positive = Field(default=2**30, description="raw bytes of a unit, at most")
+    unit_rows: Positive = Field(default=20_000, description="samples of a unit, at most")
+    max_pixels: Positive = Field(default=100_000_000, description="of a picture, checked before decoding")
+    clip_timeout_s: float = Field(default=60.0, gt=0)
+
+
+class SourceSettings(BaseModel):
+    """Raw data: where it lies and what kind it is. Further keys go to the kind, which checks them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(description="webdataset, images, videos, jsonl, parquet, or a plug-in's name")
+    url: str
+    licence: str = ""
+
+
+class ScorerSettings(BaseModel):
+    """A scorer's own settings, and the gate that lets only some samples through to it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    when: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Duplicates(Section):
+    """Copies over all sources of a modality."""
+
+    exact: bool = True
+    max_distance: int | None = Field(
+        default=None, ge=0, le=16, description="bits between perceptual hashes; absent: not asked"
+    )
+
+
+class Scenes(Section):
+    """How films are cut into clips."""
+
+    content_threshold: float = Field(default=27.0, gt=0, description="PySceneDetect's ContentDetector")
+    fade_threshold: float = Field(default=12.0, ge=0, description="PySceneDetect's ThresholdDetector")
+    min_seconds: float = Field(default=1.0, gt=0, description="shorter scenes are dropped")
+    max_seconds: float = Field(default=20.0, gt=0, description="longer scenes are cut into pieces of this length")
+    short_side_px: Positive = Field(default=96, description="frames are shrunk to this before comparing")
+    range_bytes: Positive = Field(default=2**30, description="a larger film is several inputs")
+
+
+class FilterSettings(Section):
+    """How one modality is scored and selected."""
+
+    scorers: dict[str, ScorerSettings] = Field(default_factory=dict)
+    rules: dict[str, str] = Field(default_factory=dict, description="name → SQL expression that kept samples fulfil")
+    duplicates: Duplicates | None = None
+    carry: tuple[str, ...] = Field(default=(), description="scores that are stored with the tokens")
+    scenes: Scenes = Field(default_factory=Scenes, description="video only")
+
+
+class CaptionSettings(BaseModel):
+    """The engine that captions a modality; further keys go to the engine."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    engine: str = "metadata"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class VisionSettings(BaseModel):
+    """A vision tokenizer by name, folder or hub name; further keys are its options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+
+class Area(Section):
+    """The size of a picture or frame that is tokenized, in pixels after resizing."""
+
+    min_area: Positive = 512 * 512
+    max_area: Positive = 512 * 512
+    max_aspect: float = Field(default=5.0, ge=1)
+
+
+class ClipSettings(Area):
+    """How a clip is tokenized."""
+
+    fps: float = Field(default=24.0, gt=0, description="frames a second taken; never more than the clip has")
+    max_seconds: float = Field(default=20.0, gt=0)
+
+
+class TokenizeSettings(Section):
+    """Vocabulary and vision tokenizer."""
+
+    vocabulary: dict[str, Any] = Field(default_factory=lambda: {"name": "bytes"})
+    vision: VisionSettings = Field(default_factory=lambda: VisionSettings(name="scenes"))
+    image: Area = Field(default_factory=Area)
+    video: ClipSettings = Field(default_factory=ClipSettings)
+
+
+class GenerateSettings(Section):
+    """What to draw with the trained model."""
+
+    prompts: tuple[str, ...] = ()
+    height: Positive = Field(default=512, description="pixels")
+    width: Positive = Field(default=512, description="pixels")
+    per_prompt: Positive = 1
+    top_k: Positive = 2048
+    temperature: float = Field(default=1.0, gt=0)
+    guidance: float = Field(default=3.0, ge=0)
+    seed: int = 0
+    evaluate_documents: int = Field(default=200, ge=0, description="held-out documents for the evaluation")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    root: str
+    storage: dict[str, Any] = Field(default_factory=dict, description="options for the file system of `root`")
+    execution: Execution = Field(default_factory=Execution)
+    sources: dict[Name, SourceSettings] = Field(min_length=1)
+    filter: dict[Modality, FilterSettings] = Field(default_factory=dict)
+    caption: dict[Modality, CaptionSettings] = Field(default_factory=dict)
+    tokenize: TokenizeSettings = Field(default_factory=TokenizeSettings)
+    plan: PlanSettings = Field(default_factory=PlanSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    generate: GenerateSettings = Field(default_factory=GenerateSettings)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; raises RecipeError that names the file and every wrong key."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        value = yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with root, sources, …; found {type(value).__name__}")
+    for override in overrides:
+        _override(value, override)
+    return check_recipe(value, str(path))
+
+
+def check_recipe(value: Mapping[str, Any], where: str) -> Recipe:
+    """Check a recipe given as a mapping; raises RecipeError naming `where` and every wrong key."""
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        raise RecipeError("; ".join(_described(item, where) for item in error.errors())) from error
+
+
+def _described(item: Mapping[str, Any], where: str) -> str:
+    path = ".".join(str(part) for part in item["loc"] if part != "[key]")
+    if item["type"] == "extra_forbidden":
+        return f"{where}: {path}: no such key{_allowed(item['loc'][:-1])}"
+    if item["type"] == "missing":
+        return f"{where}: {path}: is missing"
+    return f"{where}: {path}: {item['msg']}, found {item['input']!r}"
+
+
+def _allowed(path: Sequence[Any]) -> str:
+    """Name the keys a section takes, where the path leads to one."""
+    section: Any = Recipe
+    for part in path:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        annotation = field.annotation if field is not None else None
+        arguments = getattr(annotation, "__args__", ())
+        section = next((a for a in (annotation, *arguments) if hasattr(a, "model_fields")), section)
+    return f"; allowed: {', '.join(section.model_fields)}" if hasattr(section, "model_fields") else ""
+
+
+def _override(value: dict[str, Any], text: str) -> None:
+    path, separator, given = text.partition("=")
+    if not separator or not path:
+        raise RecipeError(f"{text}: an override is key.path=value")
+    *parents, last = path.split(".")
+    place = value
+    for part in parents:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"{text}: {part} is not a section")
+    try:
+        place[last] = yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text}: the value is not YAML") from error

@@ -1,0 +1,105 @@
+"""Selection rules and gates: what they keep, why they drop, and what they refuse before anything runs."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from tokenmill.errors import RecipeError
+from tokenmill.filters.rules import Gate, Rules, columns_of
+
+COLUMNS = {
+    "min_side_px": pl.Int32(),
+    "aesthetic": pl.Float32(),
+    "is_monochrome": pl.Boolean(),
+    "text_coverage": pl.Float32(),
+    "language": pl.String(),
+}
+
+
+def table(**columns):
+    return pl.DataFrame(columns, schema={name: COLUMNS[name] for name in columns})
+
+
+def reasons(rules, rows):
+    return Rules.parse(rules, COLUMNS).apply(rows).to_list()
+
+
+def test_row_that_fails_several_rules_is_dropped_for_the_first():
+    rows = table(min_side_px=[10, 10, 64, 64], aesthetic=[1, 9, 1, 9])
+    small, ugly = {"resolution": "min_side_px >= 64"}, {"beauty": "aesthetic > 5"}
+    assert reasons(small | ugly, rows) == ["resolution", "resolution", "beauty", None]
+    assert reasons(ugly | small, rows) == ["beauty", "resolution", "beauty", None]
+
+
+def test_row_with_missing_or_nan_score_is_dropped_as_null():
+    rows = table(aesthetic=[None, float("nan"), 6.0])
+    assert reasons({"beauty": "aesthetic > 5"}, rows) == ["beauty:null", "beauty:null", None]
+
+
+def test_rescue_rule_keeps_a_row_whose_other_score_is_missing():
+    rescue = {"beauty": "aesthetic >= 5.5 OR (NOT is_monochrome AND text_coverage < 0.1)"}
+    rows = table(
+        aesthetic=[6.0, 3.0, 3.0, None],
+        is_monochrome=[True, False, True, False],
+        text_coverage=[None, 0.0, 0.0, 0.0],
+    )
+    assert reasons(rescue, rows) == [None, None, "beauty", None]
+
+
+def test_verdicts_of_rules_are_independent_of_each_other():
+    rows = table(min_side_px=[10, 64], aesthetic=[1, None])
+    verdicts = Rules.parse({"small": "min_side_px >= 64", "ugly": "aesthetic > 5"}, COLUMNS).verdicts(rows)
+    assert verdicts.to_dict(as_series=False) == {"small": ["small", None], "ugly": ["ugly", "ugly:null"]}
+
+
+def test_no_rules_keep_everything():
+    assert reasons({}, table(min_side_px=[1, None])) == [None, None]
+
+
+def test_rules_on_no_rows_give_no_reasons():
+    assert reasons({"small": "min_side_px >= 64"}, table(min_side_px=[])) == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("min_side >= 64", r"unknown column 'min_side' \(did you mean 'min_side_px'\?\); allowed: aesthetic, is_mono"),
+        ("min_side_px >=", "no SQL expression"),
+        ("min_side_px > 1; DROP TABLE x", "no SQL expression"),
+        ("nonsense(min_side_px) > 1", "unsupported function"),
+        ("1 > 0", "reads no column"),
+        ("min_side_px", "true or false for each sample, it is Int32"),
+        ("language > 3", "language > 3"),
+        ("aesthetic > avg(aesthetic)", "more than one row"),
+        ("max(aesthetic) > 5", "more than one row"),
+        ("count(*) > 5 AND is_monochrome", "more than one row"),
+        ("aesthetic > quantile_cont(aesthetic, 0.5)", "more than one row"),
+        ("sum(aesthetic) OVER (PARTITION BY language) > 5", "more than one row"),
+        (5, "expected an SQL expression"),
+    ],
+)
+def test_rule_that_cannot_work_is_refused_before_it_runs(expression, says):
+    with pytest.raises(RecipeError, match=says) as caught:
+        Rules.parse({"some_rule": expression}, COLUMNS, "filter.image.rules")
+    assert str(caught.value).startswith("filter.image.rules.some_rule: ")
+
+
+def test_rule_whose_strings_look_like_functions_is_accepted():
+    assert reasons({"r": "language <> 'Agg' AND language <> 'Over'"}, table(language=["Agg", "en"])) == ["r", None]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:null"])
+def test_rule_with_an_unfit_name_is_refused(name):
+    with pytest.raises(RecipeError, match="name"):
+        Rules.parse({name: "is_monochrome"}, COLUMNS)
+
+
+def test_gate_stays_shut_where_it_cannot_be_decided():
+    gate = Gate.parse("min_side_px >= 64 AND aesthetic > 5", COLUMNS)
+    rows = table(min_side_px=[64, 64, 10, None, 64], aesthetic=[6.0, None, 6.0, 6.0, float("nan")])
+    assert gate.apply(rows).to_list() == [True, False, False, False, False]
+
+
+def test_columns_of_expression_are_sorted_and_unique():
+    assert columns_of("b > 1 OR (a IS NOT NULL AND b < 9)") == ("a", "b")

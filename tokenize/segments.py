@@ -1,0 +1,104 @@
+"""What a document is on disk: a sequence of text and vision segments (DESIGN §3), without any marker.
+
+Ids and codes lie in two flat arrays of the sample; a segment says where. So an interleaved page, a chat and five
+captions of one picture are all the same kind of thing, and a length can be told without reading a single id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from tokenmill.errors import ManifestError
+
+Role: TypeAlias = Literal["caption", "body", "system", "user", "assistant"]
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegment:
+    """Text ids [start, end) of the sample; `variant` numbers alternative captions, of which a plan picks one."""
+
+    start: int
+    end: int
+    role: Role
+    learn: bool = True
+    variant: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end:
+            raise ManifestError(f"text segment [{self.start}, {self.end}) is not a range")
+        if self.role not in ROLES:
+            raise ManifestError(f"text segment has role {self.role!r}; known are {', '.join(ROLES)}")
+        if self.variant < 0:
+            raise ManifestError(f"text segment has variant {self.variant}; variants count from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSegment:
+    """Codes [offset, offset + t·h·w) of the sample: one image, or a clip (then `fps` and `seconds` are set)."""
+
+    t: int
+    h: int
+    w: int
+    offset: int
+    fps: float | None = None
+    seconds: float | None = None
+    learn: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.t, self.h, self.w) < 1 or self.offset < 0:
+            raise ManifestError(f"vision segment {self.t}×{self.h}×{self.w} at {self.offset} is not a grid of codes")
+        if (self.fps is None) != (self.seconds is None):
+            raise ManifestError("a clip's vision segment needs both fps and seconds")
+        if self.t > 1 and self.fps is None:
+            raise ManifestError(f"a vision segment of {self.t} latent frames is a clip: it needs fps and seconds")
+
+    @property
+    def num_codes(self) -> int:
+        return self.t * self.h * self.w
+
+    @property
+    def num_grid_ids(self) -> int:
+        """Ids from the first code to the last EOF: every row ends in EOL, every latent frame in EOF."""
+        return self.t * (self.h * (self.w + 1) + 1)
+
+
+Segment: TypeAlias = TextSegment | VisionSegment
+
+
+def segment_to_json(segment: Segment) -> dict[str, Any]:
+    """Give the mapping that archives and indexes hold."""
+    if isinstance(segment, TextSegment):
+        return {
+            "text": [segment.start, segment.end],
+            "role": segment.role,
+            "learn": segment.learn,
+            "variant": segment.variant,
+        }
+    fields: dict[str, Any] = {"vision": [segment.t, segment.h, segment.w], "offset": segment.offset}
+    if segment.fps is not None:
+        fields |= {"fps": segment.fps, "seconds": segment.seconds}
+    return fields if segment.learn else fields | {"learn": False}
+
+
+def segment_from_json(fields: Mapping[str, Any]) -> Segment:
+    """Read one segment back; raises ManifestError for anything that is none."""
+    try:
+        if "text" in fields:
+            start, end = fields["text"]
+            return TextSegment(start, end, fields["role"], fields.get("learn", True), fields.get("variant", 0))
+        t, h, w = fields["vision"]
+        clip = (fields.get("fps"), fields.get("seconds"))
+        return VisionSegment(t, h, w, fields["offset"], *clip, learn=fields.get("learn", True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"not a segment: {str(dict(fields))[:200]}") from error
+
+
+def segments_to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [segment_to_json(segment) for segment in segments]
+
+
+def segments_from_json(fields: Sequence[Mapping[str, Any]]) -> list[Segment]:
+    return [segment_from_json(item) for item in fields]

@@ -1,0 +1,165 @@
+"""In which order a sample's segments become a document, and what stands between them (EMU3.md §4).
+
+A template is a pure function from segments to parts; lengths, ids and loss weights are all read off the same parts,
+so they cannot disagree. Markers and words a template adds are encoded on their own, never joined with a sample's text:
+a length then needs no ids, at the price that BPE does not merge across the seam (`?` + `. ASSISTANT:` of a chat turn
+stay two ids where encoding the joined string gives the one id `?.`).
+
+Loss classes. Everything from SOV to EOV is *vision*: in a run with vision off nothing of it is learned, in one with
+only vision EOL, EOF and EOV are (R's trainer forgot them). Segments carry `learn`; markers around a segment follow it,
+EOS follows the segment that it ends, BOS and the words of the chat template are never learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, TypeAlias
+
+from tokenmill.errors import RecipeError, SampleError
+from tokenmill.tokenize.segments import Role, Segment, TextSegment, VisionSegment
+from tokenmill.tokenize.vocabulary import Vocabulary
+
+LossClass: TypeAlias = Literal["text", "vision", "none"]
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+USER_OPENS = " USER: "
+USER_CLOSES = ". ASSISTANT:"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """Ids that the template adds."""
+
+    ids: tuple[int, ...]
+    loss: LossClass
+
+
+Part: TypeAlias = Marker | TextSegment | VisionSegment
+Template: TypeAlias = Callable[[Sequence[Segment], Vocabulary], list[Part]]
+
+
+def generation(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS caption SOV meta SOT vision EOV EOS`: text first, then every picture."""
+    return _framed([*_texts(segments), *_visions(segments)], vocabulary)
+
+
+def understanding(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS SOV meta SOT vision EOV caption EOS`: every picture, then the text."""
+    return _framed([*_visions(segments), *_texts(segments)], vocabulary)
+
+
+def language(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS text EOS`; pictures are left out."""
+    return _framed(_texts(segments), vocabulary)
+
+
+def unconditional(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS SOV meta SOT vision EOV EOS`: the caption dropped, for guidance."""
+    return _framed(_visions(segments), vocabulary)
+
+
+def interleaved(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS … EOS` with text and pictures in the order of the page."""
+    return _framed(segments, vocabulary)
+
+
+def chat(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """`BOS` system ` USER: ` picture and text `. ASSISTANT:` answer `EOS`, and so on for more turns.
+
+    Pictures belong to the user's turn; every answer ends in an EOS of its own. Raises SampleError when the conversation
+    does not open with the user and end with the assistant.
+    """
+    system = [segment for segment in segments if _has_role(segment, "system")]
+    turns = [segment for segment in segments if not _has_role(segment, "system")]
+    if not turns or _has_role(turns[0], "assistant") or not _has_role(turns[-1], "assistant"):
+        raise SampleError("no_answer", "a chat opens with the user and ends with the assistant")
+    parts: list[Part] = [Marker((vocabulary.bos,), "none")]
+    parts += system or [_words(DEFAULT_SYSTEM, vocabulary)]
+    for is_answer, run in groupby(turns, lambda segment: _has_role(segment, "assistant")):
+        turn = list(run)
+        parts.append(_words(USER_CLOSES if is_answer else USER_OPENS, vocabulary))
+        parts += [part for segment in turn for part in _expand(segment, vocabulary)]
+        if is_answer:
+            parts.append(Marker((vocabulary.eos,), _loss(turn[-1])))
+    return parts
+
+
+TEMPLATES: Mapping[str, Template] = {
+    "generation": generation,
+    "understanding": understanding,
+    "language": language,
+    "unconditional": unconditional,
+    "interleaved": interleaved,
+    "chat": chat,
+}
+
+
+def lay_out(segments: Sequence[Segment], template: str, vocabulary: Vocabulary, variant: int = 0) -> list[Part]:
+    """Give the document's parts in order, with only caption number `variant`.
+
+    Raises:
+        RecipeError: no template of that name.
+        SampleError: the sample lacks what the template needs (`no_text`, `no_vision`, `no_answer`).
+    """
+    if template not in TEMPLATES:
+        raise RecipeError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
+    chosen = [segment for segment in segments if not _other_caption(segment, variant)]
+    if template in ("generation", "understanding", "language") and not _texts(chosen):
+        raise SampleError("no_text", f"the {template} template needs text (caption variant {variant})")
+    if template in ("generation", "understanding", "unconditional") and not _visions(chosen):
+        raise SampleError("no_vision", f"the {template} template needs a picture or a clip")
+    return TEMPLATES[template](chosen, vocabulary)
+
+
+def vision_opening(segment: VisionSegment, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Give `SOV meta SOT`: what stands before the first code, and what a generation prompt ends with."""
+    return (vocabulary.sov, *vocabulary.encode_literal(vision_meta(segment)), vocabulary.sot)
+
+
+def vision_meta(segment: VisionSegment) -> str:
+    """Say the grid, height first, and a clip's rate and length: `64*64`, `64*64 24fps 5s` (EMU3.md §4)."""
+    grid = f"{segment.h}*{segment.w}"
+    return grid if segment.fps is None else f"{grid} {segment.fps:g}fps {segment.seconds:g}s"
+
+
+def _framed(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[Part]:
+    segments = list(segments)
+    parts: list[Part] = [Marker((vocabulary.bos,), "none")]
+    for segment in segments:
+        parts += _expand(segment, vocabulary)
+    return [*parts, Marker((vocabulary.eos,), _loss(segments[-1]) if segments else "text")]
+
+
+def _expand(segment: Segment, vocabulary: Vocabulary) -> list[Part]:
+    if isinstance(segment, TextSegment):
+        return [segment]
+    loss = _loss(segment)
+    return [Marker(vision_opening(segment, vocabulary), loss), segment, Marker((vocabulary.eov,), loss)]
+
+
+def _loss(segment: Segment) -> LossClass:
+    if not segment.learn:
+        return "none"
+    return "text" if isinstance(segment, TextSegment) else "vision"
+
+
+def _words(text: str, vocabulary: Vocabulary) -> Marker:
+    return Marker(vocabulary.encode_literal(text), "none")
+
+
+def _has_role(segment: Segment, role: Role) -> bool:
+    return isinstance(segment, TextSegment) and segment.role == role
+
+
+def _other_caption(segment: Segment, variant: int) -> bool:
+    return isinstance(segment, TextSegment) and segment.role == "caption" and segment.variant != variant
+
+
+def _texts(segments: Iterable[Segment]) -> list[Segment]:
+    return [segment for segment in segments if isinstance(segment, TextSegment)]
+
+
+def _visions(segments: Iterable[Segment]) -> list[Segment]:
+    return [segment for segment in segments if isinstance(segment, VisionSegment)]

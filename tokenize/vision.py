@@ -1,0 +1,76 @@
+"""Vision tokenizers by name or path: pixels to codes and back.
+
+A tokenizer of one's own is one file with a class of this protocol and an entry point in the group
+`tokenmill.vision_tokenizers`, or a line in `BUILT_IN`. Loading imports torch, so it happens only when asked for.
+
+Shapes: B batch, T frames (a multiple of `temporal_factor`), H W pixels (multiples of `spatial_factor`), t h w codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import RecipeError
+
+Pixels = NDArray[np.uint8]
+Codes = NDArray[np.uint32]
+
+ENTRY_POINTS = "tokenmill.vision_tokenizers"
+BUILT_IN: Mapping[str, str] = {"scenes": "tokenmill.tokenize.vision_emu3:load_shipped"}
+"""Name to `module:function`; whatever is no name is a folder or a hub name for `Emu3VQVAE`."""
+
+
+class VisionTokenizer(Protocol):
+    """Codes for pixels. Equal `fingerprint` means equal codes for equal pixels on one kind of device."""
+
+    fingerprint: str
+    codebook_size: int
+    batch_size: int  # images or windows that go through the model at once; part of the fingerprint
+    spatial_factor: int
+    temporal_factor: int
+
+    def encode_images(self, images_BHWC: Pixels) -> Codes:
+        """Codes (B, h, w) of images of one size."""
+        ...
+
+    def encode_video(self, frames_BTHWC: Pixels) -> Codes:
+        """Codes (B, t, h, w) of clips of one size, each window of `temporal_factor` frames coded by itself."""
+        ...
+
+    def decode_images(self, codes_Bhw: Codes) -> Pixels:
+        """Images (B, H, W, 3)."""
+        ...
+
+    def decode_video(self, codes_Bthw: Codes) -> Pixels:
+        """Frames (B, T, H, W, 3)."""
+        ...
+
+
+def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
+    """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `vision_emu3.load` takes.
+
+    Raises:
+        RecipeError: nothing of that name, a folder without weights, or an option it does not know.
+    """
+    factories = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | dict(BUILT_IN)
+    if str(spec) in factories:
+        return _factory(factories[str(spec)])(**options)
+    from tokenmill.tokenize.vision_emu3 import load
+
+    return load(spec, **options)
+
+
+def _factory(reference: str) -> Callable[..., VisionTokenizer]:
+    module, _, name = reference.partition(":")
+    try:
+        factory: Callable[..., VisionTokenizer] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"vision tokenizer {reference}: {error}") from error
+    return factory

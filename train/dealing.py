@@ -1,0 +1,31 @@
+"""Who reads which pack of a step: a pure function, so that every rank computes it alone and all agree.
+
+Ranks wait for each other after every micro-step's worth of work, so packs of similar cost go side by side: sorted by
+cost, cut into micro-steps, dealt to the ranks there and back. The packs of a step are the same whatever this does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def deal(costs: Sequence[float], world: int, micro_packs: int) -> list[list[list[int | None]]]:
+    """Deal packs 0 .. len(costs)-1 to ranks.
+
+    Returns result[rank][micro-step] = `micro_packs` pack numbers; None is a filler, so that all ranks have as many
+    micro-steps. Raises ValueError without ranks or packs.
+    """
+    if world < 1 or micro_packs < 1 or not costs:
+        raise ValueError(f"cannot deal {len(costs)} packs to {world} ranks, {micro_packs} at once")
+    order: list[int | None] = sorted(range(len(costs)), key=lambda pack: (-costs[pack], pack))  # type: ignore[index]
+    hand = world * micro_packs
+    order += [None] * (-len(order) % hand)
+    dealt: list[list[list[int | None]]] = [[] for _ in range(world)]
+    for start in range(0, len(order), hand):
+        for rank in range(world):
+            dealt[rank].append([])
+        for place, pack in enumerate(order[start : start + hand]):
+            round_, seat = divmod(place, world)
+            rank = seat if round_ % 2 == 0 else world - 1 - seat
+            dealt[rank][-1].append(pack)
+    return dealt

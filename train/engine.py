@@ -1,0 +1,118 @@
+"""DeepSpeed, set up so that it runs anywhere: ZeRO 0–3, on CPU without a compiler, one process to many nodes.
+
+Two of its habits are worked around here. On CPU it builds a shared-memory extension at first use (250 s, needs ninja);
+the table of what it may build is emptied before, and gloo does the reductions. And bf16 casts every buffer, rotary
+frequencies too, after which positions beyond a few hundred blur; those are put back in fp32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tokenmill.settings_train import TrainSettings
+from tokenmill.train.model import PackedModel, parameter_groups
+from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def start_distributed(settings: TrainSettings) -> torch.device:
+    """Join the process group that the launcher described in the environment; returns this rank's device."""
+    device = _device(settings)
+    os.environ["DS_ACCELERATOR"] = device.type
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
+    else:
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        "gloo" if device.type == "cpu" else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=TIMEOUT,
+        init_method=os.environ.get(RENDEZVOUS_VARIABLE, "env://"),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+    return device
+
+
+def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) -> Any:
+    """Wrap the model in a DeepSpeed engine; its weights are those of rank 0 from here on."""
+    import deepspeed
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=parameter_groups(model, settings.weight_decay),
+        config=deepspeed_config(settings, micro_steps),
+    )
+    for name, buffer in model.named_buffers():
+        buffer.data = buffers[name].to(buffer.device)
+    return engine
+
+
+def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:
+    """Give the DeepSpeed configuration; `settings.deepspeed` is laid over it, key by key."""
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_steps,
+        "gradient_clipping": settings.clip,
+        "steps_per_print": 10**9,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "bf16": {"enabled": settings.precision == "bf16"},
+        "communication_data_type": "fp32",
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.lr,
+                "betas": list(settings.betas),
+                "eps": settings.eps,
+                "weight_decay": settings.weight_decay,
+                "torch_adam": True,
+            },
+        },
+    }
+    return _merged(config, settings.deepspeed)
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
+    """Return the norm of the step's gradient; asked before the last micro-step's `step` without ZeRO, else after."""
+    if settings.zero_stage == 0:
+        norms = [p.grad.norm() for p in engine.module.parameters() if p.grad is not None]
+        return float(torch.stack(norms).norm()) if norms else None
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def world() -> tuple[int, int]:
+    """Return (rank, number of ranks)."""
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _device(settings: TrainSettings) -> torch.device:
+    wanted = settings.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted == "cuda" else torch.device("cpu")
+
+
+def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(config)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,51 @@
+"""What a step cost and brought, in numbers, and for TensorBoard."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "data_wait_s", "memory_gib", "mfu")
+
+
+class Board:
+    """TensorBoard event files, or nothing."""
+
+    def __init__(self, folder: Path, upto_step: int, *, enabled: bool) -> None:
+        self._writer: Any = None
+        if enabled:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=upto_step + 1)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if self._writer is None:
+            return
+        for name in _SHOWN:
+            if row.get(name) is not None:
+                self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory this process has held: on the GPU if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def training_flops(num_matmul_parameters: int, layers: int, attention_width: int, tokens: int, squares: int) -> float:
+    """Count the floating-point operations of forward and backward over packed documents.
+
+    6 for each parameter and id, and for causal attention 6 · layers · width · Σ len² over documents (not packs).
+    """
+    return 6.0 * num_matmul_parameters * tokens + 6.0 * layers * attention_width * squares

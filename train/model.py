@@ -1,0 +1,178 @@
+"""The language model: transformers' `Emu3ForCausalLM`, with our attention, loss and the embedding dropout it lacks.
+
+The inner model keeps transformers' names and config, so what comes out of training opens with `from_pretrained`. Only
+the way through it differs: one flat sequence of packed documents in, weighted loss out, no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenmill.errors import RecipeError
+from tokenmill.settings_train import ModelSettings
+from tokenmill.tokenize.vocabulary import Vocabulary
+from tokenmill.train import attention
+from tokenmill.train.attention import Documents
+from tokenmill.train.loss import LossLinear
+from tokenmill.train.packs import PackArrays
+
+EMU3_8B = {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "ffn": 14336, "dropout": 0.1, "rope_base": 1e6}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One flat sequence of packed documents on the device."""
+
+    input_ids: Tensor
+    labels: Tensor
+    loss_weight: Tensor
+    position_ids: Tensor
+    documents: Documents
+
+    @classmethod
+    def of(cls, arrays: PackArrays, device: torch.device | str) -> Batch:
+        return cls(
+            torch.from_numpy(arrays.input_ids).to(device),
+            torch.from_numpy(arrays.labels).to(device),
+            torch.from_numpy(arrays.loss_weight).to(device),
+            torch.from_numpy(arrays.position_ids).to(device),
+            Documents.at(arrays.cu_seqlens.tolist(), device),
+        )
+
+
+class PackedModel(nn.Module):
+    """A causal model of transformers, taught to read packs."""
+
+    def __init__(self, causal: nn.Module, dropout: float, loss_chunk_tokens: int) -> None:
+        super().__init__()
+        self.causal: Any = causal
+        self.dropout = dropout
+        self.causal.set_output_embeddings(LossLinear.around(causal.get_output_embeddings(), loss_chunk_tokens))  # type: ignore[operator]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of cross-entropies, and each position's own without gradient."""
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return all logits (L, V); for evaluation and tests."""
+        logits: Tensor = self.causal.get_output_embeddings()(self.hidden(batch))
+        return logits
+
+    def hidden(self, batch: Batch) -> Tensor:
+        embedded = self.causal.get_input_embeddings()(batch.input_ids[None])
+        embedded = F.dropout(embedded, self.dropout, self.training)
+        outputs = self.causal.get_decoder()(
+            inputs_embeds=embedded,
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            documents=batch.documents,
+        )
+        hidden: Tensor = outputs.last_hidden_state[0]
+        return hidden
+
+    @property
+    def num_matmul_parameters(self) -> int:
+        """Parameters that every id is multiplied with: all but the input embedding."""
+        embedding = self.causal.get_input_embeddings().weight
+        return sum(p.numel() for p in self.parameters() if p is not embedding)
+
+
+def build_model(
+    settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
+    checkpointing: bool = False, seed: int = 0
+) -> PackedModel:  # fmt: skip
+    """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
+
+    Raises RecipeError when given weights are of another vocabulary or a shorter context.
+    """
+    attention.register()
+    torch.manual_seed(seed)
+    if settings.from_path:
+        causal = _loaded(settings.from_path, vocabulary, context)
+    else:
+        causal = _fresh(settings, vocabulary, context)
+    if checkpointing:
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+    return PackedModel(causal, settings.dropout, loss_chunk_tokens)
+
+
+def model_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
+    """Give transformers' configuration of a model of these sizes."""
+    from transformers import Emu3TextConfig
+
+    sizes: Mapping[str, Any] = EMU3_8B if settings.preset == "emu3-8b" else settings.model_dump()
+    return Emu3TextConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=sizes["hidden"],
+        intermediate_size=sizes["ffn"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        num_key_value_heads=sizes["kv_heads"],
+        max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": float(sizes["rope_base"])},
+        attention_dropout=float(sizes["dropout"]),
+        pad_token_id=vocabulary.pad,
+        bos_token_id=vocabulary.bos,
+        eos_token_id=vocabulary.eos,
+        tie_word_embeddings=False,
+    )
+
+
+def causal_class(config: Mapping[str, Any]) -> Any:
+    """Give the class that a model's configuration names; transformers' automatic one does not know Emu3's text model.
+
+    Raises RecipeError if it names none.
+    """
+    import transformers
+
+    names = config.get("architectures") or ["none"]
+    found = getattr(transformers, names[0], None)
+    if found is None or not names[0].endswith("ForCausalLM"):
+        raise RecipeError(f"train.model: {names[0]!r} is not a causal language model of transformers")
+    return found
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters: matrices decay, norms (vectors) and embeddings do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        (decayed if is_matrix and id(parameter) not in embeddings else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def named_parameters(model: PackedModel) -> Iterable[tuple[str, nn.Parameter]]:
+    """Give the parameters under the names transformers saves them by."""
+    return model.causal.named_parameters()  # type: ignore[no-any-return]
+
+
+def _fresh(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
+    from transformers import Emu3ForCausalLM
+
+    config = model_config(settings, vocabulary, context)
+    config._attn_implementation = attention.NAME
+    config.architectures = [Emu3ForCausalLM.__name__]
+    return Emu3ForCausalLM(config)
+
+
+def _loaded(path: str, vocabulary: Vocabulary, context: int) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    causal = causal_class(config.to_dict()).from_pretrained(
+        path, attn_implementation=attention.NAME, dtype=torch.float32
+    )
+    if causal.config.vocab_size != vocabulary.size:
+        raise RecipeError(
+            f"train.model.from: {path} has {causal.config.vocab_size} ids, the plan's vocabulary {vocabulary.size}"
+        )
+    causal.config.max_position_embeddings = max(context, causal.config.max_position_embeddings)
+    return causal

@@ -1,0 +1,87 @@
+"""Reading one tokenized sample: an index row, one ranged read, two arrays.
+
+A shard's index is read once and kept while its packs come (least recently used first out); the three members of a
+sample stand side by side in the archive, so one read of their common range gives all of it and no tar is ever parsed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tokenmill.errors import SampleError
+from tokenmill.manifests.stagedir import read_table
+from tokenmill.manifests.storage import Store
+from tokenmill.tokenize.segments import Segment, segments_from_json
+
+_INDEXES_KEPT = 64
+_COLUMNS = ("key", "modality", "segments", "codes_offset", "codes_length", "text_offset", "text_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A tokenized sample as it lies in the archive, before any template."""
+
+    key: str
+    modality: str
+    segments: list[Segment]
+    text_ids: NDArray[np.integer[Any]]
+    codes: NDArray[np.integer[Any]]
+
+
+class SampleReader:
+    """Reads samples of any shard; safe to use from several threads."""
+
+    def __init__(self, store: Store, index_of: Mapping[str, str]) -> None:
+        self._store = store
+        self._index_of = index_of
+        self._indexes: OrderedDict[str, pl.DataFrame] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def row(self, shard: str, sample: int) -> dict[str, Any]:
+        """Return a sample's index row; raises ManifestError or StorageError, or SampleError if it has no such row."""
+        index = self._index(shard)
+        if not 0 <= sample < len(index):
+            raise SampleError("not_in_index", f"row {sample} of an index of {len(index)}")
+        return index.row(sample, named=True)
+
+    def read(self, shard: str, sample: int) -> Sample:
+        """Return a sample; raises as `row`, and SampleError (`unreadable`) for bytes that are not arrays."""
+        row = self.row(shard, sample)
+        spans = {name: (row[f"{name}_offset"], row[f"{name}_length"]) for name in ("codes", "text")}
+        start = min(offset for offset, length in spans.values() if length)
+        end = max(offset + length for offset, length in spans.values())
+        data = memoryview(self._store.read_range(shard, start, end - start))
+        arrays = {name: _array(data[at - start : at - start + length]) for name, (at, length) in spans.items()}
+        segments = segments_from_json(json.loads(row["segments"]))
+        return Sample(row["key"], row["modality"], segments, arrays["text"], arrays["codes"])
+
+    def _index(self, shard: str) -> pl.DataFrame:
+        with self._lock:
+            if shard not in self._indexes:
+                self._indexes[shard] = read_table(self._store, self._index_of[shard], _COLUMNS)
+                while len(self._indexes) > _INDEXES_KEPT:
+                    self._indexes.popitem(last=False)
+            self._indexes.move_to_end(shard)
+            return self._indexes[shard]
+
+
+def _array(data: memoryview) -> NDArray[np.integer[Any]]:
+    if not len(data):
+        return np.empty(0, np.uint16)
+    try:
+        array: NDArray[np.integer[Any]] = np.load(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise SampleError("unreadable", f"not an array of ids: {error}") from error
+    if array.ndim != 1 or array.dtype.kind != "u":
+        raise SampleError("unreadable", f"an array of {array.ndim} dimensions of {array.dtype}")
+    return array

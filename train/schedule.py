@@ -1,0 +1,23 @@
+"""Learning rate by step: warm-up, then cosine or linear to the end; a pure function, so resuming needs no state."""
+
+from __future__ import annotations
+
+import math
+
+from tokenmill.settings_train import TrainSettings
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Give the rate for the step with this number (from 0) of `total`."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / (settings.warmup_steps + 1)
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    remaining = 1.0 - progress if settings.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return settings.lr * (settings.min_lr_share + (1.0 - settings.min_lr_share) * remaining)
+
+
+def total_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
+    """Give the number of steps of the whole run."""
+    return settings.steps or max(1, math.ceil(settings.epochs * steps_per_epoch))
