@@ -1,7 +1,7 @@
 """Bound what a scorer has to look at: area averaging down to a longest side, never up.
 
 One rule for all scorers that don't need every pixel, so their figures mean the same for a thumbnail and a photograph
-of 50 megapixels; colourfulness at 12 megapixels takes 30 ms instead of 94.
+of 50 megapixels. Shrinking 12 megapixels takes 28 ms, after which colourfulness takes 1 instead of 52.
 """
 
 from __future__ import annotations

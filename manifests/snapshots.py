@@ -27,7 +27,8 @@ SNAPSHOT_SCHEMA = 1
 class Snapshot:
     """The units that make up a stage's result for one state of its inputs, in the order of the inputs.
 
-    `parents` are digests of the snapshots it was made from, by stage and source.
+    `parents` are digests of the snapshots it was first made from, by stage and source. They are not part of its own
+    digest: a new threshold that keeps the same samples must not give new tokens, a new plan and a new training run.
     """
 
     folder: StageDir
@@ -37,8 +38,7 @@ class Snapshot:
     @cached_property
     def digest(self) -> str:
         units = [(commit.unit, commit.attempt, sha256_hex(commit.to_bytes())) for commit in self.commits]
-        return digest_of({"config": self.folder.config.digest, "source": self.folder.source, "units": units,
-                          "parents": dict(self.parents)})  # fmt: skip
+        return digest_of({"config": self.folder.config.digest, "source": self.folder.source, "units": units})
 
     @cached_property
     def counts(self) -> Counts:
@@ -124,7 +124,7 @@ def read_description(folder: StageDir, name: str) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(folder.store.read_bytes(path))
         check_schema(value["schema"], SNAPSHOT_SCHEMA, path)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(f"{path}: not a snapshot ({error})") from error
     return value
 

@@ -18,6 +18,7 @@ from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_files import unit_faults
 
 REDESCRIBE = "remove it and run the stage again, which writes it anew"
+_REPLAN = "remove plan.json and plan again"
 _THREADS = 8
 _PLAN_FILES = {"plan.json", "windows.parquet", "shards.parquet"}
 Records = dict[tuple[str, int], tuple[Commit, str]]  # (unit, attempt) → the record and its file's sha256
@@ -118,7 +119,7 @@ def _snapshots(folder: StageDir, sizes: Mapping[str, int], records: Records, fin
 def _snapshot_faults(folder: StageDir, stem: str, records: Records) -> list[Fault]:
     name = stem.removeprefix("snapshots/")
     description = read_description(folder, name)
-    units = read_table(folder.store, folder.at(f"{stem}.parquet"))
+    units = read_table(folder.store, folder.at(f"{stem}.parquet"), units_table(()).columns)
     faults = []
     commits = []
     for unit, attempt, digest in units.select("unit", "attempt", "record_sha256").iter_rows():
@@ -145,17 +146,18 @@ def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, dee
     if "plan.json" not in sizes:
         findings.note(folder.at("plan.json"), "is not there yet: this plan was never finished")
         return
-    hint = "remove plan.json and plan again"
+    missing = sorted(_PLAN_FILES - sizes.keys())
+    if missing:
+        findings.add(Fault(folder.at(name), "is missing", _REPLAN) for name in missing)
+        return
     try:
         plan = open_plan(folder.store, folder.path)
+        told = plan_faults(plan) if deep else []
     except (ManifestError, StorageError) as error:
-        path, _, what = str(error).partition(": ")
-        findings.faults.append(Fault(path, what, hint))
-        return
-    if deep:
-        for fault in plan_faults(plan):
-            path, _, what = fault.partition(": ")
-            findings.faults.append(Fault(path, what, hint))
+        told = [str(error)]
+    for fault in told:
+        path, _, what = fault.partition(": ")
+        findings.faults.append(Fault(path, what, _REPLAN))
 
 
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:

@@ -1,7 +1,7 @@
 """Bytes of a picture to pixels, with a defined result for every odd kind and a reason for every broken one.
 
 Pillow, and not OpenCV, because OpenCV returns a half-grey picture for a truncated JPEG without a word, and has no cap
-on the size before it decodes. The price is speed: 4.0 ms against 2.6 ms for a 512² JPEG on one core.
+on the size before it decodes. The price is speed: 1.1 ms against 0.8 ms for a 512² JPEG on one core.
 
 What comes out: HWC uint8 RGB, EXIF orientation applied, transparency laid on white, the first frame of an animation,
 16 bits reduced to their high byte, colour profiles ignored.

@@ -45,6 +45,9 @@ class SampleReader:
     """Reads one source's samples; keeps the video decoder's child process between units."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], limits: DecodeLimits) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)  # the pool is what uses the cores
         self.source: Source = open_source(name, settings)
         self.limits = limits
         self.name = name
@@ -59,7 +62,7 @@ class SampleReader:
     @property
     def decoder(self) -> VideoDecoder:
         if self._decoder is None:
-            self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s)
+            self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s, max_pixels=self.limits.max_pixels)
         return self._decoder
 
     def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[str]:

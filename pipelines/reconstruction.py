@@ -24,17 +24,24 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A sample's first vision segment, decoded: frames THWC, one for a picture."""
+    """A sample's first vision segment, decoded: the picture, or the first frame of a clip's middle window (HWC).
+
+    `frame` is that frame's number in the tokenized clip, 0 for a picture.
+    """
 
     key: str
     segment: VisionSegment
-    frames: Pixels
+    pixels: Pixels
+    frame: int
 
 
 def reconstruct(
     store: Store, archive: str, rows: Sequence[Mapping[str, Any]], vision: VisionTokenizer
 ) -> list[Decoded]:
-    """Decode the codes of some index rows of one token archive; samples without vision are left out."""
+    """Decode the codes of some index rows of one token archive; samples without vision are left out.
+
+    Windows of a clip are coded independently, so one of them is enough to look at and costs a fraction of the clip.
+    """
     found = []
     for row, sample in zip(rows, read_stored(store, archive, rows), strict=True):
         segment = next((s for s in sample.segments if isinstance(s, VisionSegment)), None)
@@ -42,9 +49,13 @@ def reconstruct(
             continue
         codes = sample.codes[segment.offset : segment.offset + segment.num_codes].astype(np.uint32)
         codes_THW = codes.reshape(segment.t, segment.h, segment.w)
-        is_clip = segment.fps is not None
-        frames = vision.decode_video(codes_THW[None])[0] if is_clip else vision.decode_images(codes_THW)
-        found.append(Decoded(key=row["key"], segment=segment, frames=frames))
+        middle, frame = segment.t // 2, 0
+        if segment.fps is None:
+            pixels = vision.decode_images(codes_THW)[0]
+        else:
+            pixels = vision.decode_video(codes_THW[None, middle : middle + 1])[0, 0]
+            frame = middle * vision.temporal_factor
+        found.append(Decoded(key=row["key"], segment=segment, pixels=pixels, frame=frame))
     return found
 
 

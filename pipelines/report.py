@@ -12,20 +12,17 @@ from typing import Any
 
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.report_data import Run
+from tokenmill.pipelines.report_evaluation import evaluation_section
 from tokenmill.pipelines.report_funnel import funnel_section, losses_section
+from tokenmill.pipelines.report_generated import generated_section
 from tokenmill.pipelines.report_html import Markup, element, join, note
+from tokenmill.pipelines.report_learned import headline, read_learned
 from tokenmill.pipelines.report_pictures import Album, Originals
 from tokenmill.pipelines.report_run import counted, digests_section, header, timings_section
 from tokenmill.pipelines.report_scores import scores_section
 from tokenmill.pipelines.report_sheets import sheets_section
 from tokenmill.pipelines.report_tokens import tokens_section
-from tokenmill.pipelines.report_training import (
-    evaluation_section,
-    generated_section,
-    headline,
-    read_learned,
-    training_section,
-)
+from tokenmill.pipelines.report_training import training_section
 from tokenmill.recipe import Recipe
 
 _NAVIGATION = ("funnel", "losses", "scores", "samples", "tokens", "training", "evaluation", "generated", "timings",

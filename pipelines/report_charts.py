@@ -79,10 +79,10 @@ def histogram(
                             height=_n(tall))
                 )  # fmt: skip
     shapes.append(element("line", class_="axis", x1=4, x2=width - 4, y1=bottom + 0.5, y2=bottom + 0.5))
-    for x, value, anchor in ((4, edges[0], "start"), (width / 2, None, "middle"), (width - 4, edges[-1], "end")):
-        middle = math.sqrt(edges[0] * edges[-1]) if log else (edges[0] + edges[-1]) / 2
-        text = short_number(middle if value is None else value)
-        shapes.append(element("text", text, class_="tick", x=_n(x), y=height - 6, text_anchor=anchor))
+    shapes += [
+        element("text", short_number(x), class_="tick", x=_n(position(x)), y=height - 6, text_anchor="middle")
+        for x in ticks(edges[0], edges[-1], log=log)
+    ]
     shapes += [_threshold(level, position, width, bottom, 12 + 13 * row) for row, level in enumerate(levels)]
     return element("svg", shapes, class_="chart", viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
 
@@ -150,6 +150,18 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
     for place in places:
         moved.append(min(place, moved[-1] - gap) if moved else place)
     return moved
+
+
+def ticks(low: float, high: float, *, log: bool) -> list[float]:
+    """Return round values within a range, five or so; powers of ten, or 1, 2, 5 of them, on a logarithmic axis."""
+    if not log:
+        step = _round_step((high - low) / 4)
+        first = math.ceil(low / step - 1e-9)
+        return [round(step * number, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    fine = [value for value in fine if low <= value <= high]
+    return fine if len(fine) <= 6 else [value for value in fine if math.log10(value).is_integer()]
 
 
 def _round_step(rough: float) -> float:

@@ -57,6 +57,15 @@ def note(*children: Child) -> Markup:
     return element("p", *children, class_="note")
 
 
+def facts_list(facts: Iterable[tuple[str, Child]], *, big: bool = False) -> Markup:
+    """Return figures with their names, as small cards; `big` for the head of the page."""
+    return element(
+        "dl",
+        *(element("div", element("dt", name), element("dd", value)) for name, value in facts),
+        class_="facts big" if big else "facts",
+    )
+
+
 def count(value: float) -> str:
     """Write a whole number with thousands apart."""
     return f"{value:,.0f}"

@@ -17,7 +17,18 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import STAGES, Run
-from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, seconds, section, table
+from tokenmill.pipelines.report_html import (
+    Child,
+    Markup,
+    count,
+    element,
+    facts_list,
+    join,
+    note,
+    seconds,
+    section,
+    table,
+)
 
 _LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "polars", "numpy", "pillow", "decord2")
 _LOGS_A_FOLDER = 50
@@ -27,14 +38,13 @@ _PHASES = 6  # colours in the style sheet
 def header(run: Run, facts: Sequence[tuple[str, Child]]) -> Markup:
     """Say what this is a report of, with the figures that matter most."""
     recipe = run.chain.recipe
-    cards = [element("div", element("dt", name), element("dd", value)) for name, value in facts]
     return element(
         "header",
         element("p", "tokenmill", class_="brand"),
         element("h1", "Run report"),
         element("p", element("code", recipe.root), class_="root"),
         element("p", _versions(), class_="small"),
-        element("dl", cards, class_="facts big"),
+        facts_list(facts, big=True),
     )
 
 
@@ -141,8 +151,9 @@ def digests_section(run: Run) -> Markup:
     plan = run.stages.get("plan")
     if plan is not None:
         about = plan.description
-        rows.append(["plan", about["phase"], element("code", plan.folder.path),
-                     element("code", short(about["snapshot"]), title=about["snapshot"]), count(about["num_windows"])])  # fmt: skip
+        name = element("code", short(about["snapshot"]), title=about["snapshot"])
+        folder = element("code", plan.folder.path)
+        rows.append(["plan", about["phase"], folder, name, count(about["num_windows"])])
         digests.append(about["snapshot"])
     if not rows:
         return section("digests", "Digests", note("Nothing is complete yet."))

@@ -6,7 +6,6 @@ or does all of it, shows at once.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,8 +100,9 @@ def bins(values: NDArray[np.float64], levels: list[float]) -> tuple[NDArray[np.f
     low, high = min([low, *levels]), max([high, *levels])
     if low == high:
         low, high = low - 0.5, high + 0.5
-    if low > 0 and high > 30 * low and float(np.median(values)) < math.sqrt(low * high) * 2:
-        return np.geomspace(low, high, _BINS + 1), True
+    crowded = float(np.median(values)) - low < 0.15 * (high - low)
+    if low > 0 and high > 8 * low and crowded:
+        return np.geomspace(low / 1.1, high * 1.1, _BINS + 1), True
     room = 0.02 * (high - low)
     return np.linspace(low - room if low < 0 or low > room else low, high + room, _BINS + 1), False
 

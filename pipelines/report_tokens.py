@@ -10,16 +10,17 @@ from typing import Any
 
 import polars as pl
 
+from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.reconstruction import Decoded, fitted, psnr, reconstruct
 from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
-from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section, table
+from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, table
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
 from tokenmill.pipelines.tokens import clip_frames, open_vision
 
-_SHOWN = {"image": 12, "video": 6}
+_SHOWN = {"image": 8, "video": 4}
 
 
 def tokens_section(run: Run, album: Album, originals: Originals) -> Markup:
@@ -67,11 +68,14 @@ def _grid(sides: Sequence[int]) -> str:
 
 def _reconstructions(run: Run, snapshots: Mapping[str, Snapshot], album: Album, originals: Originals) -> Child:
     parts: list[Child] = []
+    opened: dict[str, Any] = {}
     for source, snapshot in snapshots.items():
         spec = snapshot.folder.config.settings.get("vision")
         if not spec or source not in run.tables:
             continue
-        pairs = list(_pairs(run.tables[source], snapshot, open_vision(spec), originals))
+        name = digest_of(spec)
+        opened[name] = opened.get(name) or open_vision(spec)
+        pairs = list(_pairs(run.tables[source], snapshot, opened[name], originals))
         if pairs:
             values = [value for _, _, _, value in pairs if math.isfinite(value)]
             mean = f"mean PSNR {sum(values) / len(values):.1f} dB over these {len(pairs)}" if values else "exact"
@@ -92,19 +96,18 @@ def _pair(key: str, original: Pixels, decoded: Pixels, value: float, album: Albu
 def _pairs(
     samples: SourceTable, snapshot: Snapshot, vision: Any, originals: Originals
 ) -> Iterator[tuple[str, Pixels, Pixels, float]]:
-    """Yield key, original, decoded and PSNR of some samples; of a clip, the middle frame."""
+    """Yield key, original, decoded and PSNR of some samples; of a clip, a frame from its middle."""
     for decoded in _decoded(samples, snapshot, vision):
         row = samples.find(decoded.key)
         if not row.height:
             continue
-        middle = len(decoded.frames) // 2
         if decoded.segment.fps is None:
             original = originals.pictures(samples, row).get(decoded.key)
         else:
-            original = _clip_frame(samples, row.row(0, named=True), decoded, snapshot, originals, middle)
+            original = _clip_frame(samples, row.row(0, named=True), decoded, snapshot, originals)
         if original is not None:
-            same_size = fitted(original, decoded.frames[middle])
-            yield decoded.key, same_size, decoded.frames[middle], psnr(same_size, decoded.frames[middle])
+            same_size = fitted(original, decoded.pixels)
+            yield decoded.key, same_size, decoded.pixels, psnr(same_size, decoded.pixels)
 
 
 def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[Decoded]:
@@ -123,18 +126,13 @@ def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[
 
 
 def _clip_frame(
-    samples: SourceTable,
-    row: Mapping[str, Any],
-    decoded: Decoded,
-    snapshot: Snapshot,
-    originals: Originals,
-    number: int,
+    samples: SourceTable, row: Mapping[str, Any], decoded: Decoded, snapshot: Snapshot, originals: Originals
 ) -> Pixels | None:
-    """Return the film's frame that became frame `number` of the tokenized clip."""
+    """Return the film's frame that became the decoded one."""
     _, max_seconds = snapshot.folder.config.settings["clip"]
     assert decoded.segment.fps is not None
     frames = clip_frames(row["start_frame"], row["end_frame"], row["fps"], decoded.segment.fps, max_seconds)
-    found = originals.frames(samples, row, [frames[number]])
+    found = originals.frames(samples, row, [frames[decoded.frame]])
     return None if found is None else found[0]
 
 
@@ -158,13 +156,6 @@ def _plan(plan: Plan) -> Markup:
                 class_="cards"),
         note(f"Left out of this plan: {reasons}.") if reasons else None,
     )  # fmt: skip
-
-
-def facts_list(facts: Sequence[tuple[str, Child]]) -> Markup:
-    """Return figures with their names, as small cards."""
-    return element(
-        "dl", *(element("div", element("dt", name), element("dd", value)) for name, value in facts), class_="facts"
-    )
 
 
 def _shares(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Markup:

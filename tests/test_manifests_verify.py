@@ -134,7 +134,8 @@ def test_verify_of_a_record_from_another_folder_names_the_record(finished, tmp_p
     assert str((two / "commits" / record.name).relative_to(root)) in _faults(root, deep=False)
 
 
-# What a writer could get wrong while its digests are right: the unit is made again with the change, record and snapshot too.
+# What a writer could get wrong while its digests are right: the unit is made again with the change, and so are its
+# record and the snapshot.
 
 
 def _rewritten(finished, tmp_path: Path, change: Callable[[StageDir, Commit], Commit], stage: str = "tokenize") -> Path:
@@ -188,7 +189,7 @@ def test_verify_deep_of_an_index_with_a_wrong_place_names_the_member(finished, t
         (pl.col("num_codes") + 1, "values, its index counts"),
         (pl.col("num_text") - 1, "its index counts"),
         (pl.col("segments").str.replace("caption", "body"), "segments are not those of its index"),
-        (pl.lit("another") + pl.col("key"), "its index does not name it"),
+        ((pl.lit("another") + pl.col("key")).alias("key"), "its index does not name it"),
     ],
 )
 def test_verify_deep_of_an_index_that_does_not_fit_its_archive_says_so(finished, tmp_path, expression, told):

@@ -12,6 +12,7 @@ from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import ManifestError, RecipeError
 from tokenmill.manifests.plans import Plan, open_plan, plan_faults, plan_paths
 from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.stagedir import read_table
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, plan_window, write_plan
 from tokenmill.pipelines.plan_windows import windows_of
@@ -107,8 +108,9 @@ def test_plan_document_longer_than_context_is_dropped_with_its_key(store: Store)
     (commit,) = [plan.folder.read_commit(unit, 0) for unit in plan.folder.record_names()]
     entry = commit.file("dropped")
     assert entry is not None
-    rows = store.read_bytes(plan.folder.at(entry.name))
-    assert b"pictures-clip-" in rows
+    rows = read_table(store, plan.folder.at(entry.name))
+    assert sum(key.startswith("pictures-clip-") for key in rows["key"]) == 6
+    assert set(rows["reason"]) == {"too_long"}
 
 
 def test_plan_long_clips_may_be_split_into_whole_frames(store: Store) -> None:

@@ -50,7 +50,7 @@ def test_loader_any_ranks_and_micro_packs_read_the_same_samples_in_each_step(pla
     alone = read_by(plan, 1)
 
     assert sum(len(samples) for samples in alone) == sum(len(plan.documents(p)) for p in range(plan.num_packs))
-    assert [[s.pack for s in samples][0] for samples in alone] == list(range(0, plan.num_packs, 4))
+    assert [samples[0].pack for samples in alone] == list(range(0, plan.num_packs, 4))
     assert read_by(plan, 2) == read_by(plan, 3) == read_by(plan, 4) == read_by(plan, 2, micro_packs=3) == alone
 
 

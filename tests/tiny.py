@@ -1,14 +1,14 @@
 """A whole recipe on a few small samples of every kind, some of them broken: what tests of the chain run on.
 
-Twelve scenes in two img2dataset-style shards (one picture cut off, one a copy), four pictures in a folder (one is none),
-three clips (one is none), ten texts (one in a broken encoding). Drawn by the project's own renderer, the same each time.
+Twelve scenes in two img2dataset-style shards (one picture cut off, one a copy), four pictures in a folder (one is
+none), three clips (one is none), ten texts (one in a broken encoding), all drawn or written by the project itself.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,15 @@ def write_data(folder: Path) -> None:
     _texts(folder / "text")
 
 
-def recipe(data: Path, root: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the recipe over `data` as a mapping; `changes` are `key.path → value`."""
+def recipe(
+    data: Path, root: str, changes: Mapping[str, Any] | None = None, *, sources: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the recipe over `data` as a mapping; `changes` are `key.path → value`, `sources` those to keep."""
     value = copy.deepcopy(RECIPE) | {"root": root}
     for name in value["sources"]:
         value["sources"][name]["url"] = str(data / name)
+    if sources is not None:
+        value["sources"] = {name: value["sources"][name] for name in sources}
     for path, new in (changes or {}).items():
         *parents, last = path.split(".")
         place = value
@@ -77,9 +81,16 @@ def recipe(data: Path, root: str, changes: Mapping[str, Any] | None = None) -> d
     return value
 
 
-def write_recipe(path: Path, data: Path, root: str, changes: Mapping[str, Any] | None = None) -> Path:
+def write_recipe(
+    path: Path,
+    data: Path,
+    root: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    sources: Sequence[str] | None = None,
+) -> Path:
     """Write the recipe as YAML."""
-    path.write_text(yaml.safe_dump(recipe(data, root, changes)))
+    path.write_text(yaml.safe_dump(recipe(data, root, changes, sources=sources)))
     return path
 
 

@@ -35,9 +35,20 @@ RULES = {
 """What shapes codes besides weights, precision and batch size; part of every fingerprint."""
 
 SHAPE = (
-    "codebook_size embed_dim latent_channels double_latent in_channels out_channels temporal_downsample_factor "
-    "base_channels channel_multiplier num_res_blocks attn_resolutions hidden_size num_attention_heads"
-).split()
+    "attn_resolutions",
+    "base_channels",
+    "channel_multiplier",
+    "codebook_size",
+    "double_latent",
+    "embed_dim",
+    "hidden_size",
+    "in_channels",
+    "latent_channels",
+    "num_attention_heads",
+    "num_res_blocks",
+    "out_channels",
+    "temporal_downsample_factor",
+)
 """The configuration that shapes the network; what else transformers writes may change with its version."""
 
 

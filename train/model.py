@@ -98,7 +98,7 @@ def build_model(
     else:
         causal = _fresh(settings, vocabulary, context)
     if checkpointing:
-        causal.gradient_checkpointing_enable({"use_reentrant": False})
+        causal.activation_checkpointing_enable({"use_reentrant": False})
     return PackedModel(causal, settings.dropout, loss_chunk_tokens)
 
 

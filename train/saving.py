@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -65,9 +66,7 @@ def restore(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Chec
     One rank of each machine checks the digests first. Raises ManifestError for damage, RecipeError if the recipe's
     model has another architecture.
     """
-    mine = model.causal.config.to_dict()
-    differing = [f"{n} {checkpoint.model.get(n)!r} ≠ {mine.get(n)!r}" for n in _ARCHITECTURE
-                 if checkpoint.model.get(n) != mine.get(n)]  # fmt: skip
+    differing = architecture_differences(checkpoint.model, model.causal.config.to_dict())
     if differing:
         raise RecipeError(
             f"train.model: {folder.step_folder(checkpoint.step)} holds another model ({', '.join(differing)}); "
@@ -81,3 +80,8 @@ def restore(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Chec
             for part in PARTS:
                 set_whole(engine, parameter, part, tensors.read(f"{name}/{part}"))
     set_step(engine, checkpoint.step)
+
+
+def architecture_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """Name the sizes in which two models' configurations differ, with both values."""
+    return [f"{name} {one.get(name)!r} ≠ {two.get(name)!r}" for name in _ARCHITECTURE if one.get(name) != two.get(name)]

@@ -15,9 +15,9 @@ import torch
 class Codebook:
     """Moving averages behind an embedding: `uses_V` latents a step and `sums_VD` of them; `embedding_VD` is trained."""
 
-    embedding_VD: torch.Tensor
-    uses_V: torch.Tensor
-    sums_VD: torch.Tensor
+    embedding_VD: torch.Tensor  # noqa: N815
+    uses_V: torch.Tensor  # noqa: N815
+    sums_VD: torch.Tensor  # noqa: N815
 
     @staticmethod
     def of(embedding_VD: torch.Tensor) -> Codebook:

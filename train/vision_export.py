@@ -1,6 +1,6 @@
-"""Write a run's averaged weights as a model folder that `from_pretrained` opens: half precision, safetensors, provenance.
+"""Write a run's averaged weights as a folder that `from_pretrained` opens: half precision, safetensors, figures.
 
-Half precision halves the file to 1.8 MB; the weights are loaded back as float32, and what is measured is what is shipped.
+Half precision halves the file to 1.8 MB; weights are loaded back as float32, and what is measured is what is shipped.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tokenmill.train.vision_recipe import VisionRecipe
 from tokenmill.train.vision_run import CHECKPOINT, build_model
 
 
-def export_run(recipe: VisionRecipe, run: Path, folder: Path) -> dict[str, Any]:
-    """Write `config.json`, `model.safetensors` and `training.json` (recipe and figures) to `folder`; returns the figures.
+def export_run(recipe: VisionRecipe, run: Path, folder: Path, *, scenes: int = 256) -> dict[str, Any]:
+    """Write `config.json`, `model.safetensors` and `training.json` (recipe, figures) to `folder`; returns the figures.
 
     Raises:
         RunError: the run has no checkpoint yet.
@@ -30,11 +30,7 @@ def export_run(recipe: VisionRecipe, run: Path, folder: Path) -> dict[str, Any]:
     model = build_model(recipe.shape, seed=recipe.seed)
     model.load_state_dict(state["average"])
     model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
-    figures = {
-        "step": state["step"],
-        **measure(model.float(), scenes=256),
-        "trained_on": recipe.model_dump(mode="json"),
-    }
+    (folder / "model.safetensors").chmod(0o644)  # save_pretrained makes it private
+    figures = {"step": state["step"], **measure(model.float(), scenes=scenes), "recipe": recipe.model_dump(mode="json")}
     (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return figures

@@ -17,12 +17,12 @@ from tokenmill.tokenize.vision_frames import embedded, latents, pixels
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """One forward pass: `loss` to descend, what it is made of, and the latents (N, D) and codes (N) for the codebook."""
+    """One forward pass: `loss` to descend, what it is made of, and latents (N, D) and codes (N) for the codebook."""
 
     loss: torch.Tensor
     l2: torch.Tensor
-    latents_ND: torch.Tensor
-    codes_N: torch.Tensor | None
+    latents_ND: torch.Tensor  # noqa: N815
+    codes_N: torch.Tensor | None  # noqa: N815
 
 
 def reconstruct(

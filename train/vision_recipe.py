@@ -16,7 +16,7 @@ class _Strict(BaseModel):
 
 
 class Shape(_Strict):
-    """The architecture, in the words of transformers' `Emu3VQVAEConfig`; channels must be multiples of 32 (group norm)."""
+    """The architecture, in the words of transformers' `Emu3VQVAEConfig`; group norm wants multiples of 32 channels."""
 
     base_channels: int = Field(64, multiple_of=32)
     channel_multiplier: tuple[int, ...] = (1, 1, 1, 1)
@@ -62,7 +62,7 @@ class VisionRecipe(_Strict):
     revive_below: float = Field(0.05, ge=0, description="a code is dead below this share of the mean use")
     average_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights that are measured and shipped")
     save_every_s: float = 120
-    measure_every: int = Field(500, ge=1)
+    measure_every: int = Field(500, ge=0, description="steps; 0 never measures")
 
 
 def load_recipe(path: Path, **changes: Any) -> VisionRecipe:

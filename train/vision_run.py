@@ -159,7 +159,7 @@ def train(run: VisionRun, folder: Path, *, until: int | None = None) -> None:
         if run.step % 50 == 0 or run.step == last:
             _log(folder, _mean(rows) | {"step": run.step, "seconds_per_step": (time.monotonic() - since) / len(rows)})
             since, rows = time.monotonic(), []
-        if run.step % recipe.measure_every == 0 or run.step == last:
+        if recipe.measure_every and (run.step % recipe.measure_every == 0 or run.step == last):
             _log(folder, {"step": run.step, "unix_s": int(time.time()), **measure(run.average)})
             since = time.monotonic()
         if time.monotonic() - saved > recipe.save_every_s or run.step == last:

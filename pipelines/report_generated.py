@@ -1,0 +1,46 @@
+"""The pictures that the trained model drew, prompt by prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tokenmill.errors import StorageError
+from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.report_html import Markup, element, note, section
+from tokenmill.pipelines.report_learned import Learned
+from tokenmill.pipelines.report_pictures import Album, tile
+
+
+def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
+    """Show what the model drew, prompt by prompt."""
+    found = learned.drawn
+    if not found or not found["pictures"]:
+        return section("generated", "Generated", note("Nothing has been drawn with these settings yet."))
+    settings = found["settings"]
+    groups = []
+    for prompt in dict.fromkeys(picture["prompt"] for picture in found["pictures"]):
+        mine = [picture for picture in found["pictures"] if picture["prompt"] == prompt]
+        tiles = [_drawn(store, learned, picture, album) for picture in mine]
+        groups.append(
+            element("article", element("h4", f"“{prompt}”"), element("div", tiles, class_="sheet"), class_="card")
+        )
+    how = (
+        f"{settings['height']} × {settings['width']} pixels, top-k {settings['top_k']}, "
+        f"temperature {settings['temperature']:g}, guidance {settings['guidance']:g}, step {found['step']}."
+    )
+    return section("generated", "Generated", element("p", how), element("div", groups, class_="cards"))
+
+
+def _drawn(store: Store, learned: Learned, picture: Mapping[str, Any], album: Album) -> Markup:
+    alt = f"drawn from the prompt: {picture['prompt']}"
+    try:
+        data = store.read_bytes(f"{learned.drawn_folder}/{picture['file']}")
+    except StorageError:
+        return element("div", f"{picture['file']} is gone", class_="blank")
+    pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+    return tile(album.picture(pixels, alt, side=256), f"seed {picture['seed']}")

@@ -1,0 +1,217 @@
+"""The chain as a whole: what is recomputed when something changes, and that it does not matter where or how it ran."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tests import tiny
+
+from tokenmill.errors import RecipeError, RunError
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.fates import fates_of
+from tokenmill.recipe import check_recipe
+
+Make = Callable[..., Chain]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw data and a root in which every data stage has run."""
+    folder = tmp_path_factory.mktemp("chain")
+    tiny.write_data(folder / "data")
+    run_all(make(folder))
+    return folder
+
+
+@pytest.fixture
+def copy(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    shutil.copytree(prepared, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def make(folder: Path, changes: Mapping[str, Any] | None = None, *, root: str = "root", **options: Any) -> Chain:
+    value = tiny.recipe(folder / "data", str(folder / root), changes)
+    return Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True, **options))
+
+
+def run_all(chain: Chain) -> dict[str, str]:
+    """Run every stage and return the digest of every snapshot by its folder."""
+    digests = {s.folder.path: s.digest for stage in tiny.DATA_STAGES[:-1] for s in chain.snapshots(stage)}
+    return digests | {"plan": chain.plan.description["snapshot"]}
+
+
+def records(folder: Path, root: str = "root") -> dict[str, int]:
+    """Return every record and when it was written."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in (folder / root).rglob("commits/*.json")}
+
+
+def stage_of(record: str) -> str:
+    return record.split("/")[1]
+
+
+def test_chain_run_twice_writes_nothing(copy: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (copy / "root").rglob("*") if path.is_file()}
+    run_all(make(copy))
+    after = {path: path.stat().st_mtime_ns for path in (copy / "root").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_chain_in_another_root_gives_the_same_digests(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    assert run_all(make(tmp_path)) == run_all(make(prepared))
+
+
+def test_every_record_adds_up(prepared: Path) -> None:
+    chain = make(prepared)
+    commits = [c for stage in tiny.DATA_STAGES[:-1] for s in chain.snapshots(stage) for c in s.commits]
+    assert len(commits) > 20
+    for commit in commits:
+        counts = commit.counts
+        assert counts.rows_in == counts.kept + sum(counts.dropped.values()) + sum(counts.failed.values())
+
+
+def test_nothing_is_lost_between_stages(prepared: Path) -> None:
+    chain = make(prepared)
+    for source in ("scenes", "photos", "text"):
+        assert chain.select[source].counts.rows_in == chain.ingest[source].counts.kept
+    assert chain.select["clips"].counts.rows_in == chain.split["clips"].counts.out
+    for source in ("scenes", "photos", "clips"):
+        assert chain.caption[source].counts.rows_in == chain.select[source].counts.kept
+        assert chain.tokenize[source].counts.rows_in == chain.caption[source].counts.kept
+
+
+def test_broken_samples_become_rows_with_their_reason(prepared: Path) -> None:
+    fates = fates_of(make(prepared))
+    assert fates["scenes", "00000004"].startswith("failed at score: truncated")
+    assert fates["scenes", "00001001"] == "dropped: exact_duplicate"
+    assert fates["photos", "broken.jpg"].startswith("failed at score: not_an_image")
+    assert fates["clips", "none.mp4"].startswith("failed at split: not_a_video")
+    assert any(fate.startswith("failed at ingest: bad_encoding") for fate in fates.values())
+    assert fates["scenes", "00000000"] == "kept"
+
+
+def test_new_shard_costs_only_its_own_units(copy: Path) -> None:
+    before = records(copy)
+    shutil.copy(copy / "data/scenes/00000.tar", copy / "data/scenes/00000-kept.tar")
+    new = tiny.picture(500)
+    with tiny.ArchiveWriter(copy / "data/scenes/00002.tar") as writer:
+        writer.add("00002000", {"png": new, "txt": b"one more"})
+    (copy / "data/scenes/00000-kept.tar").unlink()
+    run_all(make(copy))
+    after = records(copy)
+    assert all(after[record] == time for record, time in before.items())
+    added = [record for record in after if record not in before]
+    for stage in ("ingest", "select", "caption", "tokenize"):
+        assert len([record for record in added if stage_of(record) == stage]) == 1, stage
+
+
+def test_new_threshold_that_keeps_the_same_samples_tokenizes_nothing(copy: Path) -> None:
+    before = records(copy)
+    run_all(make(copy, {"filter.image.rules": {"resolution": "min_side_px >= 47"}}))
+    added = {stage_of(record) for record in set(records(copy)) - set(before)}
+    assert "select" in added
+    assert not added & {"ingest", "split", "score", "caption", "tokenize", "plans"}
+
+
+def test_new_threshold_that_drops_samples_tokenizes_only_their_units(copy: Path) -> None:
+    before = records(copy)
+    run_all(make(copy, {"filter.image.rules": {"resolution": "min_side_px >= 48 AND width_px < 70"}}))
+    added = [record for record in set(records(copy)) - set(before) if stage_of(record) == "tokenize"]
+    assert added
+    assert all("/photos/" in record for record in added)
+
+
+def test_scorer_added_later_runs_alone(copy: Path) -> None:
+    before = records(copy)
+    scorers = {**tiny.RECIPE["filter"]["image"]["scorers"], "sharpness": {}}
+    chain = make(copy, {"filter.image.scorers": scorers})
+    run_all(chain)
+    added = [record for record in set(records(copy)) - set(before) if stage_of(record) == "score"]
+    folder = next(s.folder.path for s in chain.score["scenes"] if s.folder.config.settings["scorer"] == "sharpness")
+    photos = next(s.folder.path for s in chain.score["photos"] if s.folder.config.settings["scorer"] == "sharpness")
+    assert added
+    assert all(record.startswith((f"root/{folder}", f"root/{photos}")) for record in added)
+
+
+def test_gated_scorer_leaves_null_behind_its_gate(copy: Path) -> None:
+    scorers = {"resolution": {}, "perceptual_hash": {"when": "min_side_px >= 70"}}
+    chain = make(copy, {"filter.image.scorers": scorers, "filter.image.carry": []})
+    found = {}
+    for source in ("scenes", "photos"):
+        snapshot = next(s for s in chain.score[source] if s.folder.config.settings["scorer"] == "perceptual_hash")
+        frames = [snapshot.folder.read_rows(commit) for commit in snapshot.commits]
+        found[source] = pl.concat(frames).filter(pl.col("fail_reason").is_null())["phash"]
+    assert found["scenes"].null_count() == len(found["scenes"])
+    assert found["photos"].null_count() == 0
+
+
+def test_one_changed_source_leaves_the_others_untouched(copy: Path) -> None:
+    before = records(copy)
+    line = '{"id": "late", "text": "A text that was added later than all the others were."}\n'
+    with next((copy / "data/text").glob("*.jsonl")).open("a") as file:
+        file.write(line)
+    run_all(make(copy))
+    added = {record.split("/")[2] for record in set(records(copy)) - set(before)}
+    assert added <= {"text", "pretrain"}
+
+
+def test_duplicates_keep_what_an_earlier_snapshot_kept(copy: Path) -> None:
+    fates = fates_of(make(copy))
+    assert fates["scenes", "00000000"] == "kept"
+    # The same picture under a key that sorts first, and larger in the order of preference by nothing else.
+    with tiny.ArchiveWriter(copy / "data/scenes/000000.tar") as writer:
+        writer.add("0000", {"png": tiny.picture(0), "txt": b"a newcomer"})
+    chain = make(copy)
+    run_all(chain)
+    fates = fates_of(chain)
+    assert fates["scenes", "00000000"] == "kept"
+    assert fates["scenes", "0000"] == "dropped: exact_duplicate"
+
+
+def test_retry_of_failed_samples_is_the_next_attempt(copy: Path) -> None:
+    chain = make(copy)
+    failed = [c for s in chain.score["scenes"] for c in s.commits if c.counts.failed]
+    again = make(copy, retry_failed=True)
+    commits = [c for s in again.score["scenes"] for c in s.commits if c.counts.failed]
+    assert failed
+    assert [c.attempt for c in failed] == [0] * len(failed)
+    assert [c.attempt for c in commits] == [1] * len(commits)
+    assert all(commit.predecessor for commit in commits)
+    assert [c.files for c in commits] == [c.files for c in failed]
+
+
+def test_stage_that_may_not_work_names_what_is_missing(copy: Path) -> None:
+    shutil.rmtree(copy / "root/caption")
+    with pytest.raises(RunError, match=r"caption: .* units are missing"):
+        _ = make(copy, work=frozenset({"tokenize"})).tokenize
+
+
+def test_limit_takes_the_first_units_only(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    chain = make(tmp_path, limit=1)
+    assert len(chain.ingest["scenes"].commits) == 1
+
+
+def test_unknown_column_in_a_rule_is_refused_before_anything_runs(prepared: Path) -> None:
+    chain = make(prepared, {"filter.image.rules": {"size": "min_side >= 3"}})
+    with pytest.raises(RecipeError, match=r"filter\.image\.rules\.size.*min_side_px"):
+        _ = chain.rules
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_chain_on_ray_gives_the_digests_of_inline(prepared: Path, tmp_path: Path) -> None:
+    from tokenmill.pipelines.execution import stop_ray
+
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    try:
+        found = run_all(make(tmp_path, {"execution.executor": "ray", "execution.workers": 2}))
+    finally:
+        stop_ray()
+    assert found == run_all(make(prepared))
