@@ -83,6 +83,14 @@ def short_number(value: float) -> str:
     return f"{value:,.0f}" if size >= 1e3 or float(value).is_integer() else f"{value:.3g}"
 
 
+def size(num_bytes: float) -> str:
+    """Write an amount of bytes: 12 kB, 3.4 MB, 1.2 TB."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:,.1f} {unit}"
+    return f"{num_bytes / 1e3:,.0f} kB"
+
+
 def seconds(value: float) -> str:
     """Write a duration as a person would say it."""
     if value < 60:

@@ -16,7 +16,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.reconstruction import Decoded, fitted, psnr, reconstruct
 from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
-from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, table
+from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, size, table
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
 from tokenmill.pipelines.tokens import clip_frames, open_vision
 
@@ -46,7 +46,7 @@ def _archives(snapshots: Mapping[str, Snapshot]) -> Markup:
         totals = snapshot.totals
         rows.append([
             source, count(snapshot.counts.out), count(totals.get("codes", 0)), count(totals.get("text_ids", 0)),
-            f"{totals.get('bytes', 0) / 1e6:,.1f} MB", count(len(snapshot.commits)), _grids(snapshot),
+            size(totals.get("bytes", 0)), count(len(snapshot.commits)), _grids(snapshot),
         ])  # fmt: skip
     head = ("source", "samples", "codes", "text ids", "archives", "shards", "commonest grids of codes")
     return table(head, rows, numbers=(1, 2, 3, 4, 5))
@@ -114,15 +114,13 @@ def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[
     """Decode some samples that the report has rows of, from as few archives as it takes."""
     wanted = samples.some(pl.col("keep"), 400)["key"].to_list()
     place = {key: number for number, key in enumerate(wanted)}
+    units = list(token_rows(snapshot, limit=4))
     left = _SHOWN[samples.modality]
-    for folder, commit, rows in token_rows(snapshot, limit=4):
-        known = sorted(
-            (row for row in rows.iter_rows(named=True) if row["key"] in place), key=lambda row: place[row["key"]]
-        )[: -(-left // 2) if left > 1 else left]
+    for units_left, (folder, commit, rows) in zip(range(len(units), 0, -1), units, strict=True):
+        known = [row for row in rows.iter_rows(named=True) if row["key"] in place]
+        known = sorted(known, key=lambda row: place[row["key"]])[: -(-left // units_left)]
         yield from reconstruct(folder.store, folder.at(commit.data.name), known, vision)
         left -= len(known)
-        if left <= 0:
-            return
 
 
 def _clip_frame(
