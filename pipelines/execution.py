@@ -7,9 +7,11 @@ would otherwise try a poison unit for ever; what comes back is compared by the r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
+import sys
 import time
 import traceback
 import warnings
@@ -117,17 +119,30 @@ def start_ray(pool: RayPool) -> None:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 256 * 2**20}
     else:
         options["runtime_env"] = {"env_vars": _forwarded()}
-    ray.init(address=address, **options)
+    with _native_stderr_closed():
+        ray.init(address=address, **options)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
+@contextlib.contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Drop what native code prints: Ray's core says in a line of its own that it was told to be quiet."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def stop_ray() -> None:
     """Let go of the local cluster, if one was started."""
-    import sys
-
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
 

@@ -73,6 +73,14 @@ class Progress:
             f"ETA {eta_s:,.0f} s, limited by {self.limit()}"
         )
 
+    def last_line(self, workers: int) -> str:
+        """Return how it went: wall time against the CPU-seconds of the work shared by the workers."""
+        ideal_s = self.cpu_s / workers
+        return (
+            f"{self.title}: {self.units} units in {self.wall_s:.1f} s, {self.rows / self.wall_s:,.0f} rows/s; "
+            f"{self.cpu_s:.1f} CPU-s over {workers} workers would be {ideal_s:.1f} s; limited by {self.limit()}"
+        )
+
     def summary(self) -> dict[str, Any]:
         """Return the figures of this run as one row."""
         return {

@@ -50,10 +50,10 @@ def report_page(store: Store, recipe: Recipe, chain: Any) -> str:
             scores_section(run),
             sheets_section(run, album, originals),
             tokens_section(run, album, originals),
-            training_section(learned),
+            training_section(learned, run.stages["plan"].plan_id if "plan" in run.stages else None),
             evaluation_section(learned),
             drawn,
-            timings_section(run),
+            timings_section(run, learned.metrics),
             digests_section(run),
         ]
     finally:

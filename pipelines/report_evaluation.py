@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tokenmill.pipelines.report_charts import Part, stacked_bar
@@ -15,6 +15,14 @@ _FIGURES = (
     ("unigrams", "unigram_loss", "plain"),
     ("unigram entropy", "unigram_entropy", "plain"),
 )
+_NAMES = {
+    ("image", "codes"): "codes of pictures",
+    ("image", "text"): "captions of pictures",
+    ("video", "codes"): "codes of clips",
+    ("video", "text"): "captions of clips",
+    ("text", "text"): "texts",
+}
+_ENOUGH = 10  # documents, for a verdict
 
 
 def evaluation_section(learned: Learned) -> Markup:
@@ -24,12 +32,12 @@ def evaluation_section(learned: Learned) -> Markup:
         return section(
             "evaluation", "Evaluation", note("The model has not been evaluated yet, or nothing is held out.")
         )
-    documents = ", ".join(f"{count(number)} of {name}" for name, number in found["documents"].items())
+    documents = ", ".join(f"{count(number)} {name}" for name, number in found["documents"].items())
     return section(
         "evaluation",
         "Evaluation",
         element("p", f"Documents kept out of training: {documents}. Nats an id; lower is better."),
-        element("div", list(_losses(found["losses"])), class_="cards"),
+        element("div", list(_losses(found)), class_="cards"),
         element("h3", "Does it listen to the caption?"),
         _captions(found["captions"]),
         note(
@@ -39,8 +47,8 @@ def evaluation_section(learned: Learned) -> Markup:
     )
 
 
-def _losses(rows: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
-    for row in rows:
+def _losses(found: Mapping[str, Any]) -> Iterator[Markup]:
+    for row in found["losses"]:
         if row["kind"] == "markers":
             continue
         known = [(label, float(row[name]), kind) for label, name, kind in _FIGURES if name in row]
@@ -54,21 +62,19 @@ def _losses(rows: Sequence[Mapping[str, Any]]) -> Iterator[Markup]:
             )
             for label, value, kind in known
         ]
-        title = element("h3", f"{row['modality']}: {row['kind']} ", element("small", f"{count(row['ids'])} ids"))
-        yield element("article", title, lines, _verdict(row), class_="card")
+        title = element("h3", _NAMES[row["modality"], row["kind"]], " ", element("small", f"{count(row['ids'])} ids"))
+        yield element("article", title, lines, _verdict(row, found["documents"][row["modality"]]), class_="card")
 
 
-def _verdict(row: Mapping[str, Any]) -> Markup | None:
+def _verdict(row: Mapping[str, Any], documents: int) -> Markup | None:
     if "bigram_loss" not in row:
         return None
-    bars = {
-        "bigrams": row["bigram_loss"],
-        "unigrams": row["unigram_loss"],
-        "the unigram entropy": row["unigram_entropy"],
-    }
+    if documents < _ENOUGH:
+        return note(f"Too few documents ({documents}) to tell.")
+    bars = {"bigrams": row["bigram_loss"], "unigrams": row["unigram_loss"], "unigram entropy": row["unigram_entropy"]}
     above = [name for name, value in bars.items() if row["loss"] >= value]
     if above:
-        return element("p", f"✗ not below {' and '.join(above)}", class_="check bad")
+        return element("p", f"✗ not below {', '.join(above)}", class_="check bad")
     return element("p", "✓ below all three", class_="check good")
 
 

@@ -33,7 +33,7 @@ def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
         f"{settings['height']} × {settings['width']} pixels, top-k {settings['top_k']}, "
         f"temperature {settings['temperature']:g}, guidance {settings['guidance']:g}, step {found['step']}."
     )
-    return section("generated", "Generated", element("p", how), element("div", groups, class_="cards"))
+    return section("generated", "Generated", element("p", how), element("div", groups, class_="cards middle"))
 
 
 def _drawn(store: Store, learned: Learned, picture: Mapping[str, Any], album: Album) -> Markup:

@@ -21,6 +21,7 @@ class Learned:
     """What a training run left behind: metrics by step, and what was measured and drawn with the exported model."""
 
     metrics: Sequence[Mapping[str, Any]]
+    plan: str | None = None  # the full id of the plan the exported model was trained on
     evaluation: Mapping[str, Any] | None = None
     drawn: Mapping[str, Any] | None = None
     drawn_folder: str = ""
@@ -36,6 +37,7 @@ def read_learned(store: Store, recipe: Recipe) -> Learned:
     drawn = generated_name(exported, recipe.generate)
     return Learned(
         metrics=metrics,
+        plan=exported.plan,
         evaluation=_json(store, evaluation_name(exported, recipe.generate.evaluate_documents)),
         drawn=_json(store, drawn),
         drawn_folder=drawn.rsplit("/", 1)[0],
@@ -72,4 +74,8 @@ def headline(learned: Learned) -> list[tuple[str, Child]]:
     if "bigram_loss" in codes:
         beside = element("small", f"bigrams {codes['bigram_loss']:.2f}")
         facts.append(("held-out nats a code", element("span", f"{codes['loss']:.2f} ", beside)))
+    gain = (learned.evaluation or {}).get("captions", {}).get("image")
+    if gain and gain["gain_error"] is not None:
+        beside = element("small", f"± {gain['gain_error']:.3f} nats a code")
+        facts.append(("gain by true captions", element("span", f"{gain['gain']:.3f} ", beside)))
     return facts

@@ -82,9 +82,9 @@ def counted(run: Run) -> list[tuple[str, Child]]:
     return facts
 
 
-def timings_section(run: Run) -> Markup:
-    """Show how long every stage took and on what, from the logs beside the data."""
-    rows = list(_timing_rows(run))
+def timings_section(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Markup:
+    """Show how long every stage took and on what, from the logs beside the data and the rows of training."""
+    rows = [*_timing_rows(run), *_training_row(metrics)]
     if not rows:
         return section("timings", "Timings", note("There are no logs."))
     head = ("stage", "runs", "units", "rows", "wall", "CPU", "rows a second", "where the workers' time went")
@@ -109,6 +109,15 @@ def _timing_rows(run: Run) -> Iterator[list[Child]]:
             wall_s, cpu_s, rows = (sum(log[name] for log in found) for name in ("wall_s", "cpu_s", "rows"))
             yield [title, count(len(found)), count(sum(log["units"] for log in found)), count(rows), seconds(wall_s),
                    seconds(cpu_s), count(rows / wall_s) if wall_s else "–", _phases(phases)]  # fmt: skip
+
+
+def _training_row(metrics: Sequence[Mapping[str, Any]]) -> Iterator[list[Child]]:
+    spent = sum(row.get("step_s", 0.0) for row in metrics)
+    if spent:
+        waited = sum(row.get("data_wait_s", 0.0) for row in metrics)
+        ids = sum(row.get("tokens", 0) for row in metrics)
+        yield ["train (ids)", "–", count(len(metrics)), count(ids), seconds(spent), "–", count(ids / spent),
+               _phases({"compute": spent - waited, "wait for data": waited})]  # fmt: skip
 
 
 def _phases(phases: Mapping[str, float]) -> Markup:
@@ -164,10 +173,21 @@ def digests_section(run: Run) -> Markup:
         element("p", "Digest of the run: ", element("code", digest_of(digests))),
         element("p", "A snapshot's digest covers its records, and through them every byte. To read them all again: "),
         element("pre", element("code", command)),
-        table(("stage", "source", "folder", "snapshot", "units"), rows, numbers=(4,)),
+        element(
+            "details",
+            element("summary", f"{len(rows)} snapshots"),
+            table(("stage", "source", "folder", "snapshot", "units"), rows, numbers=(4,)),
+        ),
     )
 
 
 def _digest_row(stage: str, source: str, snapshot: Snapshot) -> list[Child]:
     name = element("code", short(snapshot.digest), title=snapshot.digest)
-    return [stage, source, element("code", snapshot.folder.path), name, count(len(snapshot.commits))]
+    scorer = snapshot.folder.config.settings.get("scorer")
+    return [
+        f"{stage}, {scorer}" if scorer else stage,
+        source,
+        element("code", snapshot.folder.path),
+        name,
+        count(len(snapshot.commits)),
+    ]

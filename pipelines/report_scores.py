@@ -101,7 +101,7 @@ def bins(values: NDArray[np.float64], levels: list[float]) -> tuple[NDArray[np.f
     if low == high:
         low, high = low - 0.5, high + 0.5
     crowded = float(np.median(values)) - low < 0.15 * (high - low)
-    if low > 0 and high > 8 * low and crowded:
+    if low > 0 and high > 4 * low and crowded:
         return np.geomspace(low / 1.1, high * 1.1, _BINS + 1), True
     room = 0.02 * (high - low)
     return np.linspace(low - room if low < 0 or low > room else low, high + room, _BINS + 1), False

@@ -144,7 +144,6 @@ def _plan(plan: Plan) -> Markup:
         ("text ids learned", count(totals["text_tokens"])),
         ("vision ids learned", count(totals["vision_tokens"])),
         ("texts cut to fill holes", count(totals.get("cut_documents", 0))),
-        ("windows", count(about["num_windows"])),
     )
     left_out = {**about["counts"]["dropped"], **about["counts"]["failed"]}
     reasons = ", ".join(f"{why.replace('_', ' ')} {count(number)}" for why, number in sorted(left_out.items()))

@@ -18,8 +18,8 @@ from tokenmill.pipelines.report_learned import Learned
 _POINTS = 300
 
 
-def training_section(learned: Learned) -> Markup:
-    """Draw the loss curves and the facts of the run."""
+def training_section(learned: Learned, plan: str | None) -> Markup:
+    """Draw the loss curves and the facts of the run; `plan` is the full id of this recipe's plan."""
     if not learned.metrics:
         return section("training", "Training", note("No training has been logged yet."))
     rows = learned.metrics
@@ -46,6 +46,9 @@ def training_section(learned: Learned) -> Markup:
         "Training",
         facts_list(facts),
         element("div", charts, class_="cards broad"),
+        note("The exported model was trained on another plan than this recipe's.")
+        if learned.plan is not None and plan is not None and learned.plan != plan
+        else None,
         note("Nats an id, weighted as in training; faint: every step, strong: smoothed."),
     )
 

@@ -153,6 +153,8 @@ def _carry_out(
             if not pending:
                 break
         _write_log(title, works, jobs, progress, started)
+        if not options.quiet:
+            log.info("%s", progress.last_line(options.pool.workers if options.pool else 1))
     if pending:
         told = [f"{job.unit.name} ({errors.get((job.work, job.unit.name), 'its worker died')})" for job in pending[:5]]
         raise RunError(f"{title}: {len(pending)} units failed after {options.tries} tries: {', '.join(told)}")

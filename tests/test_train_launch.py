@@ -150,3 +150,15 @@ def test_export_opens_in_transformers_and_names_its_vocabulary(trained: Trained)
     assert model.config.vocab_size == byte_vocabulary(32).size
     assert about["vocabulary"] == byte_vocabulary(32).spec
     assert (about["plan"], about["step"]) == (trained.plan.plan_id, STEPS)
+
+
+def test_run_that_is_finished_starts_no_rank_again(trained: Trained) -> None:
+    before = trained.rows("whole")
+    logs = trained.root / "checkpoints" / "whole" / "logs" / "log-00.txt"
+    logs.unlink()
+
+    again = launch(job(trained.root, trained.plan, run="whole"))
+
+    assert again == trained.whole
+    assert trained.rows("whole") == before
+    assert not logs.exists()

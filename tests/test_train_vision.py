@@ -88,7 +88,7 @@ def test_run_already_finished_does_nothing_more(tmp_path: Path) -> None:
 def test_exported_run_opens_as_a_tokenizer(tmp_path: Path) -> None:
     recipe = tiny(steps=4)
     train(VisionRun(recipe, SCENES_ONLY), tmp_path / "run")
-    figures = export_run(recipe, tmp_path / "run", tmp_path / "model", scenes=2)
+    figures = export_run(tmp_path / "run", tmp_path / "model", scenes=2)
     tokenizer = load_vision_tokenizer(tmp_path / "model")
     assert tokenizer.codebook_size == 32
     assert figures["psnr_scenes_db"] > 0
@@ -97,7 +97,7 @@ def test_exported_run_opens_as_a_tokenizer(tmp_path: Path) -> None:
 
 def test_export_of_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no checkpoint"):
-        export_run(tiny(), tmp_path, tmp_path / "model")
+        export_run(tmp_path, tmp_path / "model")
 
 
 def test_batch_is_a_function_of_seed_and_step() -> None:

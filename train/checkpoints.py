@@ -179,6 +179,14 @@ class Tensors:
         return self._open[file].get_tensor(name)
 
 
+def exported_step(folder: RunFolder) -> int | None:
+    """Return the step whose model was exported last, or None if none was."""
+    name = folder.at("export/tokenmill.json")
+    if not folder.store.exists(name):
+        return None
+    return int(json.loads(folder.store.read_bytes(name))["step"])
+
+
 def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
     """Split names into `count` shares of about equal size; every rank computes the same."""
     split: list[list[str]] = [[] for _ in range(count)]

@@ -23,8 +23,12 @@ from types import FrameType
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.manifests.plans import open_plan
+from tokenmill.manifests.storage import open_store
+from tokenmill.train.checkpoints import RunFolder, exported_step
 from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.rows import read_rows
+from tokenmill.train.schedule import total_steps
 from tokenmill.train.stopping import LAUNCHER_VARIABLE, RENDEZVOUS_VARIABLE
 
 _POLL_S = 0.1
@@ -38,8 +42,12 @@ def launch(job: TrainJob, on_row: Callable[[Mapping[str, Any]], None] | None = N
     """Train a job on `settings.ranks` processes of this machine and return how it ended.
 
     `on_row` is called with each new row of metrics while it runs. SIGTERM and SIGINT to this process make the ranks
-    save and stop. Raises RecipeError or RunError with the ranks' own message, or the end of their log.
+    save and stop. A run that is finished and exported is left as it is, without starting any rank. Raises RecipeError
+    or RunError with the ranks' own message, or the end of their log.
     """
+    finished = _finished(job)
+    if finished is not None:
+        return finished
     with TemporaryDirectory(prefix="tokenmill-train-") as scratch:
         folder = Path(scratch)
         (folder / "job.json").write_text(job.model_dump_json(by_alias=True), encoding="utf-8")
@@ -49,7 +57,27 @@ def launch(job: TrainJob, on_row: Callable[[Mapping[str, Any]], None] | None = N
                 handed_on += _hand_on(folder / "rows.jsonl", handed_on, on_row)
                 time.sleep(_POLL_S)
             _hand_on(folder / "rows.jsonl", handed_on, on_row)
+        _keep_logs(job, folder)
         return _outcome(folder, [process.returncode for process in processes])
+
+
+def _finished(job: TrainJob) -> TrainResult | None:
+    """Return the result of a run that has nothing left to do: same plan and model, all steps, exported."""
+    store = open_store(job.root, job.options)
+    folder = RunFolder(store, job.settings.run)
+    steps = folder.steps()
+    if not steps:
+        return None
+    plan, checkpoint = open_plan(store, job.plan), folder.read(steps[-1])
+    total = total_steps(job.settings, plan.num_packs)
+    is_same = (
+        checkpoint.loader["plan_id"] == plan.plan_id
+        and checkpoint.loader["global_packs"] == job.settings.global_packs_per_step
+        and checkpoint.settings["model"] == job.settings.model.model_dump(mode="json")
+    )
+    if not is_same or checkpoint.step < total or exported_step(folder) != checkpoint.step:
+        return None
+    return TrainResult(step=checkpoint.step, total_steps=total, stopped=False, export=folder.at("export"))
 
 
 @contextmanager
@@ -133,6 +161,12 @@ def _forwarding_signals(processes: Sequence[Process]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _keep_logs(job: TrainJob, folder: Path) -> None:
+    store = open_store(job.root, job.options)
+    for path in sorted(folder.glob("log-*.txt")):
+        store.put(f"checkpoints/{job.settings.run}/logs/{path.name}", path.read_bytes())
 
 
 def _outcome(folder: Path, codes: Sequence[int]) -> TrainResult:

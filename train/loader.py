@@ -26,6 +26,7 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train.dealing import deal
 from tokenmill.train.packs import PackArrays, build_pack, filler_pack, join_packs
 from tokenmill.train.samples import SampleReader
+from tokenmill.train.schedule import steps_per_epoch
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class PlanLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.plan.num_packs // self.global_packs)
+        return steps_per_epoch(self.plan.num_packs, self.global_packs)
 
     @property
     def micro_steps(self) -> int:

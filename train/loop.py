@@ -9,17 +9,18 @@ undoes that. Everything that is random in a step is drawn from (seed, step, rank
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
@@ -36,11 +37,11 @@ from tokenmill.train.engine import (
 from tokenmill.train.export import export_checkpoint
 from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.loader import PlanLoader, Step
-from tokenmill.train.metrics import Board, peak_memory_gib, training_flops
+from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch, PackedModel, build_model
 from tokenmill.train.packs import PackArrays, filler_pack
 from tokenmill.train.parameters import wake_optimizer
-from tokenmill.train.rows import RowFile
+from tokenmill.train.run_log import RunLog
 from tokenmill.train.saving import restore, save
 from tokenmill.train.schedule import learning_rate, total_steps
 from tokenmill.train.stopping import StopRequest
@@ -116,7 +117,7 @@ def start(job: TrainJob) -> Run:
         device=device,
         rank=rank,
         ranks=ranks,
-        total_steps=total_steps(settings, loader.steps_per_epoch),
+        total_steps=total_steps(settings, plan.num_packs),
     )
 
 
@@ -136,14 +137,21 @@ def resume(run: Run) -> int:
 def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int:
     """Run the steps from `done` on; returns how many are done when it ends."""
     run.engine.train()
-    with closing(_Log(run, done, progress)) as logged, closing(run.loader.steps(done, run.total_steps)) as steps:
+    run_log = RunLog(run.folder, run.settings, done, progress)
+    with closing(run_log), closing(run.loader.steps(done, run.total_steps)) as steps:
         for step, waited_s in _timed(steps):
             started = time.perf_counter()
             row, stopping = _step(run, step, stopping=bool(stop))
-            logged.add(run, step, {**row, "data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s})
+            if not math.isfinite(row["loss"]):
+                raise RunError(
+                    f"train: the loss of step {row['step']} is {row['loss']}; lower train.lr, or look at the data"
+                )
+            row |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
+            run_log.add(step, row | _speed(run, step, row["step_s"]), run.total_steps)
             done = step.number + 1
             if stopping or done == run.total_steps or done % run.settings.checkpoint_every == 0:
                 save(run.engine, run.model, run.folder, _checkpoint(run, done), run.settings.keep)
+                run_log.publish()
             if stopping:
                 break
     return done
@@ -221,54 +229,7 @@ def _attention_share(model: PackedModel) -> float:
     return float(config.num_hidden_layers * config.hidden_size / model.num_matmul_parameters)
 
 
-class _Log:
-    """Rank 0's files: metrics, TensorBoard, samples, unreadable samples. The other ranks only hand theirs in."""
-
-    def __init__(self, run: Run, done: int, progress: Path | None) -> None:
-        self._is_writer = run.rank == 0
-        local = run.folder.store.local_path(run.folder.at(""))
-        self._scratch = None if local else Path(mkdtemp(prefix="tokenmill-"))
-        self._folder = local or self._scratch or Path()
-        if self._is_writer:
-            self._metrics = RowFile(self._folder / "metrics.jsonl", done)
-            self._faults = RowFile(self._folder / "unreadable.jsonl", done)
-            self._samples = RowFile(self._folder / "samples.jsonl", done) if run.settings.log_samples else None
-            self._progress = RowFile(progress, 0) if progress else None
-            self._board = Board(self._folder / "tensorboard", done, enabled=run.settings.tensorboard)
-
-    def add(self, run: Run, step: Step, row: dict[str, Any]) -> None:
-        everything = _gathered(run, step, everything=run.settings.log_samples, faults=row["unreadable"] > 0)
-        if not self._is_writer:
-            return
-        row |= _speed(run, step, row)
-        self._metrics.add(row)
-        self._board.add(row)
-        if self._progress is not None:
-            self._progress.add(row)
-        for sample in everything:
-            if sample["fault"]:
-                self._faults.add({"step": row["step"], **sample})
-        if self._samples is not None:
-            self._samples.add({"step": row["step"], "samples": everything})
-
-    def close(self) -> None:
-        if self._is_writer:
-            for file in (self._metrics, self._faults, self._samples, self._progress, self._board):
-                if file is not None:
-                    file.close()
-
-
-def _gathered(run: Run, step: Step, *, everything: bool, faults: bool) -> list[dict[str, Any]]:
-    """Collect what all ranks read, in the plan's order; only when it will be written, since it costs a gather."""
-    if not everything and not faults:
-        return []
-    collected: list[Any] = [None] * run.ranks
-    dist.all_gather_object(collected, [asdict(s) for s in (step.samples if everything else step.faults)])
-    return sorted((s for samples in collected for s in samples), key=lambda s: (s["pack"], s["slot"]))
-
-
-def _speed(run: Run, step: Step, row: dict[str, Any]) -> dict[str, Any]:
-    seconds = row["step_s"]
+def _speed(run: Run, step: Step, seconds: float) -> dict[str, Any]:
     speed = {"tokens_per_s": step.num_tokens / seconds, "memory_gib": peak_memory_gib()}
     if run.settings.peak_tflops:
         config = run.model.causal.config

@@ -30,6 +30,10 @@ class Board:
             if row.get(name) is not None:
                 self._writer.add_scalar(f"train/{name}", row[name], row["step"])
 
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()

@@ -18,6 +18,12 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
     return settings.lr * (settings.min_lr_share + (1.0 - settings.min_lr_share) * remaining)
 
 
-def total_steps(settings: TrainSettings, steps_per_epoch: int) -> int:
+def steps_per_epoch(num_packs: int, global_packs: int) -> int:
+    """Give the steps that go once through a plan; the last may have fewer packs."""
+    return -(-num_packs // global_packs)
+
+
+def total_steps(settings: TrainSettings, num_packs: int) -> int:
     """Give the number of steps of the whole run."""
-    return settings.steps or max(1, math.ceil(settings.epochs * steps_per_epoch))
+    per_epoch = steps_per_epoch(num_packs, settings.global_packs_per_step)
+    return settings.steps or max(1, math.ceil(settings.epochs * per_epoch))

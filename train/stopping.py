@@ -24,6 +24,7 @@ class StopRequest:
         self._launcher = int(os.environ.get(LAUNCHER_VARIABLE, "0"))
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which passes it on as SIGTERM
 
     def __bool__(self) -> bool:
         return self._asked or os.getppid() != self._parent or not _is_alive(self._launcher)

@@ -14,19 +14,19 @@ import torch
 from tokenmill.errors import RunError
 from tokenmill.train.vision_measure import measure
 from tokenmill.train.vision_recipe import VisionRecipe
-from tokenmill.train.vision_run import CHECKPOINT, build_model
+from tokenmill.train.vision_run import CHECKPOINT, RECIPE, build_model
 
 
-def export_run(recipe: VisionRecipe, run: Path, folder: Path, *, scenes: int = 256) -> dict[str, Any]:
+def export_run(run: Path, folder: Path, *, scenes: int = 256) -> dict[str, Any]:
     """Write `config.json`, `model.safetensors` and `training.json` (recipe, figures) to `folder`; returns the figures.
 
     Raises:
         RunError: the run has no checkpoint yet.
     """
-    path = run / CHECKPOINT
-    if not path.exists():
-        raise RunError(f"{path}: no checkpoint; train first, or wait for the first one")
-    state = torch.load(path, weights_only=True)
+    if not (run / CHECKPOINT).exists():
+        raise RunError(f"{run}: no checkpoint; train first, or wait for the first one")
+    recipe = VisionRecipe.model_validate_json((run / RECIPE).read_bytes())
+    state = torch.load(run / CHECKPOINT, weights_only=True)
     model = build_model(recipe.shape, seed=recipe.seed)
     model.load_state_dict(state["average"])
     model.half().save_pretrained(folder)

@@ -28,6 +28,7 @@ from tokenmill.train.vision_start import start_as_linear
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
+RECIPE = "recipe.json"
 
 
 def build_model(shape: Shape, *, seed: int) -> Any:
@@ -148,6 +149,7 @@ class VisionRun:
 def train(run: VisionRun, folder: Path, *, until: int | None = None) -> None:
     """Run to the recipe's last step (or `until`), saving and logging to `folder`; resumes what lies there."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(run.recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if run.load(folder):
         log.info("resumed at step %d", run.step)
     recipe, saved = run.recipe, time.monotonic()

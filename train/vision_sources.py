@@ -11,7 +11,8 @@ from PIL import Image
 
 from tokenmill.demo.photographs import package_file, training_photographs
 from tokenmill.errors import RecipeError
-from tokenmill.train.vision_data import SHORT_SIDES, WINDOW, Pixels, Pool, pyramid
+from tokenmill.tokenize.vision_frames import WINDOW
+from tokenmill.train.vision_data import SHORT_SIDES, Pixels, Pool, pyramid
 from tokenmill.train.vision_recipe import VisionRecipe
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,10 @@ from tokenmill.errors import TokenmillError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train or export; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not (options.export and options.to) and not (options.recipe and options.out):
+        parser.error("give RECIPE and --out to train, or --export and --to")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         return _export(options) if options.export else _train(options)
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tokenmill.train.vision_tokenizer", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="YAML recipe, such as train/recipes/vision_tokenizer.yaml")
+    parser.add_argument("recipe", type=Path, nargs="?", help="YAML recipe, such as train/recipes/vision_tokenizer.yaml")
     parser.add_argument("--out", type=Path, help="run folder; a checkpoint in it is resumed")
     parser.add_argument("--photographs", nargs="*", help="`packages` or folders, in place of the recipe's")
     parser.add_argument("--steps", type=int, help="in place of the recipe's")
@@ -53,9 +56,9 @@ def _train(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from tokenmill.train.vision_export import export_run
-    from tokenmill.train.vision_recipe import load_recipe
 
-    export_run(load_recipe(options.recipe), options.export, options.to)
+    figures = export_run(options.export, options.to)
+    logging.getLogger(__name__).info("%s", {name: value for name, value in figures.items() if name != "recipe"})
     return 0
 
 
