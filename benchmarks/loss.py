@@ -2,8 +2,7 @@
 
     python benchmarks/loss.py [--vocabulary V] [--tokens N] [--json]
 
-Peak memory is that of torch's own allocations during forward and backward, counted on the way; weights and gradients
-are taken off. One thread.
+Peak memory is that of a process of its own, less what weights, hidden states and their gradients take. One thread.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def run(name: str, vocabulary: int, tokens: int) -> dict[str, Any]:
         "loss": name,
         "seconds": seconds,
         "peak_mib": (_peak_bytes() - before) / 2**20,
-        "value": float(loss),
+        "value": loss.item(),
         "hidden_gradient": float(hidden.grad.norm()),
         "matrix_gradient": float(matrix.grad.norm()),
     }

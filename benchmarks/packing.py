@@ -60,8 +60,8 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"context {row['context']:>7,}: fill {row['fill']:.4f} (uncut {row['fill_uncut']:.4f}), {row['packs']:,} packs, "
-            f"{row['documents_per_s']:,.0f} documents/s"
+            f"context {row['context']:>7,}: fill {row['fill']:.4f} (uncut {row['fill_uncut']:.4f}), "
+            f"{row['packs']:,} packs, {row['documents_per_s']:,.0f} documents/s"
         )
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tokenmill.demo.scenes import motion, render_motion
 from tokenmill.tokenize.vision import Codes, Pixels, VisionTokenizer, load_vision_tokenizer
 from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
-from tokenmill.train.vision_data import Pool, batch
-from tokenmill.train.vision_measure import as_picture, heldout_photographs, heldout_scenes, mean, psnr_db
+from tokenmill.train.vision_data import HELDOUT_SEEDS, Pool, batch
+from tokenmill.train.vision_measure import SCENE_SIDE, as_picture, heldout_photographs, heldout_scenes, mean, psnr_db
 from tokenmill.train.vision_recipe import VisionRecipe, load_recipe
 from tokenmill.train.vision_sources import load_pool
 
@@ -52,6 +53,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, float | str]:
     tokenizer = load_vision_tokenizer(options.tokenizer)
     found: dict[str, float | str] = {"fingerprint": tokenizer.fingerprint}
     found |= scores("tokenizer", passes_of(tokenizer), tokenizer.codebook_size, options.scenes)
+    found["tokenizer_psnr_moving_db"] = round(moving_psnr_db(tokenizer), 2)
     if options.patches:
         recipe = load_recipe(options.recipe, **({"photographs": options.photographs} if options.photographs else {}))
         centres = learn_patches(recipe, load_pool(recipe), options.patches, tokenizer.codebook_size)
@@ -73,6 +75,13 @@ def scores(name: str, passes: Passes, codebook_size: int, scenes: int) -> dict[s
         if label == "photographs":
             found |= {f"{name}_psnr_{key}_db": round(value, 2) for key, value in zip(photographs, values, strict=True)}
     return found
+
+
+def moving_psnr_db(tokenizer: VisionTokenizer, clips: int = 24, frames: int = 8) -> float:
+    """Mean over moving scenes of the PSNR of a whole clip; four frames have as many codes as one image."""
+    drawn = [render_motion(motion(HELDOUT_SEEDS + clip), 24, SCENE_SIDE)[:frames] for clip in range(clips)]
+    back = tokenizer.decode_video(tokenizer.encode_video(np.stack(drawn)))
+    return mean(psnr_db(clip, rebuilt) for clip, rebuilt in zip(drawn, back, strict=True))
 
 
 def passes_of(tokenizer: VisionTokenizer) -> Passes:

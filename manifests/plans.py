@@ -180,15 +180,14 @@ class _Window:
     """One window's tables, with the rows of each pack at hand."""
 
     def __init__(self, documents: pl.DataFrame, packs: pl.DataFrame) -> None:
-        self._documents = documents
+        self._documents = documents.select(name for name in DOCUMENT_COLUMNS if name not in ("pack", "slot"))
         ends = packs["documents"].cum_sum().to_list()
         self._rows = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
         self.packs: list[tuple[int, int, float]] = packs.select("tokens", "squares", "weight").rows()
 
     def documents_of(self, pack: int) -> list[Placed]:
         start, end = self._rows[pack]
-        columns = [name for name in DOCUMENT_COLUMNS if name not in ("pack", "slot")]
-        return [Placed(*row) for row in self._documents[start:end].select(columns).iter_rows()]
+        return [Placed(*row) for row in self._documents[start:end].iter_rows()]
 
 
 def open_plan(store: Store, path: str) -> Plan:

@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,10 +29,11 @@ _TEMPORARY = ".part-"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One object under a store's root: its path relative to the root, and its size in bytes."""
+    """One object under a store's root: its path relative to the root, its size in bytes, when it was written."""
 
     path: str
     size: int
+    modified_s: float | None = None  # seconds since 1970, where the store tells
 
 
 class Store:
@@ -99,7 +101,9 @@ class Store:
             except FileNotFoundError:
                 return []
         offset = len(self._root) + 1
-        entries = [Stored(str(name)[offset:], int(info.get("size") or 0)) for name, info in found.items()]
+        entries = [
+            Stored(str(name)[offset:], int(info.get("size") or 0), _modified(info)) for name, info in found.items()
+        ]
         return sorted((e for e in entries if _TEMPORARY not in e.path), key=lambda entry: entry.path)
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -230,6 +234,17 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> Store:
         return Store(url, options)
     except (ImportError, ValueError) as error:
         raise StorageError(f"{url}: no file system for it: {error}") from error
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """Return when an object was last written: each file system has its own name and type for it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated"):
+        value = info.get(name)
+        if isinstance(value, int | float):
+            return float(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -44,6 +44,17 @@ class RunOptions:
     quiet: bool = False
 
 
+class IncompleteStageError(RunError):
+    """A stage that may only be read lacks units; `known` are the records each folder has, in order."""
+
+    def __init__(self, title: str, works: Sequence[StageWork], known: Sequence[Sequence[Commit]]) -> None:
+        wanted = sum(len(work.units) * len(work.folders) for work in works)
+        missing = wanted - sum(len(commits) for commits in known)
+        super().__init__(f'{title}: {missing} of {wanted} units are missing; run "tokenmill run" on the recipe first')
+        self.folders = [(folder, len(work.units)) for work in works for folder in work.folders]
+        self.known = known
+
+
 @dataclass
 class _Records:
     """The records one folder holds for the units of a stage."""
@@ -82,8 +93,7 @@ def run_stage(title: str, works: Sequence[StageWork], options: RunOptions) -> li
         _read_known(known, work.units)
         jobs += _missing(work.units, known, options.retry_failed, number)
     if jobs and not options.allow_work:
-        total = sum(len(work.units) for work in works)
-        raise RunError(f'{title}: {len(jobs)} of {total} units are missing; run "tokenmill run" on the recipe first')
+        raise IncompleteStageError(title, works, [list(record.commits.values()) for known in records for record in known])
     if jobs:
         for folder in {folder.path: folder for work in works for folder in work.folders}.values():
             folder.describe()

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # for `import tiny`, `import harness`
 settings.register_profile("tokenmill", deadline=None, derandomize=True, database=None)
 settings.load_profile("tokenmill")
 _START_S = 60
@@ -56,7 +55,7 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    import tiny
+    from tests import tiny
 
     from tokenmill.pipelines.chain import Chain, ChainOptions
     from tokenmill.recipe import check_recipe

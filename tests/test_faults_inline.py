@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tiny
-from harness import Commands, faults_in, trusted
+from tests import tiny
+from tests.harness import Commands, faults_in, trusted
 
 from tokenmill.manifests.storage import open_store
 

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -76,12 +77,25 @@ class SampleReader:
 
 
 def _array(data: memoryview) -> NDArray[np.integer[Any]]:
+    """Give the array in some bytes of `.npy` without copying it."""
     if not len(data):
         return np.empty(0, np.uint16)
     try:
-        array: NDArray[np.integer[Any]] = np.load(BytesIO(data), allow_pickle=False)
+        start = 10 + int.from_bytes(data[8:10], "little")
+        length, dtype = _header(bytes(data[:start]))
+        return np.frombuffer(data, dtype, length, start)
     except (ValueError, EOFError, OSError) as error:
         raise SampleError("unreadable", f"not an array of ids: {error}") from error
-    if array.ndim != 1 or array.dtype.kind != "u":
-        raise SampleError("unreadable", f"an array of {array.ndim} dimensions of {array.dtype}")
-    return array
+
+
+@lru_cache(maxsize=4096)
+def _header(data: bytes) -> tuple[int, np.dtype[Any]]:
+    """Parse the header of an `.npy`; remembered, since parsing takes longer than reading the sample (60 µs)."""
+    stream = BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"npy version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if len(shape) != 1 or dtype.kind != "u":
+        raise ValueError(f"an array of shape {shape} of {dtype}")
+    return shape[0], dtype

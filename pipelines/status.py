@@ -1,0 +1,94 @@
+"""Progress of a recipe from the commit records alone: no Ray, no model, no pixel.
+
+Stages are walked in order and only read. The first one that lacks units shows how far it is; what comes behind it
+cannot be counted yet, because its units follow from what that stage will keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenmill.manifests.records import NO_COUNTS, Commit
+from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.stagedir import StageDir
+from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
+from tokenmill.pipelines.runner import IncompleteStageError
+from tokenmill.recipe import Recipe
+
+_RECENT_S = 600.0
+
+
+def status_of(recipe: Recipe) -> dict[str, Any]:
+    """Return a row for every stage and folder that is there: done and total units, counts, bytes, rate, ETA.
+
+    `waiting` names the stages that cannot be counted yet.
+    """
+    chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
+    rows: list[dict[str, Any]] = []
+    for number, stage in enumerate(STAGES):
+        try:
+            rows += _finished(chain, stage)
+        except IncompleteStageError as incomplete:
+            for (folder, total), commits in zip(incomplete.folders, incomplete.known, strict=True):
+                rows.append(_row(stage, folder, total, commits))
+            return {"root": recipe.root, "stages": rows, "waiting": list(STAGES[number + 1 :])}
+    return {"root": recipe.root, "stages": rows, "waiting": []}
+
+
+def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
+    if stage == "plan":
+        folder = chain.plan.folder
+        return [_row(stage, folder, len(chain.plan.windows), _commits(folder))]
+    snapshots: Iterable[Snapshot] = chain.snapshots(stage)
+    return [_row(stage, snapshot.folder, len(snapshot.commits), snapshot.commits) for snapshot in snapshots]
+
+
+def _commits(folder: StageDir) -> list[Commit]:
+    return [folder.read_commit(unit, attempt) for unit, attempt in sorted(folder.record_names().items())]
+
+
+def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) -> dict[str, Any]:
+    rate = _units_per_s(folder) if len(commits) < total else None
+    return {
+        "stage": stage,
+        "source": folder.source,
+        "what": folder.config.settings.get("scorer", ""),
+        "folder": folder.path,
+        "done": len(commits),
+        "total": total,
+        "counts": sum((commit.counts for commit in commits), NO_COUNTS).to_json(),
+        "bytes": sum(entry.bytes for commit in commits for entry in commit.files),
+        "units_per_s": rate,
+        "eta_s": (total - len(commits)) / rate if rate else None,
+    }
+
+
+def _units_per_s(folder: StageDir) -> float | None:
+    """Return how fast records came in the last ten minutes, or None where the store tells no times."""
+    times = [entry.modified_s for entry in folder.store.files(folder.at("commits")) if entry.modified_s]
+    now = time.time()
+    recent = sorted(one for one in times if now - one < _RECENT_S)
+    if len(recent) < 2:
+        return None
+    return (len(recent) - 1) / max(now - recent[0], 1e-9)
+
+
+def render_status(found: Mapping[str, Any]) -> str:
+    """Return the status as a table for people."""
+    lines = [f"{found['root']}"]
+    for row in found["stages"]:
+        counts = row["counts"]
+        lost = {**counts["dropped"], **counts["failed"]}
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(lost.items()))
+        name = f"{row['stage']} {row['source']} {row['what']}".rstrip()
+        line = f"  {name:<34} {row['done']:>6,}/{row['total']:,} units  in {counts['in']:,}  kept {counts['kept']:,}"
+        line += f"  {row['bytes'] / 2**20:,.1f} MiB" + (f"  ({reasons})" if reasons else "")
+        if row["done"] < row["total"]:
+            eta = row["eta_s"]
+            line += f"  ETA {eta:,.0f} s" if eta is not None else "  (not running)"
+        lines.append(line)
+    if found["waiting"]:
+        lines.append(f"  still unknown: {', '.join(found['waiting'])}")
+    return "\n".join(lines)
