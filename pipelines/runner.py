@@ -93,7 +93,9 @@ def run_stage(title: str, works: Sequence[StageWork], options: RunOptions) -> li
         _read_known(known, work.units)
         jobs += _missing(work.units, known, options.retry_failed, number)
     if jobs and not options.allow_work:
-        raise IncompleteStageError(title, works, [list(record.commits.values()) for known in records for record in known])
+        raise IncompleteStageError(
+            title, works, [list(record.commits.values()) for known in records for record in known]
+        )
     if jobs:
         for folder in {folder.path: folder for work in works for folder in work.folders}.values():
             folder.describe()

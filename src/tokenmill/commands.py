@@ -112,15 +112,25 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def make_chain(recipe: Recipe, work: set[str] | None = None, **options: Any) -> Any:
-    """Return a recipe's chain of stages, of which those in `work` (None: all) may compute."""
+    """Return a recipe's chain of stages, of which those in `work` (None: all) may compute.
+
+    Raises:
+        RecipeError: the sections do not fit each other or what they name; nothing has started then.
+    """
     from tokenmill.pipelines.chain import Chain, ChainOptions
+    from tokenmill.pipelines.checks import check_chain
 
     wanted = {name for stage in _WORK.values() for name in stage} if work is None else work
-    return Chain(recipe=recipe, options=ChainOptions(work=frozenset(wanted), **options))
+    chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(wanted), **options))
+    check_chain(chain)
+    return chain
 
 
 def _chain(recipe: Recipe, options: argparse.Namespace, work: set[str]) -> Any:
-    return make_chain(recipe, work, limit=options.limit, retry_failed=options.retry_failed, quiet=options.json)
+    try:
+        return make_chain(recipe, work, limit=options.limit, retry_failed=options.retry_failed, quiet=options.json)
+    except RecipeError as error:
+        raise RecipeError(f"{options.recipe}: {error}") from error
 
 
 def _timed(name: str, recipe: Recipe, chain: Any, options: argparse.Namespace) -> dict[str, Any]:

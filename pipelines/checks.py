@@ -1,0 +1,61 @@
+"""What can be wrong with a recipe beyond its keys: checked as a whole, before anything starts.
+
+Builds what is cheap to build (sources, scorers without their models, rules, captioners, the vocabulary) and compares
+sections with each other. Neither Ray nor torch is imported, so a wrong recipe costs about a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tokenmill.captions.captioner import build_captioner
+from tokenmill.errors import RecipeError
+from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.recipe import Recipe
+from tokenmill.tokenize.vocabulary import build_vocabulary
+
+
+def check_chain(chain: Chain) -> None:
+    """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
+    recipe = chain.recipe
+    _ = chain.modality, chain.passes, chain.rules
+    for modality in MODALITIES:
+        _check_duplicates(chain, modality)
+    for modality, settings in recipe.caption.items():
+        _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))
+    _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
+    _check_areas(recipe)
+    _check_training(recipe)
+
+
+def _check_duplicates(chain: Chain, modality: str) -> None:
+    settings = chain.recipe.filter.get(modality)  # type: ignore[call-overload]
+    if settings is None or settings.duplicates is None or settings.duplicates.max_distance is None:
+        return
+    if "phash" not in chain.passes[modality].columns:
+        raise RecipeError(
+            f"filter.{modality}.duplicates.max_distance: needs the column phash; add the scorer perceptual_hash"
+        )
+
+
+def _check_areas(recipe: Recipe) -> None:
+    for name, area in (("image", recipe.tokenize.image), ("video", recipe.tokenize.video)):
+        if area.min_area > area.max_area:
+            raise RecipeError(f"tokenize.{name}: min_area {area.min_area} is above max_area {area.max_area}")
+
+
+def _check_training(recipe: Recipe) -> None:
+    if recipe.train.phase != recipe.plan.phase:
+        raise RecipeError(f"train.phase: is {recipe.train.phase!r}, but the plan's is {recipe.plan.phase!r}")
+    for name in recipe.plan.mix:
+        if name not in recipe.sources:
+            raise RecipeError(f"plan.mix: no source {name!r}; allowed: {', '.join(recipe.sources)}")
+
+
+def _within(where: str, build: Callable[[], object]) -> None:
+    """Build a part, and put its key path before what it complains of."""
+    try:
+        build()
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
