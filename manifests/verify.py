@@ -31,7 +31,7 @@ def examine(store: Store, path: str, *, deep: bool) -> Findings:
     """Verify every stage folder, plan and checkpoint at and below a path; also reports notes and what was looked at."""
     listing = store.files(path)
     sizes = {entry.path: entry.size for entry in listing}
-    stages = sorted(_stage_folders(store, listing))
+    stages = sorted(stage_folders(store, listing))
     checkpoints = sorted(_parent(name) for name in sizes if name.rsplit("/", 1)[-1] == CHECKPOINT_RECORD)
     if not stages and not checkpoints:
         raise ManifestError(f"{store.url}/{path}: holds no stage folder, plan or checkpoint that could be verified")
@@ -44,7 +44,7 @@ def examine(store: Store, path: str, *, deep: bool) -> Findings:
     return findings
 
 
-def _stage_folders(store: Store, listing: Iterable[Stored]) -> set[str]:
+def stage_folders(store: Store, listing: Iterable[Stored]) -> set[str]:
     """Find the folders that hold records or snapshots, and those that only have their description yet."""
     found: set[str] = set()
     described: list[str] = []

@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
     verify.add_argument("--deep", action="store_true", help="read every byte")
     submit = _add(commands, "submit", "run a stage as a Ray job")
-    submit.add_argument("stage", choices=["run", *STAGES, "report"])
+    submit.add_argument("stage", choices=["run", *STAGES, "report"], help="what to run there")
     _recipe_arguments(submit)
     submit.add_argument("--address", required=True, help="of the Ray cluster's job server, http://…:8265")
     submit.add_argument("--no-wait", action="store_true", help="print the job's id and return")
