@@ -18,7 +18,7 @@ from tokenmill.errors import ManifestError
 from tokenmill.manifests.identity import digest_of, short
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines.exported import Exported, find_export
+from tokenmill.pipelines.exported import Exported, find_export, steady_threads
 from tokenmill.recipe import Recipe
 
 VERSION = 1
@@ -68,7 +68,9 @@ def measure(exported: Exported, plan: Plan, limit: int) -> dict[str, Any]:
     if not held_out:
         raise ManifestError(f"{plan.folder.path}: its held-out part has no document")
     training = draw_documents(plan, loaded.vocabulary, "training", _COUNTED_DOCUMENTS)
-    loss = heldout_loss(loaded.model, [document.ids for document in held_out], loaded.vocabulary)
+    with steady_threads(loaded.model):
+        loss = heldout_loss(loaded.model, [document.ids for document in held_out], loaded.vocabulary)
+        captions = _captions(loaded, held_out)
     losses = []
     for modality in sorted({document.modality for document in held_out}):
         mine = np.array([document.modality == modality for document in held_out])
@@ -84,7 +86,7 @@ def measure(exported: Exported, plan: Plan, limit: int) -> dict[str, Any]:
         "documents": _counted(held_out),
         "training_documents": _counted(training),
         "losses": losses,
-        "captions": _captions(loaded, held_out),
+        "captions": captions,
     }
 
 

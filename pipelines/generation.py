@@ -8,7 +8,6 @@ on the first one, and asking again costs one look (0.1 s, no torch).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -20,7 +19,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
-from tokenmill.pipelines.exported import Exported, find_export
+from tokenmill.pipelines.exported import Exported, find_export, steady_threads
 from tokenmill.pipelines.tokens import open_vision
 from tokenmill.recipe import GenerateSettings, Recipe
 
@@ -109,7 +108,7 @@ def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettin
     store.put_exclusive(name, (json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> Iterator[Picture]:
+def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> list[Picture]:
     """Sample every prompt `per_prompt` times and decode; the seed is counted up over all of them."""
     from tokenmill.generate.model import load_model
     from tokenmill.generate.pictures import decode_ids
@@ -119,21 +118,24 @@ def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> Ite
     with exported.local() as path:
         loaded = load_model(path)
     asked = [(n, k, text) for n, text in enumerate(settings.prompts) for k in range(settings.per_prompt)]
-    documents = generate_vision(
-        loaded.model,
-        loaded.vocabulary,
-        [text for _, _, text in asked],
-        *grid,
-        top_k=settings.top_k,
-        temperature=settings.temperature,
-        guidance=settings.guidance,
-        seed=settings.seed,
-    )
-    for index, ((number, sample, text), ids) in enumerate(zip(asked, documents, strict=True)):
-        (pixels,) = decode_ids(ids, loaded.vocabulary, tokenizer)
-        yield Picture(
-            prompt=text, number=number, sample=sample, seed=settings.seed + index, grid=grid, ids=ids, pixels=pixels
+    pictures = []
+    with steady_threads(loaded.model):
+        documents = generate_vision(
+            loaded.model,
+            loaded.vocabulary,
+            [text for _, _, text in asked],
+            *grid,
+            top_k=settings.top_k,
+            temperature=settings.temperature,
+            guidance=settings.guidance,
+            seed=settings.seed,
         )
+        for seed, ((number, sample, text), ids) in enumerate(zip(asked, documents, strict=True), settings.seed):
+            (pixels,) = decode_ids(ids, loaded.vocabulary, tokenizer)
+            pictures.append(
+                Picture(prompt=text, number=number, sample=sample, seed=seed, grid=grid, ids=ids, pixels=pixels)
+            )
+    return pictures
 
 
 def _grid(settings: GenerateSettings, factor: int) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def read_learned(store: Store, recipe: Recipe) -> Learned:
     drawn = generated_name(exported, recipe.generate)
     return Learned(
         metrics=metrics,
-        plan=exported.plan,
+        plan=exported.description.get("plan"),
         evaluation=_json(store, evaluation_name(exported, recipe.generate.evaluate_documents)),
         drawn=_json(store, drawn),
         drawn_folder=drawn.rsplit("/", 1)[0],
@@ -76,6 +76,6 @@ def headline(learned: Learned) -> list[tuple[str, Child]]:
         facts.append(("held-out nats a code", element("span", f"{codes['loss']:.2f} ", beside)))
     gain = (learned.evaluation or {}).get("captions", {}).get("image")
     if gain and gain["gain_error"] is not None:
-        beside = element("small", f"± {gain['gain_error']:.3f} nats a code")
-        facts.append(("gain by true captions", element("span", f"{gain['gain']:.3f} ", beside)))
+        beside = element("small", f"± {gain['gain_error']:.3f}")
+        facts.append(("nats a code saved by captions", element("span", f"{gain['gain']:.3f} ", beside)))
     return facts

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tokenmill.errors import RunError
+from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.snapshots import Snapshot
@@ -161,6 +162,7 @@ def _carry_out(
                 done.add(finished.index)
                 _take_in(records[job.work], job, finished.result)
                 progress.add(finished)
+                fault_point("run:after-unit")
             pending = [job for index, job in enumerate(pending) if index not in done]
             if not pending:
                 break

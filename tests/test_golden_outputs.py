@@ -2,8 +2,8 @@
 
 The values stand in `golden_outputs.json`, by stage and version. When a change is meant, raise the stage's `VERSION`
 and write them again: `python -m tests.test_golden_outputs`. Floating-point scores are compared to six digits and codes
-of the vision tokenizer to 99 %, because another kind of processor may round differently. For the same reason the plan is
-not here: its draws follow from the digests of the archives.
+of the vision tokenizer to 99 %, because another kind of processor may round differently. For the same reason the plan
+is not here: its draws follow from the digests of the archives.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def write_recipe(
     sources: Sequence[str] | None = None,
 ) -> Path:
     """Write the recipe as YAML."""
-    path.write_text(yaml.safe_dump(recipe(data, root, changes, sources=sources)))
+    path.write_text(yaml.safe_dump(recipe(data, root, changes, sources=sources), sort_keys=False))
     return path
 
 

@@ -32,10 +32,10 @@ class Batches(_Strict):
 
     side: int = Field(64, multiple_of=8, description="crop and scene side, pixels")
     pictures: int = Field(16, multiple_of=16, description="pictures of side² in a step")
-    scenes: float = Field(0.7, ge=0, le=1, description="share of scenes in a step of both")
-    large: float = Field(0.25, ge=0, le=1, description="share of steps with photograph crops of twice the side")
-    largest: float = Field(0.2, ge=0, le=1, description="share of steps with photograph crops of four times the side")
-    windows: float = Field(0.125, ge=0, le=1, description="share of steps with 4-frame windows only")
+    scenes: float = Field(0.9, ge=0, le=1, description="share of scenes in a step of both")
+    large: float = Field(0.2, ge=0, le=1, description="share of steps with photograph crops of twice the side")
+    largest: float = Field(0.15, ge=0, le=1, description="share of steps with photograph crops of four times the side")
+    windows: float = Field(0.1, ge=0, le=1, description="share of steps with 4-frame windows only")
     recolour: float = Field(0.5, ge=0, le=1, description="share of photograph crops whose colours are shifted")
     moving: float = Field(0.5, ge=0, le=1, description="share of moving scenes among windows, the rest are clips")
 
@@ -48,11 +48,13 @@ class VisionRecipe(_Strict):
     clips: tuple[str, ...] = Field((), description="`packages` or video files")
     shape: Shape = Shape()
     batches: Batches = Batches()
-    steps: int = Field(8000, ge=1)
-    warm_up_steps: int = Field(300, ge=1, description="autoencoder without codebook; then k-means makes the codebook")
+    steps: int = Field(4000, ge=1)
+    warm_up_steps: int = Field(200, ge=1, description="autoencoder without codebook; then k-means makes the codebook")
     learning_rate: float = 2e-3
     rise_steps: int = Field(100, ge=1, description="learning rate climbs linearly")
-    fall_share: float = Field(0.3, ge=0, le=1, description="last share of the steps, learning rate falls linearly to 0")
+    fall_share: float = Field(
+        0.75, ge=0, le=1, description="last share of the steps, learning rate falls linearly to 0"
+    )
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     commitment: float = 0.1

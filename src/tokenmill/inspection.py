@@ -1,41 +1,79 @@
-"""`tokenmill inspect`: what lies at a URL, with texts and pictures decoded by the tokenizers that made them."""
+"""`tokenmill inspect`: the looking of `manifests.inspect` joined with what turns ids into text and pixels.
+
+The decoders are those of the stage that wrote the archive, told by its own `config.json`. They are loaded when a sample
+asks for them, so looking at a record or a plan stays a matter of milliseconds; one that isn't to be had on this machine
+leaves the ids as they are.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import TokenmillError
 from tokenmill.manifests.inspect import inspect, render
 from tokenmill.manifests.inspect_sample import Decoders
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage import Store, open_store
+
+log = logging.getLogger(__name__)
 
 
-def inspect_path(url: str, key: str | None = None, *, picture_to: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Return the description of what lies at a URL or local path, as JSON values and as text.
+def inspect_path(path: str, key: str | None = None, picture_to: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Describe what lies at a URL or local path, as JSON values and as text.
 
-    A sample's picture is written to `picture_to`, the current folder if absent.
+    With `key` the sample of an archive, whose picture is written into `picture_to` (default: the current folder).
+    Raises ManifestError when nothing is there, it is damaged, or it holds no such key.
     """
-    url = url.rstrip("/")
-    folder, _, name = url.rpartition("/")
-    beside = open_store(folder or ".")
-    store, path = (beside, name) if beside.exists(name) else (open_store(url), "")
-    found = inspect(store, path, key, open_decoders=_decoders, picture_to=picture_to or Path())
+    store, name = _place(path)
+    if key is not None and picture_to is None:
+        picture_to = Path()
+    found = inspect(store, name, key, open_decoders=open_decoders, picture_to=picture_to) | {"path": path}
     return found, render(found)
 
 
-def _decoders(settings: Mapping[str, Any]) -> Decoders:
-    """Make decoders from the settings of a tokenize stage; the vision tokenizer loads when a picture needs it."""
-    from tokenmill.tokenize.vocabulary import build_vocabulary
+def open_decoders(settings: Mapping[str, Any]) -> Decoders:
+    """Make the decoders for the archives of a tokenize stage from its settings."""
+    text = None
+    try:
+        from tokenmill.tokenize.vocabulary import build_vocabulary
 
-    vocabulary = build_vocabulary(settings["vocabulary"])
+        text = build_vocabulary(settings["vocabulary"]).text.decode
+    except TokenmillError as error:
+        log.warning("texts stay ids: %s", error)
+    return Decoders(text=text, frames=_Frames(settings["vision"]) if settings.get("vision") else None)
 
-    def frames(codes_thw: Any) -> Any:
-        from tokenmill.tokenize.vision import load_vision_tokenizer
 
-        options = {name: value for name, value in settings["vision"].items() if name != "name"}
-        vision = load_vision_tokenizer(settings["vision"]["name"], **options)
-        codes = codes_thw.astype("uint32")
-        return vision.decode_images(codes) if len(codes) == 1 else vision.decode_video(codes[None])[0]
+class _Frames:
+    """Decodes codes (t, h, w) to frames THWC; loads the vision tokenizer at the first call."""
 
-    return Decoders(text=vocabulary.text.decode, frames=frames)
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._spec = spec
+        self._vision: Any = None
+
+    def __call__(self, codes_thw: NDArray[Any]) -> NDArray[np.uint8]:
+        if self._vision is None:
+            from tokenmill.tokenize.vision import load_vision_tokenizer
+
+            self._vision = load_vision_tokenizer(self._spec["name"], **_options(self._spec))
+        codes = codes_thw.astype(np.uint32)
+        frames: NDArray[np.uint8]
+        frames = self._vision.decode_images(codes) if len(codes) == 1 else self._vision.decode_video(codes[None])[0]
+        return frames
+
+
+def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name != "name"}
+
+
+def _place(path: str) -> tuple[Store, str]:
+    """Return a store and the name in it: a folder is a store of its own, a file is one of its folder's."""
+    store = open_store(path.rstrip("/") or path)
+    if not store.exists(""):
+        return store, ""
+    folder, _, name = store.url.rpartition("/")
+    return open_store(folder or "/"), name
