@@ -9,6 +9,7 @@ multipart upload. Nothing is ever visible half-written. The cost is one fsync a 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -78,7 +79,8 @@ class Store:
     def open(self, path: str) -> Iterator[IO[bytes]]:
         """Open an object for seeking and reading; remote objects are read ahead in blocks."""
         with self._explained("open", path), self._fs.open(self._full(path), "rb") as file:
-            yield file
+            # fsspec's own remote files know no limit for readline, and read lines byte by byte.
+            yield file if self.is_local else cast(IO[bytes], io.BufferedReader(file, _BUFFER_BYTES))
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
@@ -215,6 +217,7 @@ class Store:
             raise StorageError(f"{self.url}/{path}: cannot {verb} it: {error.strerror or error}") from error
 
 
+_BUFFER_BYTES = 2**20
 _PART_BYTES = 5 * 2**20  # the smallest part S3 takes; larger objects than twice this go up in parts
 
 

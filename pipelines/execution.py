@@ -97,6 +97,7 @@ def run_on_ray(make_worker: Callable[[], Worker], jobs: Sequence[Job], pool: Ray
         log.warning("Ray gave up on a worker (%s); what it left undone is handed out again", _last_line(error))
 
 
+_JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _BOUNDED_RETRIES = {"max_restarts": 3, "max_task_retries": 3}
 
 
@@ -117,7 +118,7 @@ def start_ray(pool: RayPool) -> None:
     if address is None:  # workers of a cluster started here inherit this process's environment
         cpus = max(1, round(pool.workers * pool.cpus))
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 256 * 2**20}
-    else:
+    elif _JOB_ENVIRONMENT not in os.environ:  # a submitted job brings its own, and Ray refuses a second
         options["runtime_env"] = {"env_vars": _forwarded()}
     with _native_stderr_closed():
         ray.init(address=address, **options)

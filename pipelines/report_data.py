@@ -159,7 +159,7 @@ def _unit_rows(scored: Any, select: Snapshot, number: int) -> pl.DataFrame:
     verdicts = select.folder.read_rows(
         select.commits[number], ["key", "keep", "drop_reason", "fail_reason", "duplicate_of"]
     )
-    joined = rows.join(verdicts, on="key", how="left", maintain_order="left")
+    joined: pl.DataFrame = rows.join(verdicts, on="key", how="left", maintain_order="left")
     return joined.with_columns(pl.lit(number).alias("unit"))
 
 

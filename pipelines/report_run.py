@@ -99,7 +99,7 @@ def timings_section(run: Run, metrics: Sequence[Mapping[str, Any]]) -> Markup:
 def _timing_rows(run: Run) -> Iterator[list[Child]]:
     for stage in STAGES:
         logs = {(log["title"], log["started"]): log for folder in _folders(run, stage) for log in _logs(folder)}
-        by_title: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        by_title: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for _, log in sorted(logs.items()):
             by_title[log["title"]].append(log)
         for title, found in by_title.items():

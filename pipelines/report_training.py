@@ -49,7 +49,10 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
         note("The exported model was trained on another plan than this recipe's.")
         if learned.plan is not None and plan is not None and learned.plan != plan
         else None,
-        note("Nats an id, weighted as in training; faint: every step, strong: smoothed."),
+        note(
+            "Nats an id, weighted as in training; faint: every step, strong: smoothed. Dashed and dotted: the held-out "
+            "ids, with the ends of rows and frames of a picture counted as free."
+        ),
     )
 
 
@@ -57,7 +60,8 @@ def _chart(learned: Learned, column: str, title: str, kind: str) -> Markup | Non
     points = [(float(row["step"]), float(row[column])) for row in learned.metrics if row.get(column) is not None]
     if len(points) < 2:
         return None
-    levels, dots = [], []
+    levels: list[Level] = []
+    dots: list[Level] = []
     for name, label, style in (
         ("unigram_loss", "unigrams", "level"), ("bigram_loss", "bigrams", "level second"), ("loss", "held out", "dot")
     ):  # fmt: skip

@@ -65,7 +65,7 @@ def follow(client: Any, job: str) -> int:
     info = client.get_job_info(job)
     if str(info.status) == "SUCCEEDED":
         return 0
-    log.error("job %s %s: %s", job, info.status, info.message)
+    log.error("job %s %s: %s", job, info.status, str(info.message).partition("\n")[0])  # its log is printed already
     return int(info.driver_exit_code or 1)
 
 

@@ -152,10 +152,9 @@ def trusted(store: Store) -> dict[str, str]:
 
 def _is_description(path: str) -> bool:
     parts = path.split("/")
-    is_plan = (
-        parts[0] == "plans" and len(parts) == 4 and parts[-1] in ("plan.json", "windows.parquet", "shards.parquet")
-    )
-    return parts[-1] == "config.json" or {"commits", "snapshots"} & set(parts[:-1]) != set() or is_plan
+    if parts[0] == "plans" and len(parts) == 4 and parts[-1] in ("plan.json", "windows.parquet", "shards.parquet"):
+        return True
+    return parts[-1] == "config.json" or parts[-2] in ("commits", "snapshots")
 
 
 def faults_in(store: Store) -> list[str]:

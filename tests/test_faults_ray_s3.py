@@ -68,7 +68,7 @@ def commands() -> Iterator[Commands]:
 
 @pytest.fixture(scope="module")
 def large(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files whose archive goes up in several parts; ingest packs them unseen. Also a local run that nobody disturbed."""
+    """Files whose archive goes up in several parts (ingest packs them unseen), and an undisturbed local run."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "data" / "photos").mkdir(parents=True)
     for number in range(3):

@@ -1,8 +1,8 @@
 """Weighted cross-entropy from hidden states, without the logits of a whole pack.
 
 At 184,622 ids a pack of 131,072 needs 48 GB of bf16 logits (PEERS.md §3). Here a chunk of ids at a time goes through
-the output matrix, and its gradient is computed on the spot, as Liger's kernel does: three matrix products a chunk, as in
-the plain way, and memory for one chunk of logits. What is kept for the backward pass is the gradient of the hidden
+the output matrix, and its gradient is computed on the spot, as Liger's kernel does: three matrix products a chunk, as
+in the plain way, and memory for one chunk of logits. What is kept for the backward pass is the gradient of the hidden
 states and of the matrix, which the backward pass needs anyway.
 
 Shape suffixes: N ids, D width, V vocabulary.

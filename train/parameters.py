@@ -26,7 +26,8 @@ def whole(engine: Any, parameter: nn.Parameter, part: str) -> Tensor:
         found = safe_get_full_fp32_param(parameter)
     else:
         found = safe_get_full_optimizer_state(parameter, part)
-    return found.float().cpu().clone()  # type: ignore[no-any-return]
+    full: Tensor = found.float().cpu().clone()
+    return full
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def _parsed(line: bytes, text_field: str) -> dict[str, Any]:
         document = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise SampleError("bad_encoding", f"byte {error.start} of the line is not UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", "the line is not JSON") from error
     if not isinstance(document, dict) or not isinstance(document.get(text_field), str):
         raise SampleError("no_text", f"the line has no text field {text_field!r}")

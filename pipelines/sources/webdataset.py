@@ -9,7 +9,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import IO, Any
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import Member, iterate_members, split_name
@@ -50,20 +50,15 @@ class WebDatasetSource:
         return list_files(self.store, (".tar",))
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
+        cuts: list[SampleError] = []
         with self.store.open(file.path) as stream:
-            members = self._members(stream)
-            try:
-                for key, group in groupby(members, key=lambda found: split_name(found[0].name)[0]):
-                    yield self._row(file.path, key, list(group))
-            except (tarfile.ReadError, EOFError):
-                error = SampleError("truncated_archive", "the tar ends before its end-of-archive mark")
-                yield IndexRow(key=f"{file.path}#end", path=file.path, error=error)
+            for key, group in groupby(_until_cut(stream, cuts), key=lambda found: split_name(found[0].name)[0]):
+                yield self._row(file.path, key, list(group))
+        for error in cuts:
+            yield IndexRow(key=f"{file.path}#end", path=file.path, error=error)
 
     def payload(self, data: bytes, extension: str) -> bytes:
         return data
-
-    def _members(self, stream: Any) -> Iterator[_Found]:
-        yield from iterate_members(stream)
 
     def _row(self, path: str, key: str, group: list[_Found]) -> IndexRow:
         by_extension = {split_name(member.name)[1]: (member, data) for member, data in group}
@@ -87,12 +82,20 @@ class WebDatasetSource:
         )
 
 
+def _until_cut(stream: IO[bytes], cuts: list[SampleError]) -> Iterator[_Found]:
+    """Yield members up to the end or the damage, which goes to `cuts`: the last sample before it is kept so."""
+    try:
+        yield from iterate_members(stream)
+    except (tarfile.ReadError, EOFError):
+        cuts.append(SampleError("truncated_archive", "the tar ends before its end-of-archive mark, or is damaged"))
+
+
 def _json_object(found: _Found | None) -> dict[str, Any]:
     """Return a `.json` member as a mapping; one that cannot be read says so, and the sample stays."""
     if found is None:
         return {}
     try:
         value = json.loads(found[1])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"metadata_error": "the json member cannot be read"}
     return value if isinstance(value, dict) else {"value": value}

@@ -176,6 +176,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         value = yaml.safe_load(text)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text in UTF-8 (byte {error.start})") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
