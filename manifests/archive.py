@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 512
-_READ_BYTES = 2**20
+_READ_BYTES = 2**15  # tarfile copies what is left of a chunk at every read
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-/]")
 _EMPTY_PART = re.compile(r"^/|(?<=/)/|/$")
 

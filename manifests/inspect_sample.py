@@ -46,7 +46,9 @@ def describe_archive(store: Store, path: str) -> dict[str, Any]:
     folder, commit = found
     rows = folder.read_rows(commit)
     good = rows.filter(pl.col("fail_reason").is_null()) if "fail_reason" in rows.columns else rows
-    sums = {name: int(good[name].sum() or 0) for name in ("num_text", "num_codes") if name in rows.columns}
+    sums: dict[str, Any] = {
+        name: int(good[name].sum() or 0) for name in ("num_text", "num_codes") if name in rows.columns
+    }
     return {
         "kind": "archive",
         "stage": commit.stage,

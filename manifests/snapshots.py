@@ -76,6 +76,7 @@ class Snapshot:
             "counts": self.counts.to_json(),
             "totals": self.totals,
         }
+        value["checksum"] = digest_of(value)  # `digest` does not cover the parents
         return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 

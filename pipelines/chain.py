@@ -78,7 +78,8 @@ class Chain:
         return {name: open_source(name, self._settings(name)).modality for name in self.recipe.sources}
 
     def sources_of(self, modality: str) -> list[str]:
-        return [name for name, found in self.modality.items() if found == modality]
+        """Name a modality's sources in alphabetical order: what is decided over all must not hang on the recipe's."""
+        return sorted(name for name, found in self.modality.items() if found == modality)
 
     @cached_property
     def ingest(self) -> dict[str, Snapshot]:
@@ -127,7 +128,7 @@ class Chain:
         found = {}
         for modality in MODALITIES:
             scorers = self._filter(modality).scorers
-            specs = [ScorerSpec(name=n, settings=s.options, when=s.when) for n, s in scorers.items()]
+            specs = [ScorerSpec(name=n, settings=s.options, when=s.when) for n, s in sorted(scorers.items())]
             found[modality] = scoring_pass(modality, specs)
         return found
 

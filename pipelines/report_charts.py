@@ -161,7 +161,10 @@ def ticks(low: float, high: float, *, log: bool) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
     fine = [value for value in fine if low <= value <= high]
-    return fine if len(fine) <= 6 else [value for value in fine if math.log10(value).is_integer()]
+    if len(fine) <= 6:
+        return fine
+    tens = [float(f"1e{power}") for power in powers if low <= float(f"1e{power}") <= high]
+    return tens[:: math.ceil(len(tens) / 6)]
 
 
 def _round_step(rough: float) -> float:

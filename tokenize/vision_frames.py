@@ -22,7 +22,7 @@ def latents(model: Any, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
     """Latents before quantization, (B, 1, D, h, w), of images (T = 1) or of 4-frame windows (T = 4)."""
     encoder = model.encoder
     features = spatial_features(encoder, pixels_BTCHW.flatten(0, 1))
-    features = features.unflatten(0, pixels_BTCHW.shape[:2]).transpose(1, 2)
+    features = features.reshape(*pixels_BTCHW.shape[:2], *features.shape[1:]).transpose(1, 2)
     if features.shape[2] == 1:
         features = features.expand(-1, -1, WINDOW, -1, -1)
     for convolution in encoder.time_conv:

@@ -64,7 +64,7 @@ class Codebook:
 def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int = 8192) -> torch.Tensor:
     """The index of the nearest code for every latent, by chunks so that N·V distances never lie in memory at once."""
     half = codes_VD.square().sum(1) / 2
-    return torch.cat([(half - part @ codes_VD.T).argmin(1) for part in latents_ND.split(chunk)])
+    return torch.cat([(half - part @ codes_VD.T).argmin(1) for part in torch.split(latents_ND, chunk)])
 
 
 def perplexity(codes: torch.Tensor, size: int) -> float:

@@ -44,7 +44,8 @@ INDEX_COLUMNS: dict[str, Any] = {
 class RawFile:
     """A file of a source; `mark` hashes its size, its first and its last 64 KiB: cheap, and moves with the file.
 
-    A change in the middle that keeps the size is not seen by `mark`; `verify --deep` on the ingest folder sees it.
+    A change in the middle that keeps the size is not seen by `mark`. `verify` does not see it either: an ingest folder
+    keeps no address of its source, so only packed archives are compared with the index.
     """
 
     path: str

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +84,19 @@ def inspect(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     """Exit 1 and name every fault, or 0."""
     from tokenmill.manifests.storage import open_store
-    from tokenmill.manifests.verify import verify as find_faults
+    from tokenmill.manifests.verify import examine
 
-    faults = find_faults(open_store(options.path), "", deep=options.deep)
+    found = examine(open_store(options.path), "", deep=options.deep)
     if options.json:
-        rows = [{"path": fault.path, "what": fault.what, "hint": fault.hint} for fault in faults]
-        print(json.dumps({"path": options.path, "faults": rows}, indent=1))
+        print(json.dumps({"path": options.path, **asdict(found)}, indent=1))
     else:
-        for fault in faults:
-            print(f"{fault.path}: {fault.what}; {fault.hint}")
-        print(f"{options.path}: {len(faults)} faults" if faults else f"{options.path}: clean")
-    return 1 if faults else 0
+        for fault in found.faults:
+            print(fault)
+        for note in found.notes:
+            print(f"note: {note}")
+        told = f"{found.folders} folders, {found.records} records, {found.files} files, {found.bytes / 2**20:,.1f} MiB"
+        print(f"{options.path}: {len(found.faults) or 'no'} faults in {told}")
+    return 1 if found.faults else 0
 
 
 def submit(options: argparse.Namespace) -> int:
