@@ -18,7 +18,7 @@ help:  ## list the targets
 setup: $(VENV)/.installed  ## install everything into .venv (half a minute with a warm cache, 7 GB)
 
 $(VENV)/.installed: requirements.lock requirements-nodeps.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || uv venv --python $(PYTHON) $(VENV)
 	@test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements-nodeps.lock

@@ -59,7 +59,7 @@ def screenshot(page: Path, target: Path, width: int = 1200, height: int = 2600) 
                    f"--screenshot={target}", page.resolve().as_uri()]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     picture = Image.open(target).convert("RGB")
-    picture.quantize(128).save(target, optimize=True)
+    picture.quantize(256, kmeans=1).save(target, optimize=True)
 
 
 if __name__ == "__main__":

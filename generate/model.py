@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.loading import without_progress_bar
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
 DESCRIPTION = "tokenmill.json"
@@ -37,7 +38,8 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     expected = description.get("vocabulary_fingerprint", vocabulary.fingerprint)
     if expected != vocabulary.fingerprint:
         raise RecipeError(f"{path}: trained with vocabulary {expected[:16]}, this one is {vocabulary.fingerprint[:16]}")
-    model = Emu3ForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, dtype))
+    with without_progress_bar():
+        model = Emu3ForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, dtype))
     if model.config.vocab_size != vocabulary.size:
         raise RecipeError(f"{path}: the model has {model.config.vocab_size} ids, its vocabulary {vocabulary.size}")
     return ExportedModel(model=model.to(device).eval(), vocabulary=vocabulary, vision=description.get("vision", {}))

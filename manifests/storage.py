@@ -106,7 +106,9 @@ class Store:
         entries = [
             Stored(str(name)[offset:], int(info.get("size") or 0), _modified(info)) for name, info in found.items()
         ]
-        return sorted((e for e in entries if _TEMPORARY not in e.path), key=lambda entry: entry.path)
+        return sorted(
+            (e for e in entries if not e.path.rsplit("/", 1)[-1].startswith(_TEMPORARY)), key=lambda entry: entry.path
+        )
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""

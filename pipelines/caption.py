@@ -102,7 +102,9 @@ class CaptionWorker:
         answers = self._captioner.caption([_sample(row) for row in rows.iter_rows(named=True)])
         asked_s = time.perf_counter() - started
         errors = [answer if isinstance(answer, SampleError) else None for answer in answers]
-        captions = [None if isinstance(answer, SampleError) else list(answer) for answer in answers]
+        captions = [
+            None if isinstance(answer, SampleError) else [_storable(text) for text in answer] for answer in answers
+        ]
         frame = pl.concat(
             [
                 rows.select("key"),
@@ -121,6 +123,11 @@ class CaptionWorker:
         (target,) = job.targets
         commit = publish(job, target, output)
         return JobResult(commits=(commit,), seconds={"ask": asked_s, "write": time.perf_counter() - started - asked_s})
+
+
+def _storable(text: str) -> str:
+    """Replace lone surrogates, which JSON metadata lets through and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _sample(row: Mapping[str, Any]) -> dict[str, Any]:

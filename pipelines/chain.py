@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
@@ -213,7 +214,11 @@ class Chain:
         return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
 
     def _settings(self, name: str) -> dict[str, object]:
-        return self.recipe.sources[name].model_dump()
+        """Return a source's section, its path made absolute: a worker may run in another folder."""
+        settings = self.recipe.sources[name].model_dump()
+        if "://" not in settings["url"]:
+            settings["url"] = str(Path(settings["url"]).expanduser().absolute())
+        return settings
 
     @cached_property
     def _split_settings(self) -> SplitSettings:

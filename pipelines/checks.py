@@ -13,6 +13,7 @@ from tokenmill.captions.captioner import build_captioner
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.chain import MODALITIES, Chain
 from tokenmill.recipe import Recipe
+from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -20,6 +21,7 @@ def check_chain(chain: Chain) -> None:
     """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
     recipe = chain.recipe
     _ = chain.modality, chain.passes, chain.rules
+    _check_kinds(chain)
     for modality in MODALITIES:
         _check_duplicates(chain, modality)
     for modality, settings in recipe.caption.items():
@@ -27,6 +29,24 @@ def check_chain(chain: Chain) -> None:
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
     _check_areas(recipe)
     _check_training(recipe)
+
+
+def _check_kinds(chain: Chain) -> None:
+    """Refuse what would only fail in the workers: a misplaced scorer, films inside tars, unknown templates."""
+    for modality, scoring in chain.passes.items():
+        takes = "text" if modality == "text" else "image"
+        for name, scorer in scoring.scorers.items():
+            if scorer.takes != takes:
+                raise RecipeError(f"filter.{modality}.scorers.{name}: takes {scorer.takes}, not {takes}")
+    for name, settings in chain.recipe.sources.items():
+        if settings.kind == "webdataset" and chain.modality[name] == "video":
+            raise RecipeError(f"sources.{name}.modality: video inside tars is not supported yet; use kind videos")
+    for modality, shares in chain.recipe.plan.templates.items():
+        for template in shares:
+            if template not in TEMPLATES:
+                raise RecipeError(
+                    f"plan.templates.{modality}: no template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}"
+                )
 
 
 def _check_duplicates(chain: Chain, modality: str) -> None:

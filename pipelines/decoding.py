@@ -16,15 +16,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError
+from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice
 from tokenmill.pipelines.sources.source import Source, open_source
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
+Found = tuple[bytes, str, str]  # what was read, its extension, the sha256 of the sample in the index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +68,22 @@ class SampleReader:
             self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s, max_pixels=self.limits.max_pixels)
         return self._decoder
 
-    def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[str]:
+    def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[str | SampleError]:
         """Yield the text of every row; ingest has read it as UTF-8 already."""
-        for data, extension in zip(self._bytes(piece, rows), rows["extension"], strict=True):
-            yield self.source.payload(data, extension).decode("utf-8", "surrogatepass")
+
+        def read(found: Found) -> str | SampleError:
+            return _attempt(lambda: self._payload(found).decode("utf-8"))
+
+        return self._counted(map(read, self._found(piece, rows)))
 
     def images(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Pixels | SampleError]:
         """Yield the picture (HWC uint8 RGB) of every row, decoded ahead in threads."""
-        payloads = zip(self._bytes(piece, rows), rows["extension"], strict=True)
 
-        def decode(found: tuple[bytes, str]) -> Pixels | SampleError:
-            data, extension = found
-            return _attempt(decode_image, self.source.payload(data, extension), max_pixels=self.limits.max_pixels)
+        def decode(found: Found) -> Pixels | SampleError:
+            return _attempt(lambda: decode_image(self._payload(found), max_pixels=self.limits.max_pixels))
 
         threads = self.limits.threads
-        return self._counted(ordered_map(decode, payloads, threads=threads, window=4 * threads))
+        return self._counted(ordered_map(decode, self._found(piece, rows), threads=threads, window=4 * threads))
 
     def clips(self, rows: pl.DataFrame, decode: Callable[[Path, dict[str, Any]], T]) -> Iterator[T | SampleError]:
         """Apply `decode(local path, row)` to every clip or video; a remote file is fetched once for its clips."""
@@ -97,6 +101,20 @@ class SampleReader:
         middle = (row["start_frame"] + row["end_frame"]) // 2
         frames = self.decoder.frames(path, [middle])
         return np.ascontiguousarray(frames[0])
+
+    def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
+        return zip(self._bytes(piece, rows), rows["extension"], rows["sha256"], strict=True)
+
+    def _payload(self, found: Found) -> bytes:
+        """Return a sample's own bytes; raises SampleError if they are not those that were indexed."""
+        data, extension, sha256 = found
+        try:
+            payload = self.source.payload(data, extension)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SampleError("changed_since_ingest", "the indexed bytes are another sample's now") from error
+        if sha256_hex(payload) != sha256:
+            raise SampleError("changed_since_ingest", "the bytes differ from the index's digest; run ingest again")
+        return payload
 
     def _bytes(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[bytes]:
         archive = piece.folder.at(piece.commit.data.name) if piece.commit.file("data") else None
@@ -121,6 +139,10 @@ def _attempt(function: Callable[..., T], *arguments: Any, **options: Any) -> T |
         return function(*arguments, **options)
     except SampleError as error:
         return error
+    except (TokenmillError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # hostile bytes make decoders raise anything; many in a row end the run
+        return SampleError("decoder_error", fault_message(error))
 
 
 def _runs(rows: pl.DataFrame, column: str) -> Iterator[tuple[Any, pl.DataFrame]]:

@@ -77,7 +77,8 @@ class IngestWorker:
 
     def _rows(self, files: Iterable[RawFile]) -> Iterator[IndexRow]:
         for file in files:
-            yield from self._source.index(file)
+            for row in self._source.index(file):
+                yield _storable(row)
 
 
 def index_output(rows: Iterable[IndexRow]) -> UnitOutput:
@@ -106,6 +107,16 @@ def _record(row: IndexRow) -> tuple[Any, ...]:
     return (*place, row.sha256, row.caption, row.metadata, *failure)
 
 
+def _storable(row: IndexRow) -> IndexRow:
+    """Escape what no UTF-8 file can hold: lone surrogates, which JSON lets through."""
+    caption = None if row.caption is None else _escaped(row.caption)
+    return replace(row, key=_escaped(row.key), caption=caption, metadata=_escaped(row.metadata))
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _unique(rows: Iterable[IndexRow]) -> Iterator[IndexRow]:
     """Turn the second and later samples with one key into failures: two samples cannot share annotations."""
     seen: set[str] = set()
@@ -122,8 +133,8 @@ def _unique(rows: Iterable[IndexRow]) -> Iterator[IndexRow]:
 def _packed(writer: ArchiveWriter, row: IndexRow) -> IndexRow:
     if row.payload is None:
         return row
-    members = {row.extension: row.payload, "json": json.dumps({"key": row.key, **json.loads(row.metadata)}).encode()}
+    members = {row.extension: row.payload, "json": json.dumps({**json.loads(row.metadata), "key": row.key}).encode()}
     if row.caption is not None:
         members["txt"] = row.caption.encode()
     placed = writer.add(row.key, members)[row.extension]
-    return replace(row, offset=placed.offset, length=placed.length)
+    return replace(row, offset=placed.offset, length=placed.length, payload=b"")  # written: no need to hold it

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from tokenmill.errors import RunError
+from tokenmill.errors import ManifestError, RunError
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import Commit
@@ -119,7 +119,10 @@ def _read_known(records: Sequence[_Records], units: Sequence[Unit]) -> None:
     wanted = [(record, unit.name) for record in records for unit in units if unit.name in record.attempts]
     with ThreadPoolExecutor(16) as pool:
         found = pool.map(lambda pair: pair[0].folder.read_commit(pair[1], pair[0].attempts[pair[1]]), wanted)
+        inputs = {unit.name: unit.inputs for unit in units}
         for (record, name), commit in zip(wanted, found, strict=True):
+            if commit.inputs != inputs[name]:
+                raise ManifestError(f"{record.folder.at(commit.record_name)}: records other inputs than the unit's")
             record.commits[name] = commit
 
 

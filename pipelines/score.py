@@ -49,7 +49,7 @@ class ScoringPass:
     modality: str
     specs: tuple[ScorerSpec, ...]
     scorers: Mapping[str, Scorer]
-    needs: Mapping[str, tuple[str, ...]]  # scorer → the scorers its gate reads
+    needs: Mapping[str, tuple[str, ...]]  # scorer → all the scorers its gate hangs on
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -62,7 +62,12 @@ class ScoringPass:
             stage="score",
             version=VERSION,
             schema=SCHEMA,
-            settings={"scorer": spec.name, "settings": dict(spec.settings), "when": spec.when, **limits.settings},
+            settings={
+                "scorer": spec.name,
+                "settings": dict(spec.settings),
+                "when": {one.name: one.when for one in self.specs if one.name in used and one.when},
+                **(limits.settings if self.modality != "text" else {}),
+            },
             fingerprints={name: self.scorers[name].fingerprint for name in used},
         )
 
@@ -79,7 +84,11 @@ def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
             Gate.parse(spec.when, columns, where)
         names = {owner[column] for column in (columns_of(spec.when, where) if spec.when else ())}
         needs[spec.name] = tuple(sorted(names))
-    return ScoringPass(modality=modality, specs=_ordered(specs, needs), scorers=scorers, needs=needs)
+    ordered = _ordered(specs, needs)
+    for spec in ordered:  # a gate's scorers may be gated themselves: those before them are needed too
+        direct = needs[spec.name]
+        needs[spec.name] = tuple(sorted({*direct, *(name for one in direct for name in needs[one])}))
+    return ScoringPass(modality=modality, specs=ordered, scorers=scorers, needs=needs)
 
 
 def _ordered(specs: Sequence[ScorerSpec], needs: Mapping[str, tuple[str, ...]]) -> tuple[ScorerSpec, ...]:

@@ -129,7 +129,7 @@ def _films(ingest: Snapshot) -> Iterator[FilmRange]:
 
 
 def _ranges(film: FilmRange, range_bytes: int) -> list[FilmRange]:
-    shares = -(-film.size // range_bytes)
+    shares = max(1, -(-film.size // range_bytes))  # an empty file is an input too: the decoder says what is wrong
     described = asdict(film)
     return [FilmRange(**(described | {"number": number, "shares": shares})) for number in range(shares)]
 

@@ -101,7 +101,7 @@ def tokenize_work(
         stage="tokenize",
         version=VERSION,
         schema=SCHEMA,
-        settings={**settings.identity, **limits.settings},
+        settings={**settings.identity, **(limits.settings if settings.modality != "text" else {})},
         fingerprints=fingerprints,
     )
     units = []
@@ -202,7 +202,10 @@ class TokenWorker:
     def _fill(self, part: Selected, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
         if self._settings.modality == "text":
             for sample, text in zip(samples, self._reader.texts(part.piece, rows), strict=True):
-                sample.body = text
+                if isinstance(text, SampleError):
+                    sample.error = text
+                else:
+                    sample.body = text
         elif self._settings.modality == "image":
             self._encode_images(part, rows, samples)
         else:
@@ -292,7 +295,7 @@ class TokenWorker:
             blank = (None,) * (len(_INDEX_COLUMNS) - 1 - len(FAILURE_COLUMNS))
             return (key, *blank, *failure_values("tokenize", sample.error))
         segments, text_ids = self._segments(sample)
-        codes = _stored_codes(sample.codes)
+        codes = _stored_codes(sample.codes, self._vision.codebook_size if self._vision else 0)
         described = segments_to_json(segments)
         document = {
             "segments": described,
@@ -342,12 +345,10 @@ def clip_frames(start: int, end: int, source_fps: float, fps: float, max_seconds
     return [start + int(index * step) for index in range(number)]
 
 
-def _stored_codes(codes: NDArray[np.uint32] | None) -> NDArray[np.unsignedinteger[Any]]:
-    """Return codes flattened in the narrowest type of the format: uint16, or uint32 above 65,535."""
-    if codes is None:
-        return np.zeros(0, dtype=np.uint16)
-    flat = codes.ravel()
-    return flat.astype(np.uint16) if flat.max(initial=0) < 2**16 else flat.astype(np.uint32)
+def _stored_codes(codes: NDArray[np.uint32] | None, codebook_size: int) -> NDArray[np.unsignedinteger[Any]]:
+    """Return codes flattened in the format's type: uint16, or uint32 for codebooks over 65,536."""
+    kind = np.uint16 if codebook_size <= 2**16 else np.uint32
+    return np.zeros(0, dtype=kind) if codes is None else codes.ravel().astype(kind)
 
 
 def _output(frame: pl.DataFrame, samples: Sequence[_Sample], archive: StagedArchive) -> UnitOutput:

@@ -35,8 +35,6 @@ def test_command_has_help_and_stands_in_the_readme(name: str) -> None:
     parser = commands()[name]
     assert parser.description
     assert all(action.help for action in parser._actions)
-    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("tokenmill run "))
-    assert line
     readme = (ROOT / "README.md").read_text()
     assert f"tokenmill {name}" in readme or f"|{name}" in readme or f"{name}|" in readme
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from tests import tiny
 
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.records import Commit
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.fates import fates_of
+from tokenmill.pipelines.jobs import Job, Target, Unit, UnitOutput, publish
 from tokenmill.recipe import check_recipe
 
 Make = Callable[..., Chain]
@@ -67,13 +77,49 @@ def test_chain_in_another_root_gives_the_same_digests(prepared: Path, tmp_path: 
     assert run_all(make(tmp_path)) == run_all(make(prepared))
 
 
-def test_every_record_adds_up(prepared: Path) -> None:
+def test_every_record_counts_the_rows_of_its_table(prepared: Path) -> None:
     chain = make(prepared)
-    commits = [c for stage in tiny.DATA_STAGES[:-1] for s in chain.snapshots(stage) for c in s.commits]
-    assert len(commits) > 20
-    for commit in commits:
-        counts = commit.counts
-        assert counts.rows_in == counts.kept + sum(counts.dropped.values()) + sum(counts.failed.values())
+    commits = 0
+    for stage in ("ingest", "score", "select", "caption", "tokenize"):
+        for snapshot in chain.snapshots(stage):
+            for commit in snapshot.commits:
+                rows = snapshot.folder.read_rows(commit)
+                counts = commit.counts
+                assert rows.height == counts.rows_in == counts.kept + _lost(commit)
+                assert rows["fail_reason"].drop_nulls().len() == sum(counts.failed.values())
+                commits += 1
+    assert commits > 20
+
+
+def _lost(commit: Commit) -> int:
+    return sum(commit.counts.dropped.values()) + sum(commit.counts.failed.values())
+
+
+def test_token_archives_read_by_stock_webdataset_agree_with_their_index(prepared: Path) -> None:
+    import webdataset
+
+    chain = make(prepared)
+    samples = 0
+    for snapshot in chain.tokenize.values():
+        for commit in snapshot.commits:
+            path = snapshot.folder.store.local_path(snapshot.folder.at(commit.data.name))
+            assert path is not None
+            data = path.read_bytes()
+            rows = snapshot.folder.read_rows(commit).filter(pl.col("fail_reason").is_null())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)  # webdataset leaves the tar open
+                found = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False).decode())
+            assert [sample["json"]["key"] for sample in found] == rows["key"].to_list()
+            for sample, row in zip(found, rows.iter_rows(named=True), strict=True):
+                for member in ("codes", "text"):
+                    cut = data[row[f"{member}_offset"] :][: row[f"{member}_length"]]
+                    assert np.array_equal(np.load(io.BytesIO(cut)), sample[f"{member}.npy"])
+                cut = data[row["json_offset"] :][: row["json_length"]]
+                assert json.loads(cut) == sample["json"]
+                assert sample["json"]["segments"] == json.loads(row["segments"])
+                assert (len(sample["text.npy"]), len(sample["codes.npy"])) == (row["num_text"], row["num_codes"])
+                samples += 1
+    assert samples > 15
 
 
 def test_nothing_is_lost_between_stages(prepared: Path) -> None:
@@ -174,16 +220,56 @@ def test_duplicates_keep_what_an_earlier_snapshot_kept(copy: Path) -> None:
     assert fates["scenes", "0000"] == "dropped: exact_duplicate"
 
 
-def test_retry_of_failed_samples_is_the_next_attempt(copy: Path) -> None:
+def test_retry_that_changes_nothing_writes_no_attempt(copy: Path) -> None:
+    before = run_all(make(copy))
+    assert run_all(make(copy, retry_failed=True)) == before
+    assert not list((copy / "root").rglob("commits/*.1.json"))
+
+
+def test_retry_that_helps_is_the_next_attempt_and_names_its_predecessor(copy: Path) -> None:
     chain = make(copy)
-    failed = [c for s in chain.score["scenes"] for c in s.commits if c.counts.failed]
-    again = make(copy, retry_failed=True)
-    commits = [c for s in again.score["scenes"] for c in s.commits if c.counts.failed]
-    assert failed
-    assert [c.attempt for c in failed] == [0] * len(failed)
-    assert [c.attempt for c in commits] == [1] * len(commits)
-    assert all(commit.predecessor for commit in commits)
-    assert [c.files for c in commits] == [c.files for c in failed]
+    folder, commit = next((s.folder, c) for s in chain.score["scenes"] for c in s.commits if c.counts.failed)
+    job = Job(unit=Unit(inputs=commit.inputs), targets=())
+    target = Target(folder=folder, attempt=1, predecessor=sha256_hex(commit.to_bytes()))
+    counts = replace(commit.counts, kept=commit.counts.rows_in, out=commit.counts.rows_in, failed={})
+    healed = publish(job, target, UnitOutput(rows=folder.read_rows(commit), counts=counts))
+    assert (healed.attempt, healed.predecessor) == (1, target.predecessor)
+    assert folder.record_names()[commit.unit] == 1
+    assert make(copy).score["scenes"][0].folder.path  # the chain reads the higher attempt from now on
+
+
+def test_changed_picture_of_the_same_size_is_noticed_when_read(copy: Path) -> None:
+    path = copy / "data/scenes/00000.tar"
+    chain = make(copy, {"filter.image.scorers": {**tiny.RECIPE["filter"]["image"]["scorers"], "sharpness": {}}})
+    row = chain.ingest["scenes"].folder.read_rows(chain.ingest["scenes"].commits[0]).row(0, named=True)
+    data = bytearray(path.read_bytes())
+    data[row["offset"] + row["length"] // 2] ^= 1
+    path.write_bytes(data)
+    snapshot = next(s for s in chain.score["scenes"] if s.folder.config.settings["scorer"] == "sharpness")
+    assert sum((Counter(c.counts.failed) for c in snapshot.commits), Counter())["changed_since_ingest"] == 1
+
+
+def test_lone_surrogate_in_a_line_costs_that_line_alone(copy: Path) -> None:
+    lines = (
+        '{"id": "half", "text": "broken \\ud83d"}\n{"id": "odd \\ud83d", "text": "A good text of more than twenty."}\n'
+    )
+    (copy / "data/text/zz.jsonl").write_text(lines)
+    chain = make(copy)
+    run_all(chain)
+    fates = fates_of(chain)
+    assert fates["text", "odd \\ud83d"] == "kept"
+    assert fates["text", "zz.jsonl#0"].startswith("failed at ingest: bad_encoding")
+
+
+def test_gate_of_a_gate_is_part_of_a_scorers_identity(prepared: Path) -> None:
+    def digest(gate: str) -> str:
+        scorers = {"resolution": {}, "sharpness": {"when": f"min_side_px >= {gate}"},
+                   "perceptual_hash": {"when": "sharpness >= 1"}}  # fmt: skip
+        scoring = make(prepared, {"filter.image.scorers": scorers}).passes["image"]
+        spec = next(spec for spec in scoring.specs if spec.name == "perceptual_hash")
+        return scoring.config(spec, DecodeLimits()).digest
+
+    assert digest("10") != digest("1000")
 
 
 def test_stage_that_may_not_work_names_what_is_missing(copy: Path) -> None:

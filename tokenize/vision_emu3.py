@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.loading import without_progress_bar
 from tokenmill.tokenize.preprocess import normalise
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, pixels
@@ -136,7 +136,7 @@ def load(spec: str | Path, *, dtype: str = "float32", device: str = "cpu", batch
     if batch_size < 1:
         raise RecipeError(f"vision tokenizer {spec}: batch_size {batch_size} must be at least 1")
     try:
-        with _without_progress_bar():
+        with without_progress_bar():
             model = Emu3VQVAE.from_pretrained(str(spec), use_safetensors=True, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise RecipeError(f"vision tokenizer {spec}: {str(error).splitlines()[0]}") from error
@@ -157,20 +157,6 @@ def fingerprint(model: Any, dtype: str, batch_size: int) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Silence the bar that transformers draws while it loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _parts(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

@@ -33,6 +33,8 @@ def export_checkpoint(folder: RunFolder, step: int) -> str:
     with TemporaryDirectory(prefix="tokenmill-") as scratch:
         model.save_pretrained(scratch)
         files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
+    if folder.store.exists(f"{target}/tokenmill.json"):  # an old description must never stand beside new weights
+        folder.store.delete(f"{target}/tokenmill.json")
     for name, data in files.items():
         folder.store.put(f"{target}/{name}", data)
     about["files"] = {name: sha256_hex(data) for name, data in files.items()}

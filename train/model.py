@@ -168,7 +168,7 @@ def _loaded(path: str, vocabulary: Vocabulary, context: int) -> Any:
 
     config = AutoConfig.from_pretrained(path)
     causal = causal_class(config.to_dict()).from_pretrained(
-        path, attn_implementation=attention.NAME, dtype=torch.float32
+        path, attn_implementation=attention.NAME, dtype=torch.float32, use_safetensors=True
     )
     if causal.config.vocab_size != vocabulary.size:
         raise RecipeError(

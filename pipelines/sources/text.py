@@ -61,7 +61,7 @@ class JsonLines:
             return IndexRow(key=key, path=path, offset=offset, length=len(line), error=error)
         text = document.pop(self.text_field)
         return IndexRow(
-            key=str(document.get(self.key_field, key)),
+            key=key if document.get(self.key_field) is None else str(document[self.key_field]),
             path=path,
             offset=offset,
             length=len(line),
@@ -94,6 +94,10 @@ def _parsed(line: bytes, text_field: str) -> dict[str, Any]:
         raise SampleError("bad_json", "the line is not JSON") from error
     if not isinstance(document, dict) or not isinstance(document.get(text_field), str):
         raise SampleError("no_text", f"the line has no text field {text_field!r}")
+    try:
+        document[text_field].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SampleError("bad_encoding", "the text holds half of a surrogate pair") from error
     if not document[text_field].strip():
         raise SampleError("empty_text", "the text is empty")
     return document

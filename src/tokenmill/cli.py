@@ -117,8 +117,11 @@ def _set_up_logging(options: argparse.Namespace) -> None:
 
 
 def _end_well(number: int, frame: FrameType | None) -> None:
-    """Turn SIGTERM into an orderly end: what is in flight is dropped, what was committed stays."""
-    raise TokenmillError("terminated; run it again to resume")
+    """Turn SIGTERM into an orderly end: what is in flight is dropped, what was committed stays.
+
+    Not an Exception: a worker in this process must not take it for a failed unit and go on.
+    """
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ class PlanSettings(_Settings):
         default="pretrain", pattern=r"^[A-Za-z0-9_-]+$", description="name of the phase, and of its folder"
     )
     context: int = Field(default=1024, ge=32, description="ids in a pack")
-    seed: int = Field(default=0, description="of the shuffling, the drawing of templates and the held-out part")
+    seed: int = Field(
+        default=0, description="of the shuffling and the drawing of templates; the held-out part does not hang on it"
+    )
     mix: dict[str, Share] = Field(
         default_factory=dict, description="source → how often it is gone through (0.5 = a random half); 1 where absent"
     )

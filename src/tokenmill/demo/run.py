@@ -15,6 +15,7 @@ import yaml
 
 from tokenmill.commands import ALL_STAGES, describe_row, make_chain, run_one_stage
 from tokenmill.demo.assemble import DemoData, assemble
+from tokenmill.errors import RunError
 from tokenmill.manifests.storage import open_store
 from tokenmill.recipe import Recipe, load_recipe
 
@@ -75,7 +76,11 @@ def demo_recipe(out: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def spoiled_fates(data: DemoData, chain: Any) -> list[dict[str, str]]:
-    """Look up what the records say about every sample that was spoiled on purpose."""
+    """Look up what the records say about every sample that was spoiled on purpose.
+
+    Raises:
+        RunError: one of them came through, or ended otherwise than it must.
+    """
     from tokenmill.pipelines.fates import fates_of
 
     found = fates_of(chain)
@@ -84,6 +89,8 @@ def spoiled_fates(data: DemoData, chain: Any) -> list[dict[str, str]]:
         fate = found.get((spoiled.source, spoiled.name), "not found in any table")
         if fate == "kept" and spoiled.twin is not None:  # of two copies either one may be the one that goes
             fate = "kept; its twin: " + found.get((spoiled.source, spoiled.twin), "not found in any table")
+        if spoiled.expected not in fate:
+            raise RunError(f"{spoiled.source}/{spoiled.name} ({spoiled.what}) should be {spoiled.expected}: {fate}")
         rows.append({"source": spoiled.source, "name": spoiled.name, "what": spoiled.what, "fate": fate})
     return rows
 
