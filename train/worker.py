@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -46,6 +47,9 @@ def _train(job: TrainJob, report: Path, rank: int) -> None:
     from tokenmill.train.loop import train
 
     result = train(job, report / "rows.jsonl")
+    # Python gives signals back their default while it shuts down; a second SIGTERM would then look like a failed rank.
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if rank == 0:
         (report / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     torch.distributed.destroy_process_group()
