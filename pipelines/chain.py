@@ -19,11 +19,12 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.execution import RayPool
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
-from tokenmill.pipelines.runner import RunOptions, run_stage
+from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import ScorerSpec, ScoringPass, score_work, scoring_pass
 from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work

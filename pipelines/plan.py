@@ -25,13 +25,14 @@ from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir, read_table, table_bytes
 from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.packing import pack
 from tokenmill.pipelines.plan_description import describe_plan
 from tokenmill.pipelines.plan_documents import Drawer
 from tokenmill.pipelines.plan_tables import Drawn, PlannedWindow, window_tables
 from tokenmill.pipelines.plan_windows import ShardPass, Window, check_sources, windows_of
-from tokenmill.pipelines.runner import RunOptions, run_stage
+from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 

@@ -11,8 +11,9 @@ from tests.tiny import picture
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
-from tokenmill.pipelines.runner import RunOptions, run_stage
+from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.sources.source import IndexRow, open_source
 
 
