@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -59,6 +59,22 @@ class Scorer(Protocol):
 
     def score(self, batch: Sequence[Any]) -> Columns:
         """Score images (HWC uint8 RGB, any sizes, down to 1 x 1) or texts (str)."""
+
+
+@runtime_checkable
+class PreparedScorer(Scorer, Protocol):
+    """A scorer with a costly model that first makes its pictures small: the halves may run on different machines.
+
+    `score(batch)` equals `score_prepared(prepare(batch))`.
+    """
+
+    def prepare(self, batch: Sequence[Image]) -> Sequence[Image]:
+        """Resize images to what the model sees (HWC uint8, tens of kB each); no model is loaded for this."""
+        ...
+
+    def score_prepared(self, batch: Sequence[Image]) -> Columns:
+        """Score what `prepare` returned."""
+        ...
 
 
 def build_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:

@@ -47,7 +47,15 @@ class TextCoverage:
 
     def score(self, batch: Sequence[Image]) -> Columns:
         """Score HWC images one by one."""
-        scored = [_covered(shrink(image, self.longest_side_px)) for image in batch]
+        return self.score_prepared(self.prepare(batch))
+
+    def prepare(self, batch: Sequence[Image]) -> Sequence[Image]:
+        """Shrink images to `longest_side_px`."""
+        return [shrink(image, self.longest_side_px) for image in batch]
+
+    def score_prepared(self, batch: Sequence[Image]) -> Columns:
+        """Score shrunken images."""
+        scored = [_covered(image) for image in batch]
         return {"text_coverage": [share for share, _ in scored], "text_boxes": [boxes for _, boxes in scored]}
 
 

@@ -75,9 +75,19 @@ class ArchiveWriter:
     def add(self, key: str, members: Mapping[str, bytes]) -> dict[str, Member]:
         """Append one sample: `members` by extension; returns where each one's bytes lie."""
         return {
-            extension: self._member(f"{escape_key(key)}.{extension}", members[extension])
+            extension: self.add_member(f"{escape_key(key)}.{extension}", members[extension])
             for extension in sorted(members)
         }
+
+    def add_member(self, name: str, data: bytes) -> Member:
+        """Append one member under a name that is fit for one; returns where its bytes lie."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(data), 0o644, 0
+        self._write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        offset = self.bytes
+        self._write(data)
+        self._write(b"\0" * (-len(data) % _BLOCK))
+        return Member(name, offset, len(data))
 
     def close(self) -> None:
         """End the archive (two empty blocks, padded to 10,240 bytes as tar does)."""
@@ -87,15 +97,6 @@ class ArchiveWriter:
         self._write(b"\0" * (end + -(self.bytes + end) % tarfile.RECORDSIZE))
         self._file.close()
         self.sha256 = self._hash.hexdigest()
-
-    def _member(self, name: str, data: bytes) -> Member:
-        info = tarfile.TarInfo(name)
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        self._write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
-        offset = self.bytes
-        self._write(data)
-        self._write(b"\0" * (-len(data) % _BLOCK))
-        return Member(name, offset, len(data))
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)

@@ -22,7 +22,7 @@ import polars as pl
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import check_schema
-from tokenmill.manifests.stagedir import StageDir, read_table, stage_dir_at
+from tokenmill.manifests.stagedir import StageDir, parse_table, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 
 PLAN_SCHEMA = 1
@@ -169,8 +169,8 @@ class Plan:
     def _read_window(self, number: int) -> _Window:
         row = self.windows.row(number, named=True)
         store = self.folder.store
-        documents = read_table(store, self.folder.at(row["documents"]))
-        packs = read_table(store, self.folder.at(row["packs"]))
+        documents = read_named_table(store, self.folder.at(row["documents"]))
+        packs = read_named_table(store, self.folder.at(row["packs"]))
         if len(packs) != row["num_packs"] or int(packs["documents"].sum()) != len(documents):
             raise ManifestError(f"{self.folder.at(row['packs'])}: not the packs that windows.parquet names")
         return _Window(documents, packs)
@@ -212,6 +212,22 @@ def open_plan(store: Store, path: str) -> Plan:
             raise ManifestError(f"{folder.at(table)}: sha256 differs from plan.json; remove it and plan again")
         tables[table] = read_table(store, folder.at(table))
     return Plan(folder, description, tables["windows.parquet"], tables["shards.parquet"])
+
+
+def read_named_table(store: Store, path: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
+    """Read a table whose name carries 8 digits of its SHA-256; raises ManifestError naming it when they differ.
+
+    A plan and a trainer read tables without their records; 32 bits are enough to notice damage.
+    """
+    data = store.read_bytes(path)
+    digits = path.rsplit("/", 1)[-1].split(".", 1)[0].rpartition("-")[2]
+    hint = 'run "tokenmill verify --deep" on its folder'
+    if sha256_hex(data)[:8] != digits:
+        raise ManifestError(f"{path}: sha256 differs from the digits in its name; {hint}")
+    try:
+        return parse_table(data, columns)
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {error}; {hint}") from error
 
 
 def plan_paths(store: Store, phase: str) -> list[str]:

@@ -58,9 +58,14 @@ def unit_digest(inputs: tuple[InputRef, ...]) -> str:
 
 def unit_name(inputs: tuple[InputRef, ...]) -> str:
     """Return `<first input's name>-<16 digits>`; stage and settings are not in it, they name the folder."""
-    first = inputs[0]
+    return unit_identity(inputs)[0]
+
+
+def unit_identity(inputs: tuple[InputRef, ...]) -> tuple[str, str]:
+    """Return a unit's name and its full digest."""
+    first, digest = inputs[0], unit_digest(inputs)
     where = f"-{first.start:08d}" if first.start else ""
-    return f"{safe_name(first.name)}{where}-{short(unit_digest(inputs))}"
+    return f"{safe_name(first.name)}{where}-{short(digest)}", digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

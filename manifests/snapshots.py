@@ -6,6 +6,7 @@ digests of the records, and through them every byte, so two runs with equal snap
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ import polars as pl
 
 from tokenmill.errors import ManifestError
 from tokenmill.faults import fault_point
-from tokenmill.manifests.identity import digest_of, sha256_hex, short
-from tokenmill.manifests.records import NO_COUNTS, Commit, Counts, check_schema
+from tokenmill.manifests.identity import canonical_json, digest_of, short
+from tokenmill.manifests.ledger import Commits, columns_of, sum_of_counts, sum_of_numbers
+from tokenmill.manifests.records import Commit, Counts, check_schema
+from tokenmill.manifests.rollups import read_named
 from tokenmill.manifests.stagedir import StageDir, read_table, table_bytes
 
 SNAPSHOT_SCHEMA = 1
+_UNITS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +36,28 @@ class Snapshot:
     """
 
     folder: StageDir
-    commits: tuple[Commit, ...]
+    commits: Sequence[Commit]  # a tuple, or the columns of a ledger
     parents: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        units = [(commit.unit, commit.attempt, sha256_hex(commit.to_bytes())) for commit in self.commits]
-        return digest_of({"config": self.folder.config.digest, "source": self.folder.source, "units": units})
+        """`digest_of` config, source and units = (unit, attempt, sha256 of the record), taken chunk by chunk."""
+        where = canonical_json({"config": self.folder.config.digest, "source": self.folder.source})
+        state = hashlib.sha256(f'{where[:-1]},"units":['.encode("utf-8", "surrogatepass"))
+        units = columns_of(self.commits, "unit", "attempt", "record_sha256")
+        for number, chunk in enumerate(units.iter_slices(_UNITS_AT_ONCE)):
+            state.update(b"," if number else b"")
+            state.update(canonical_json(chunk.rows())[1:-1].encode("utf-8", "surrogatepass"))
+        state.update(b"]}")
+        return state.hexdigest()
 
     @cached_property
     def counts(self) -> Counts:
-        return sum((commit.counts for commit in self.commits), NO_COUNTS)
+        return sum_of_counts(self.commits)
 
     @cached_property
     def totals(self) -> dict[str, int]:
-        names = sorted({name for commit in self.commits for name in commit.totals})
-        return {name: sum(commit.totals.get(name, 0) for commit in self.commits) for name in names}
+        return sum_of_numbers(columns_of(self.commits, "totals")["totals"])
 
     @property
     def name(self) -> str:
@@ -82,38 +92,23 @@ class Snapshot:
 
 def units_table(commits: Sequence[Commit]) -> pl.DataFrame:
     """Return a snapshot's table: which records it names, and their main figures."""
-    return pl.DataFrame(
-        {
-            "unit": [commit.unit for commit in commits],
-            "attempt": [commit.attempt for commit in commits],
-            "record_sha256": [sha256_hex(commit.to_bytes()) for commit in commits],
-            "kept": [commit.counts.kept for commit in commits],
-            "out": [commit.counts.out for commit in commits],
-            "bytes": [sum(entry.bytes for entry in commit.files) for commit in commits],
-        },
-        schema={
-            "unit": pl.String,
-            "attempt": pl.Int32,
-            "record_sha256": pl.String,
-            "kept": pl.Int64,
-            "out": pl.Int64,
-            "bytes": pl.Int64,
-        },
-    )
+    return columns_of(commits, "unit", "attempt", "record_sha256", "kept", "out", "bytes")
 
 
 def read_snapshot(folder: StageDir, digest: str) -> Snapshot:
     """Read a snapshot by its digest (full or the 16 digits); raises ManifestError if records differ from it."""
     name = folder.at(f"snapshots/{short(digest)}")
     value = read_description(folder, short(digest))
-    units = read_table(folder.store, f"{name}.parquet")
-    commits = []
-    for row in units.iter_rows(named=True):
-        commit = folder.read_commit(row["unit"], row["attempt"])
-        if sha256_hex(commit.to_bytes()) != row["record_sha256"]:
-            raise ManifestError(f"{folder.at(commit.record_name)}: not the record that snapshot {short(digest)} names")
-        commits.append(commit)
-    snapshot = Snapshot(folder=folder, commits=tuple(commits), parents=value["parents"])
+    units = read_table(folder.store, f"{name}.parquet").select("unit", "attempt", "record_sha256")
+    ledger = read_named(folder, units)
+    key = ["unit", "attempt", "record_sha256"]
+    known = ledger.table.lazy().with_row_index("place").select(*key, "place").unique(key, keep="last").collect()
+    places = units.join(known, on=key, how="left", maintain_order="left")["place"]
+    if places.null_count():
+        unit, attempt, _ = units.row(int(places.is_null().arg_max() or 0))
+        path = folder.at(f"commits/{unit}.{attempt}.json")
+        raise ManifestError(f"{path}: not the record that snapshot {short(digest)} names")
+    snapshot = Snapshot(folder=folder, commits=Commits(ledger, places.to_numpy()), parents=value["parents"])
     if snapshot.digest != value["digest"]:
         raise ManifestError(f"{name}.json: its digest is not that of its units")
     return snapshot
@@ -138,4 +133,4 @@ def snapshot_names(folder: StageDir) -> list[str]:
 
 def merge_counts(commits: Sequence[Commit]) -> Counts:
     """Return the sum of some records' counts."""
-    return sum((commit.counts for commit in commits), NO_COUNTS)
+    return sum_of_counts(commits)

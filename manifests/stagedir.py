@@ -8,10 +8,11 @@ for people; the full digest is in every record and is compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -21,6 +22,10 @@ from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import Commit, FileEntry
 from tokenmill.manifests.storage import Store
+
+CACHES = ("rollups/",)  # what a folder holds besides data, records and logs: can be removed at any time
+_RECORD_NAME = r"(?<unit>[^/]+)\.(?<attempt>[0-9]+)\.json$"
+_NAMES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,22 +87,29 @@ class StageDir:
             self.store.put_exclusive(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
     def record_names(self) -> dict[str, int]:
-        """Return unit → highest attempt, from one listing of `commits/`; all that a resume needs."""
-        found: dict[str, int] = {}
-        for entry in self.store.files(self.at("commits")):
-            name = entry.path.rsplit("/", 1)[-1].removesuffix(".json")
-            unit, _, attempt = name.rpartition(".")
-            if unit and attempt.isdigit():
-                found[unit] = max(found.get(unit, -1), int(attempt))
-        return found
+        """Return unit → highest attempt, from one listing of `commits/`."""
+        newest = self.record_table().group_by("unit", maintain_order=True).agg(pl.col("attempt").max())
+        return dict(newest.iter_rows())
+
+    def record_table(self) -> pl.DataFrame:
+        """Return `unit` and `attempt` of every record, from one listing of names; all that a resume needs."""
+        tables = [pl.DataFrame(schema={"unit": pl.String, "attempt": pl.Int32})]
+        for names in _chunks(self.store.names(self.at("commits"))):
+            parts = pl.Series(names).str.extract_groups(_RECORD_NAME).struct.unnest()
+            tables.append(parts.with_columns(pl.col("attempt").cast(pl.Int32, strict=False)).drop_nulls())
+        return pl.concat(tables)
 
     def read_commit(self, unit: str, attempt: int) -> Commit:
         """Read one record and check that it belongs here; raises ManifestError otherwise."""
         name = self.at(f"commits/{unit}.{attempt}.json")
         commit = Commit.from_bytes(self.store.read_bytes(name), name)
+        self.check_commit(commit, unit, name)
+        return commit
+
+    def check_commit(self, commit: Commit, unit: str, name: str) -> None:
+        """Refuse a record that was written elsewhere or for another unit; raises ManifestError naming it."""
         if commit.config != self.config.digest or commit.unit != unit:
             raise ManifestError(f"{name}: written under other settings ({commit.config[:16]}), or renamed")
-        return commit
 
     def read_rows(self, commit: Commit, columns: list[str] | None = None) -> pl.DataFrame:
         """Read a unit's table; raises ManifestError naming the file if it is not what its record says."""
@@ -117,6 +129,12 @@ class StageDir:
             fault_point("commit:after-record")
             return commit
         return self.read_commit(commit.unit, commit.attempt)
+
+
+def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(names)
+    while chunk := list(islice(rest, _NAMES_AT_ONCE)):
+        yield chunk
 
 
 def table_bytes(frame: pl.DataFrame, schema: int) -> bytes:

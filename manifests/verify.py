@@ -13,6 +13,7 @@ from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import Fault, Findings
 from tokenmill.manifests.storage import Store, Stored
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, examine_checkpoint
+from tokenmill.manifests.verify_results import examine_result, is_result
 from tokenmill.manifests.verify_stage import examine_stage
 
 _MARKS = ("commits", "snapshots")
@@ -28,12 +29,13 @@ def verify(store: Store, path: str, *, deep: bool) -> list[Fault]:
 
 
 def examine(store: Store, path: str, *, deep: bool) -> Findings:
-    """Verify every stage folder, plan and checkpoint at and below a path; also reports notes and what was looked at."""
+    """Verify every stage folder, plan, checkpoint and result at and below a path; also reports notes and figures."""
     listing = store.files(path)
     sizes = {entry.path: entry.size for entry in listing}
     stages = sorted(stage_folders(store, listing))
     checkpoints = sorted(_parent(name) for name in sizes if name.rsplit("/", 1)[-1] == CHECKPOINT_RECORD)
-    if not stages and not checkpoints:
+    results = sorted(filter(is_result, sizes))
+    if not stages and not checkpoints and not results:
         raise ManifestError(f"{store.url}/{path}: holds no stage folder, plan or checkpoint that could be verified")
     findings = Findings()
     inside = _by_folder(sizes, {*stages, *checkpoints})
@@ -41,6 +43,8 @@ def examine(store: Store, path: str, *, deep: bool) -> Findings:
         examine_stage(store, folder, inside[folder], findings, deep=deep)
     for folder in checkpoints:
         examine_checkpoint(store, folder, inside[folder], findings, deep=deep)
+    for name in results:
+        examine_result(store, name, sizes, findings, deep=deep)
     return findings
 
 

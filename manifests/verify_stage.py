@@ -12,8 +12,9 @@ from tokenmill.manifests.findings import RERUN, Fault, Findings
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.plans import open_plan, plan_faults
 from tokenmill.manifests.records import Commit, unit_name
+from tokenmill.manifests.rollups import check_rollups
 from tokenmill.manifests.snapshots import Snapshot, read_description, units_table
-from tokenmill.manifests.stagedir import StageDir, read_table, stage_dir_at
+from tokenmill.manifests.stagedir import CACHES, StageDir, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_files import unit_faults
 
@@ -42,6 +43,8 @@ def examine_stage(store: Store, path: str, sizes: Mapping[str, int], findings: F
     findings.records += len(records)
     findings.files += len(named)
     findings.bytes += sum(named.values())
+    if deep and any(name.startswith("rollups/") for name in sizes):
+        findings.add(check_rollups(folder, {key: digest for key, (_, digest) in records.items()}))
     _snapshots(folder, sizes, records, findings)
     _plan(folder, sizes, findings, deep=deep)
     _orphans(folder, sizes, set(named), findings)
@@ -92,15 +95,13 @@ def _source_faults(folder: StageDir, records: Records) -> list[Fault]:
 
 
 def _lineage_faults(folder: StageDir, commit: Commit, records: Records) -> list[Fault]:
-    """A later attempt names the record it replaces."""
-    if commit.attempt == 0:
-        return []
+    """A later attempt names the record it replaces, which may be gone: housekeeping removes what is superseded."""
     before = records.get((commit.unit, commit.attempt - 1))
-    if before is not None and before[1] == commit.predecessor:
+    if before is None or before[1] == commit.predecessor:
         return []
     name = folder.at(f"commits/{commit.unit}.{commit.attempt - 1}.json")
-    what = "is missing or changed" if before is None else "is not the one"
-    return [Fault(name, f"{what} that attempt {commit.attempt} replaced", "restore it, or remove the later attempts")]
+    what = f"is not the one that attempt {commit.attempt} replaced"
+    return [Fault(name, what, "restore it, or remove the later attempts")]
 
 
 def _snapshots(folder: StageDir, sizes: Mapping[str, int], records: Records, findings: Findings) -> None:
@@ -163,5 +164,5 @@ def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, dee
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:
     plan = _PLAN_FILES if folder.config.stage == "plan" else set()
     for name in sorted(sizes.keys() - named - plan - {"config.json"}):
-        if not name.startswith(("commits/", "snapshots/", "logs/")):
+        if not name.startswith(("commits/", "snapshots/", "logs/", *CACHES)):
             findings.note(folder.at(name), "no record names it")

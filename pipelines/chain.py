@@ -1,4 +1,4 @@
-"""The stages in their order: sources → ingest → split → score → duplicates → select → caption → tokenize → plan.
+"""The stages in their order: ingest → split → score → takedown → duplicates → select → caption → tokenize → plan.
 
 Every stage is described from the snapshots before it, so `status`, a resume and a fresh run walk the same code; what
 differs is only whether missing units may be worked on. A stage runs for all sources at once, on one pool.
@@ -17,24 +17,27 @@ from tokenmill.filters.scenes import SceneSettings
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
+from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
-from tokenmill.pipelines.execution import RayPool
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
-from tokenmill.pipelines.score import ScorerSpec, ScoringPass, score_work, scoring_pass
+from tokenmill.pipelines.score import score_work
+from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import SplitSettings, split_work
-from tokenmill.pipelines.tokens import TokenSettings, open_vision, tokenize_work
+from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
+from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
-STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize", "plan")
 MODALITIES = ("image", "video", "text")
 
 
@@ -132,6 +135,9 @@ class Chain:
             scorers = self._filter(modality).scorers
             specs = [ScorerSpec(name=n, settings=s.options, when=s.when) for n, s in sorted(scorers.items())]
             found[modality] = scoring_pass(modality, specs)
+            pool = self.recipe.execution.pools.get("score")
+            if pool is not None and pool.decode is not None:
+                found[modality].check_halves()
         return found
 
     @cached_property
@@ -151,12 +157,30 @@ class Chain:
         return {name: scored_slices(self.pieces[name], self.score[name]) for name in self.recipe.sources}
 
     @cached_property
+    def takedowns(self) -> Takedowns | None:
+        """The union of the takedown lists under the root."""
+        return read_takedowns(self.store)
+
+    @cached_property
+    def takedown(self) -> dict[str, Snapshot]:
+        """What is taken down of every source; empty where there is no list."""
+        if self.takedowns is None:
+            return {}
+        works = {n: takedown_work(self.store, n, s, self.takedowns) for n, s in self.scored.items() if s}
+        return self._single("takedown", works, inline=True)
+
+    @cached_property
+    def judged(self) -> dict[str, list[Scored]]:
+        """The scored slices, with what is taken down of them."""
+        return {name: with_takedowns(scored, self.takedown.get(name)) for name, scored in self.scored.items()}
+
+    @cached_property
     def duplicates(self) -> dict[str, Snapshot]:
         """Copies, by modality: decided over all sources of it at once, in this process."""
         works = {}
         for modality in MODALITIES:
             settings = self._filter(modality).duplicates
-            scored = [part for name in self.sources_of(modality) for part in self.scored[name]]
+            scored = [part for name in self.sources_of(modality) for part in self.judged[name]]
             if settings is not None and scored:
                 wanted = DuplicateSettings(exact=settings.exact, max_distance=settings.max_distance)
                 works[modality] = duplicates_work(self.store, modality, scored, self.rules[modality], wanted)
@@ -171,7 +195,7 @@ class Chain:
                 parents = self._parents(name, self.ingest, self.split)
                 parents |= {f"score/{s.folder.config.settings['scorer']}": s.digest for s in self.score[name]}
                 works[name] = select_work(
-                    self.store, name, self.scored[name], self.duplicates.get(modality), first,
+                    self.store, name, self.judged[name], self.duplicates.get(modality), first,
                     self.rules[modality], self._filter(modality).carry, parents,
                 )  # fmt: skip
                 first += len(self.scored[name])
@@ -256,7 +280,7 @@ class Chain:
     def _fingerprints(self) -> dict[str, str]:
         return {
             "vocabulary": build_vocabulary(self.recipe.tokenize.vocabulary).fingerprint,
-            "vision": open_vision(self.recipe.tokenize.vision.model_dump()).fingerprint,
+            "vision": fingerprint_of_vision(self.recipe.tokenize.vision.model_dump()),
         }
 
     def _token_fingerprints(self, modality: str) -> dict[str, str]:
@@ -278,11 +302,14 @@ class Chain:
 
     def _run_options(self, stage: str) -> RunOptions:
         run = self.recipe.execution
-        pool = RayPool(workers=run.workers, cpus=run.cpus_per_worker, gpus=run.gpus_per_worker, address=run.address)
         return RunOptions(
-            pool=pool if run.executor == "ray" else None,
+            pool=stage_pool(run, stage) if run.executor == "ray" else None,
             tries=run.tries,
             retry_failed=self.options.retry_failed,
             allow_work=stage in self.options.work,
             quiet=self.options.quiet,
+            unit_timeout_s=run.unit_timeout_s,
+            start_timeout_s=run.start_timeout_s,
+            drain_s=run.drain_s,
+            metrics_port=run.metrics_port,
         )

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, SampleError
 from tokenmill.generate.evaluate import Sample
-from tokenmill.manifests.plans import Plan
-from tokenmill.manifests.stagedir import read_table
+from tokenmill.manifests.plans import Plan, read_named_table
 from tokenmill.pipelines.plan_documents import Document, Drawer, uniform
 from tokenmill.pipelines.stored import read_stored
 from tokenmill.settings_train import PlanSettings
@@ -98,7 +97,7 @@ def _candidates(
     )
     found = 0
     for archive, index in shards if epochs else ():
-        for number, row in enumerate(read_table(plan.folder.store, index).iter_rows(named=True)):
+        for number, row in enumerate(read_named_table(plan.folder.store, index).iter_rows(named=True)):
             for document in _documents(drawer, number, row):
                 place = uniform("evaluation", source, row["key"], str(document.frame))
                 yield _Candidate(archive=archive, row=row, document=document, weight=max(1.0, epochs), place=place)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -23,6 +23,7 @@ from tokenmill.manifests.identity import digest_of_rows
 from tokenmill.manifests.records import Counts
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
+from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.sources.source import INDEX_COLUMNS, INDEX_SCHEMA, IndexRow, RawFile, Source, open_source
 from tokenmill.pipelines.units import group_files
@@ -51,16 +52,23 @@ def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_by
 
 
 class IngestWorker:
-    """Indexes a unit's files one after the other; packs the samples if the source asks for it."""
+    """Indexes a unit's files one after the other; packs the samples if the source asks for it.
+
+    What a takedown list speaks of never gets in. The lists are no part of a unit's identity: a list must not make all
+    raw data be read again, and what was ingested before a list is left out by the selection.
+    """
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        self._name = name
         self._source: Source = open_source(name, settings)
+        self._takedowns: Takedowns | Literal["unread"] | None = "unread"
 
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
         (target,) = job.targets
         with ExitStack() as stack:
-            rows: Iterable[IndexRow] = _unique(self._rows(job.unit.payload["files"]))
+            allowed = self._allowed(self._rows(job.unit.payload["files"]), target.folder.store, job.unit.name)
+            rows: Iterable[IndexRow] = _unique(allowed)
             archive = None
             if self._source.packs:
                 path = stack.enter_context(target.folder.store.staging(target.folder.path))
@@ -80,26 +88,46 @@ class IngestWorker:
             for row in self._source.index(file):
                 yield _storable(row)
 
+    def _allowed(self, rows: Iterator[IndexRow], store: Store, unit: str) -> Iterator[IndexRow]:
+        if self._takedowns == "unread":
+            self._takedowns = read_takedowns(store)
+        lists = self._takedowns
+        if lists is None:
+            yield from rows
+            return
+        for number, row in enumerate(rows):
+            hit = lists.of_sample(self._name, row.key, row.sha256, row.metadata)
+            yield taken_down_row(unit, number) if hit else row
+
 
 def index_output(rows: Iterable[IndexRow]) -> UnitOutput:
-    """Turn index rows into a table, counts and digests (`content`: keys and bytes alone; `rows`: all but the place)."""
-    found = list(rows)
-    failed = Counter(row.error.reason for row in found if row.error)
-    kept = len(found) - sum(failed.values())
-    content = [(row.key, row.sha256) for row in found if row.error is None]
-    described = [(row.key, row.sha256, row.caption, row.metadata) for row in found if row.error is None]
+    """Turn index rows into a table, counts and digests."""
+    return table_output(pl.DataFrame([index_record(row) for row in rows], schema=INDEX_COLUMNS, orient="row"))
+
+
+def table_output(table: pl.DataFrame) -> UnitOutput:
+    """Count an index and take its digests (`content`: keys and bytes alone; `rows`: all but the place)."""
+    good = table.filter(pl.col("fail_reason").is_null())
+    failed = Counter(table["fail_reason"].drop_nulls().to_list())
+    described = good.select("key", "sha256", "caption", "metadata")
     return UnitOutput(
-        rows=pl.DataFrame([_record(row) for row in found], schema=INDEX_COLUMNS, orient="row"),
-        counts=Counts(rows_in=len(found), kept=kept, out=kept, failed=dict(sorted(failed.items()))),
+        rows=table,
+        counts=Counts(rows_in=table.height, kept=good.height, out=good.height, failed=dict(sorted(failed.items()))),
         digests={
-            "content": digest_of_rows(("key", "sha256"), content),
-            "rows": digest_of_rows(("key", "sha256", "caption", "metadata"), described),
+            "content": digest_of_rows(("key", "sha256"), good.select("key", "sha256").iter_rows()),
+            "rows": digest_of_rows(described.columns, described.iter_rows()),
         },
-        totals={"bytes": sum(row.length for row in found if row.error is None)},
+        totals={"bytes": int(good["length"].sum())},
     )
 
 
-def _record(row: IndexRow) -> tuple[Any, ...]:
+def taken_down_row(unit: str, number: int) -> IndexRow:
+    """Return what stands in an index for a taken-down sample: its place in the unit, and nothing else of it."""
+    return IndexRow(key=f"taken-down-{unit[-16:]}-{number}", path="", error=SampleError(REASON, "was taken down"))
+
+
+def index_record(row: IndexRow) -> tuple[Any, ...]:
+    """Return a row of the index's table."""
     place = (row.key, row.path, row.payload is not None, row.offset, row.length, row.extension)
     failure: tuple[Any, ...] = (None, None, None, None)
     if row.error is not None:

@@ -6,7 +6,7 @@ out what is missing. Workers see one `Job` at a time and publish it themselves, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from tokenmill.manifests.records import Commit, Counts, FileEntry, InputRef, uni
 from tokenmill.manifests.stagedir import StageDir, table_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """A list of inputs that makes one output a folder.
 
@@ -53,10 +53,14 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """What a worker reports: its records and the seconds each phase took (`read`, `decode`, `model`, `write`)."""
+    """What a worker reports: its records and the seconds each phase took (`read`, `decode`, `model`, `write`).
+
+    `found` is True when the records were there already: another run, or this one before it was disturbed, was first.
+    """
 
     commits: tuple[Commit, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    found: bool = False
 
 
 class Worker(Protocol):
@@ -65,6 +69,41 @@ class Worker(Protocol):
     def __call__(self, job: Job) -> JobResult: ...
 
     def close(self) -> None: ...
+
+
+class Workers:
+    """Builds the worker of a work when its first job arrives; one process may serve several sources."""
+
+    def __init__(self, makers: Sequence[Callable[[], Worker]]) -> None:
+        self._makers = makers
+        self._built: dict[int, Worker] = {}
+
+    def worker(self, work: int) -> Worker:
+        if work not in self._built:
+            self._built[work] = self._makers[work]()
+        return self._built[work]
+
+    def __call__(self, job: Job) -> JobResult:
+        return self.worker(job.work)(job)
+
+    def close(self) -> None:
+        for worker in self._built.values():
+            worker.close()
+
+
+class HalvedWorker(Worker, Protocol):
+    """A worker whose unit can be decoded in one process and seen by a model in another.
+
+    `prepare` yields some chunks of resized pixels (tens of MB each), `compute` turns one into a small part, `complete`
+    makes files and a record of all parts of a unit, in order. Called as a whole it does the same in one process, with
+    the same bytes as the result.
+    """
+
+    def prepare(self, job: Job) -> Iterator[Any]: ...
+
+    def compute(self, chunk: Any) -> Any: ...
+
+    def complete(self, job: Job, parts: Sequence[Any]) -> JobResult: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +138,17 @@ class StagedArchive:
     path: Path
     bytes: int
     sha256: str
+
+
+def found_result(job: Job) -> JobResult | None:
+    """Return the records of a job that somebody else has done by now, or None; costs one look a folder.
+
+    Without it a unit whose answer got lost with its node, or that a second run works on too, would be done twice.
+    """
+    name = job.unit.name
+    if not all(t.folder.store.exists(t.folder.at(f"commits/{name}.{t.attempt}.json")) for t in job.targets):
+        return None
+    return JobResult(commits=tuple(t.folder.read_commit(name, t.attempt) for t in job.targets), found=True)
 
 
 def publish(job: Job, target: Target, output: UnitOutput) -> Commit:

@@ -20,10 +20,10 @@ import polars as pl
 from tokenmill.errors import ManifestError, RecipeError, SampleError
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, short
-from tokenmill.manifests.plans import PLAN_SCHEMA, Plan, open_plan
+from tokenmill.manifests.plans import PLAN_SCHEMA, Plan, open_plan, read_named_table
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.manifests.stagedir import StageConfig, StageDir, read_table, table_bytes
+from tokenmill.manifests.stagedir import StageConfig, StageDir, table_bytes
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
@@ -36,7 +36,7 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 def plan_folder(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> StageDir:
@@ -78,7 +78,7 @@ def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabu
     for shard in window.shards:
         drawer = Drawer(plan_id=folder.config.digest, source=shard.source, settings=settings, vocabulary=vocabulary,
                         repetition=shard.repetition, share=shard.share)  # fmt: skip
-        draws.add(shard, drawer, read_table(folder.store, shard.index, ["key", "modality", "segments"]))
+        draws.add(shard, drawer, read_named_table(folder.store, shard.index, ["key", "modality", "segments"]))
     lengths = [document.length for _, document in draws.drawn]
     cuttable = [document.cuttable for _, document in draws.drawn]
     packs = pack(lengths, cuttable, settings.context, settings.min_piece)

@@ -65,7 +65,8 @@ def windows_of(plan_id: str, snapshots: Sequence[Snapshot], settings: PlanSettin
         groups[-1].append(shard)
         held += shard.num_samples * shard.share
     if len(groups) > 1 and held < settings.window_documents / 2:
-        groups[-2] += groups.pop()
+        last = groups.pop()  # first: `groups[-2] += groups.pop()` would store it in the place of another window
+        groups[-1] += last
     return [Window(number=number, shards=tuple(group)) for number, group in enumerate(groups) if group]
 
 

@@ -1,4 +1,8 @@
-"""Progress of a stage: a bar on a terminal, a line every 30 s elsewhere, with rate, ETA and what limits it."""
+"""Progress of a stage: a bar on a terminal, a line every 30 s elsewhere, with rate, ETA and what limits it.
+
+The last line holds the run to its aim: on CPUs the work's CPU-seconds shared by the cores, with GPUs the slowest phase
+alone; 1.1 times that is what the project allows itself.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +19,35 @@ from tokenmill.pipelines.execution import Finished
 
 log = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
+AIM = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """A run's wall time against the least it could have taken, and how that was reckoned."""
+
+    wall_s: float
+    ideal_s: float
+    reckoned: str
+
+    @property
+    def ratio(self) -> float:
+        return self.wall_s / max(self.ideal_s, 1e-9)
+
+    def __str__(self) -> str:
+        return f"{self.reckoned} = {self.ideal_s:.1f} s, wall {self.ratio:.2f} x (aim {AIM} x)"
+
+
+def efficiency(
+    *, wall_s: float, cpu_s: float, phases_s: Mapping[str, float], cores: float, gpus: float = 0.0, workers: int = 1
+) -> Efficiency:
+    """Compare a run with its ideal: CPU-seconds by cores or, where GPUs work, the slowest phase of `workers` alone."""
+    if gpus > 0 and phases_s:
+        phase, seconds = max(phases_s.items(), key=lambda item: item[1])
+        return Efficiency(
+            wall_s=wall_s, ideal_s=seconds / workers, reckoned=f"{phase} alone, {seconds:.1f} s over {workers} workers"
+        )
+    return Efficiency(wall_s=wall_s, ideal_s=cpu_s / cores, reckoned=f"{cpu_s:.1f} CPU-s over {cores:g} cores")
 
 
 class Progress:
@@ -73,12 +108,14 @@ class Progress:
             f"ETA {eta_s:,.0f} s, limited by {self.limit()}"
         )
 
-    def last_line(self, workers: int) -> str:
-        """Return how it went: wall time against the CPU-seconds of the work shared by the workers."""
-        ideal_s = self.cpu_s / workers
+    def last_line(self, cores: float, *, gpus: float = 0.0, workers: int = 1) -> str:
+        """Return how it went: wall time against its ideal (see `efficiency`), for the cores and GPUs of the pool."""
+        how = efficiency(
+            wall_s=self.wall_s, cpu_s=self.cpu_s, phases_s=self.seconds, cores=cores, gpus=gpus, workers=workers
+        )
         return (
             f"{self.title}: {self.units} units in {self.wall_s:.1f} s, {self.rows / self.wall_s:,.0f} rows/s; "
-            f"{self.cpu_s:.1f} CPU-s over {workers} workers would be {ideal_s:.1f} s; limited by {self.limit()}"
+            f"{how}; limited by {self.limit()}"
         )
 
     def summary(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tokenmill.errors import TokenmillError
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
+from tokenmill.manifests.takedowns import REASON
 from tokenmill.pipelines.samples import SampleSlice
 
 log = logging.getLogger(__name__)
@@ -115,12 +116,17 @@ class SourceTable:
 
     def some(self, condition: pl.Expr, number: int) -> pl.DataFrame:
         """Return at most `number` rows that fulfil a condition: a random choice that depends on the keys alone."""
-        found = self.rows.filter(condition)
+        found = self._showable.filter(condition)
         places = pl.Series([sha256(key.encode("utf-8", "surrogatepass")).digest() for key in found["key"]])
         return found.with_columns(places.alias("place")).sort("place").head(number).drop("place")
 
     def find(self, key: str) -> pl.DataFrame:
-        return self.rows.filter(pl.col("key") == key).head(1)
+        return self._showable.filter(pl.col("key") == key).head(1)
+
+    @property
+    def _showable(self) -> pl.DataFrame:
+        """The rows a page may show: never a picture that was taken down."""
+        return self.rows.filter(pl.col("drop_reason").ne_missing(pl.lit(REASON)))
 
 
 def _source_table(run: Run, source: str) -> SourceTable:

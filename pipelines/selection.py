@@ -22,6 +22,7 @@ from tokenmill.manifests.records import Commit, Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot, read_description, read_snapshot, snapshot_names
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
+from tokenmill.manifests.takedowns import REASON
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import SampleSlice
 
@@ -31,16 +32,38 @@ _DUPLICATE_COLUMNS = ("source", "key", "drop_reason", "duplicate_of")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """The record that says which samples of a slice are taken down; there is none where no sample is."""
+
+    folder: StageDir
+    commit: Commit
+
+    @property
+    def reference(self) -> InputRef:
+        return InputRef(name=REASON, digest=self.commit.digests["excluded"])
+
+    def keys(self) -> pl.Series:
+        """Return the keys of the taken-down samples."""
+        rows = self.folder.read_rows(self.commit, ["key", "drop_reason"])
+        return rows.filter(pl.col("drop_reason").is_not_null())["key"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A slice with the records of its scores, in the scorers' order."""
+    """A slice with the records of its scores, in the scorers' order, and with what is taken down of it."""
 
     piece: SampleSlice
     scores: tuple[tuple[StageDir, Commit], ...]
+    excluded: Excluded | None = None
 
     @property
     def references(self) -> tuple[InputRef, ...]:
         values = [InputRef(name=d.config.settings["scorer"], digest=c.digests["values"]) for d, c in self.scores]
-        return (self.piece.reference("content"), *values)
+        return (self.piece.reference("content"), *values, *([self.excluded.reference] if self.excluded else []))
+
+    def is_excluded(self) -> pl.Expr:
+        """Return what is true for the rows of taken-down samples."""
+        return pl.lit(False) if self.excluded is None else pl.col("key").is_in(self.excluded.keys().to_list())
 
     def table(self) -> pl.DataFrame:
         """Return key, digest of the bytes, all score columns and the first failure of every sample."""
@@ -148,7 +171,8 @@ class DuplicatesWorker:
         for number, part in enumerate(self._scored):
             table = part.table()
             passes = self._rules.apply(table).is_null() & table["fail_reason"].is_null()
-            tables.append(_for_comparison(table.filter(passes), part.piece.source, number, self._settings, before))
+            table = table.filter(passes).filter(~part.is_excluded())  # nobody is a copy of what is taken down
+            tables.append(_for_comparison(table, part.piece.source, number, self._settings, before))
         samples = pl.concat(tables)
         distance = self._settings.max_distance
         if distance is None:
@@ -238,10 +262,15 @@ class SelectWorker:
 
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
-        table = job.unit.payload["part"].table()
-        table = table.with_columns(self._rules.apply(table).alias("rule"))
+        part: Scored = job.unit.payload["part"]
+        table = part.table()
+        table = table.with_columns(
+            self._rules.apply(table).alias("rule"),
+            pl.when(part.is_excluded()).then(pl.lit(REASON)).alias("taken_down"),
+        )
         table = self._with_duplicates(table, job.unit.payload["duplicates"])
-        reason = pl.when(pl.col("fail_reason").is_null()).then(pl.coalesce("rule", "drop_reason")).alias("drop_reason")
+        why = pl.coalesce("taken_down", "rule", "drop_reason")
+        reason = pl.when(pl.col("fail_reason").is_null()).then(why).alias("drop_reason")
         rows = table.select("key", reason, "fail_reason", "duplicate_of", *self._carry).with_columns(
             (pl.col("drop_reason").is_null() & pl.col("fail_reason").is_null()).alias("keep")
         )

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenmill.manifests.records import NO_COUNTS, Commit
+from tokenmill.manifests.ledger import bytes_of, sum_of_counts
+from tokenmill.manifests.records import Commit
+from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
@@ -40,13 +42,9 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
     if stage == "plan":
         folder = chain.plan.folder
-        return [_row(stage, folder, len(chain.plan.windows), _commits(folder))]
+        return [_row(stage, folder, len(chain.plan.windows), read_ledger(folder)[0].in_order_of_name())]
     snapshots: Iterable[Snapshot] = chain.snapshots(stage)
     return [_row(stage, snapshot.folder, len(snapshot.commits), snapshot.commits) for snapshot in snapshots]
-
-
-def _commits(folder: StageDir) -> list[Commit]:
-    return [folder.read_commit(unit, attempt) for unit, attempt in sorted(folder.record_names().items())]
 
 
 def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) -> dict[str, Any]:
@@ -58,8 +56,8 @@ def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) ->
         "folder": folder.path,
         "done": len(commits),
         "total": total,
-        "counts": sum((commit.counts for commit in commits), NO_COUNTS).to_json(),
-        "bytes": sum(entry.bytes for commit in commits for entry in commit.files),
+        "counts": sum_of_counts(commits).to_json(),
+        "bytes": bytes_of(commits),
         "units_per_s": rate,
         "eta_s": (total - len(commits)) / rate if rate else None,
     }

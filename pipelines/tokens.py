@@ -32,7 +32,7 @@ from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, U
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, segments_to_json
-from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer
+from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
 VERSION = 1
@@ -159,6 +159,11 @@ def open_vision(spec: Mapping[str, Any]) -> VisionTokenizer:
     """Load the vision tokenizer of a recipe: `name` (or a folder), everything else options."""
     options = {key: value for key, value in spec.items() if key != "name"}
     return load_vision_tokenizer(spec["name"], **options)
+
+
+def fingerprint_of_vision(spec: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a recipe's vision tokenizer, without building it where its files tell."""
+    return vision_fingerprint(spec["name"], **{key: value for key, value in spec.items() if key != "name"})
 
 
 class TokenWorker:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests.gcs_gateway import GcsServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("tokenmill", deadline=None, derandomize=True, database=None)
@@ -84,6 +85,13 @@ def s3_server() -> Iterator[S3Server]:
         process.wait()
 
 
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GcsServer]:
+    """A Google Cloud Storage emulator over HTTP."""
+    with GcsServer() as server:
+        yield server
+
+
 def _wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -92,3 +100,13 @@ def _wait_until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     raise RuntimeError("the S3 server did not start")
+
+
+@pytest.fixture
+def small_rollups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make rollups of a handful of records, so that small stages have several."""
+    from tokenmill.manifests import rollup_writer
+
+    monkeypatch.setattr(rollup_writer, "WRITE_EVERY", 8)
+    monkeypatch.setattr(rollup_writer, "FEWEST", 2)
+    monkeypatch.setattr(rollup_writer, "FULL_RECORDS", 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -16,7 +17,8 @@ import pytest
 from tokenmill.errors import StorageError
 from tokenmill.manifests.storage import Store, open_store
 
-KINDS = ["local", "memory", pytest.param("s3", marks=pytest.mark.s3)]
+REMOTE = [pytest.param("s3", marks=pytest.mark.s3), pytest.param("gs", marks=pytest.mark.s3)]
+KINDS = ["local", "memory", *REMOTE, pytest.param("s3-fsspec", marks=pytest.mark.s3)]
 
 
 @pytest.fixture(params=KINDS)
@@ -25,8 +27,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return open_store(str(tmp_path / "root"))
     if request.param == "memory":
         return open_store(f"memory://{uuid.uuid4().hex}")
-    server = request.getfixturevalue("s3_server")
-    return open_store(server.new_root(), server.options)
+    return _remote(request, request.param)
+
+
+def _remote(request: pytest.FixtureRequest, kind: str) -> Store:
+    server = request.getfixturevalue("gcs_server" if kind == "gs" else "s3_server")
+    more = {"backend": "fsspec"} if kind == "s3-fsspec" else {}
+    return open_store(server.new_root(), {**server.options, **more})
 
 
 def test_put_then_read_returns_the_same_bytes(store):
@@ -48,14 +55,10 @@ def test_put_exclusive_twice_keeps_the_first(store):
     assert store.read_bytes("commits/u.0.json") == b"first"
 
 
-@pytest.mark.parametrize("kind", ["local", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.mark.parametrize("kind", ["local", *REMOTE])
 def test_put_exclusive_from_eight_writers_at_once_has_one_winner(kind, request, tmp_path):
-    if kind == "local":
-        url, options = str(tmp_path / "root"), {}
-    else:
-        server = request.getfixturevalue("s3_server")
-        url, options = server.new_root(), server.options
-    stores = [open_store(url, options) for _ in range(8)]
+    store = open_store(str(tmp_path / "root")) if kind == "local" else _remote(request, kind)
+    stores = [pickle.loads(pickle.dumps(store)) for _ in range(8)]
 
     def write(number: int) -> bool:
         return stores[number].put_exclusive("record.json", f"writer {number}".encode())
@@ -83,7 +86,12 @@ def test_read_range_beyond_the_end_raises_and_names_the_file(store):
 
 def test_missing_object_raises_and_names_the_file(store):
     store.put("there", b"1")
-    for read in (store.read_bytes, store.size, lambda name: store.read_range(name, 0, 1)):
+    for read in (
+        store.read_bytes,
+        store.size,
+        lambda name: store.read_range(name, 0, 1),
+        lambda name: store.read_ranges(name, [(0, 1)]),
+    ):
         with pytest.raises(StorageError, match="not-there"):
             read("not-there")
     with pytest.raises(StorageError, match="not-there"), store.open("not-there") as file:
@@ -96,6 +104,47 @@ def test_files_lists_all_below_a_prefix_sorted_with_sizes(store):
     assert [(entry.path, entry.size) for entry in store.files("p")] == [("p/a/x", 5), ("p/a/y", 5), ("p/b", 3)]
     assert [entry.path for entry in store.files()] == ["p/a/x", "p/a/y", "p/b", "q"]
     assert store.files("absent") == []
+
+
+def test_names_come_in_the_order_of_their_whole_paths_from_behind_a_given_one(store):
+    paths = sorted(["p/a-b/x", "p/a/x", "p/a/y", "p/a.c", "p/b", "q"])
+    for path in paths:
+        store.put(path, b"1")
+    assert list(store.names()) == paths
+    assert list(store.names("p")) == paths[:-1]
+    for number, path in enumerate(paths):
+        assert list(store.names("", path)) == paths[number + 1 :]
+    assert list(store.names("p", "p/a/x")) == ["p/a/y", "p/b"]
+    assert list(store.names("absent")) == []
+
+
+def test_read_ranges_gives_each_range_and_refuses_what_is_not_there(store):
+    store.put("r", bytes(range(200)))
+    found = store.read_ranges("r", [(100, 5), (0, 3), (50, 0), (102, 2)])
+    assert found == [bytes(range(100, 105)), b"\0\1\2", b"", b"fg"]
+    assert store.read_ranges("r", []) == []
+    with pytest.raises(StorageError, match="r: wanted bytes 190"):
+        store.read_ranges("r", [(0, 1), (190, 20)])
+
+
+def test_open_reads_a_large_object_straight_on_and_in_jumps(store):
+    data = bytes(range(256)) * 4096 * 3  # 3 MiB: several growing blocks
+    store.put("o", data)
+    with store.open("o") as file:
+        assert b"".join(iter(lambda: file.read(100_000), b"")) == data
+        file.seek(-10, 2)
+        assert file.read() == data[-10:]
+        file.seek(1_000_000)
+        assert file.read(7) == data[1_000_000:1_000_007]
+
+
+def test_delete_many_removes_all_and_takes_no_offence_at_those_gone(store):
+    for name in ("a/1", "a/2", "b"):
+        store.put(name, b"1")
+    store.delete_many(["a/1", "gone", "b"])
+    assert list(store.names()) == ["a/2"]
+    store.delete_many(["gone"])
+    store.delete_many([])
 
 
 def test_folders_lists_only_those_directly_below(store):
@@ -222,3 +271,57 @@ def test_kill_in_the_middle_of_a_multipart_upload_leaves_nothing_visible(s3_serv
     assert _run_writer("put_file", url, options, blocks) == 0
     assert store.size("folder/data") == blocks * 256
     assert store.read_range("folder/data", 6 * 2**20, 256) == bytes(range(256))
+
+
+def test_leftovers_of_killed_local_writers_are_unfinished_until_abandoned(tmp_path):
+    url = str(tmp_path / "root")
+    _run_writer("put", url, "{}", 10, "storage:half-written:1")
+    store = open_store(url)
+    (left,) = store.unfinished()
+    assert left.path.startswith("folder/.part-") and left.bytes is not None and left.started_s is not None
+    assert store.files() == [] and list(store.names()) == []
+    store.abandon(left)
+    store.abandon(left)
+    assert store.unfinished() == []
+
+
+def test_put_exclusive_without_hard_links_has_one_winner(tmp_path, monkeypatch):
+    """Some network file systems know no links; which error they give is all that is made up here."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = open_store(str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda number: store.put_exclusive("folder/record", b"%d" % number), range(8)))
+    assert won.count(True) == 1
+    assert store.read_bytes("folder/record") == b"%d" % won.index(True)
+    assert list(store.names()) == ["folder/record"] and store.unfinished() == []
+
+
+FULL = """
+import sys
+from pathlib import Path
+from tokenmill.errors import StorageError
+from tokenmill.manifests.storage import open_store
+store = open_store(sys.argv[1])
+writes = [lambda: store.put("a/x", bytes(2**21)), lambda: store.put_exclusive("a/x", bytes(2**21))]
+for write in writes:
+    try:
+        write()
+    except StorageError as error:
+        print(error)
+print(sorted(path.name for path in Path(sys.argv[1]).rglob("*") if path.is_file()))
+"""
+
+
+@pytest.mark.parametrize(("options", "told"), [("size=1m", "the disk is full"), ("size=1m,ro", "read-only")])
+def test_disk_that_takes_no_more_raises_a_storage_error_and_is_left_clean(options, told, tmp_path):
+    program = f"mount -t tmpfs -o {options} none {tmp_path} && exec {sys.executable} -c '{FULL}' {tmp_path}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", program], capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("this machine lets nobody mount a file system of their own")
+    *errors, left = done.stdout.splitlines()
+    assert len(errors) == 2 and all(told in error and f"{tmp_path}/a/x: cannot write it" in error for error in errors)
+    assert left == "[]", done.stderr

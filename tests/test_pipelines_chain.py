@@ -293,7 +293,7 @@ def test_unknown_column_in_a_rule_is_refused_before_anything_runs(prepared: Path
 @pytest.mark.ray
 @pytest.mark.slow
 def test_chain_on_ray_gives_the_digests_of_inline(prepared: Path, tmp_path: Path) -> None:
-    from tokenmill.pipelines.execution import stop_ray
+    from tokenmill.pipelines.ray_cluster import stop_ray
 
     shutil.copytree(prepared / "data", tmp_path / "data")
     try:

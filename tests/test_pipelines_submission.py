@@ -9,17 +9,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tests import tiny
 from tests.harness import trusted
 
 from tokenmill.cli import main
+from tokenmill.errors import RecipeError
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.shipment import forwarded, pack
+from tokenmill.recipe import load_recipe
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 _START_S = 120
@@ -71,18 +76,123 @@ def _wait_until_answering(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError("the job server did not start")
 
 
-def test_submitted_stage_leaves_the_same_files_and_carries_its_exit_code(finished, job_server, tmp_path, capfd):
-    changes = {"execution.executor": "ray", "execution.workers": 1}
-    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", finished.data, str(tmp_path / "root"), changes)
-    assert main(["submit", "ingest", str(recipe), "--address", job_server]) == 0
-    assert "kept 28" in capfd.readouterr().out
+def _everything_shown(job_server: str, job: str) -> str:
+    """Return what the job server tells of a job to whoever asks: its info, its log, the list of jobs."""
+    pages = (f"/api/jobs/{job}", f"/api/jobs/{job}/logs", "/api/jobs/")
+    return "".join(urllib.request.urlopen(job_server + page, timeout=10).read().decode() for page in pages)
+
+
+@pytest.mark.s3
+def test_submitted_stage_leaves_the_same_files_and_shows_no_secret(
+    finished, job_server, s3_server, tmp_path, capfd, monkeypatch
+):
+    """The store's keys are in no recipe: driver and workers can only have them from the variables named."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "swordfish-in-the-environment")
+    root = s3_server.new_root()
+    changes = {
+        "execution.executor": "ray",
+        "execution.workers": 1,
+        "storage": {"endpoint_url": s3_server.endpoint},
+    }
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", finished.data, root, changes)
+    arguments = [str(recipe), "sources.scenes.licence=swordfish-in-an-override", "--address", job_server]
+    assert main(["submit", "ingest", *arguments, "--env", "AWS_*", "--job-id", "first"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("kept 28") == 1
     whole = trusted(open_store(str(finished.root)))
     expected = {path: digest for path, digest in whole.items() if path.startswith("ingest/")}
-    assert trusted(open_store(str(tmp_path / "root"))) == expected
+    assert trusted(open_store(root, s3_server.options)) == expected
+    shown = _everything_shown(job_server, "first")
+    assert "job_start ingest" in shown
+    assert "swordfish" not in shown + out
 
-    shutil.rmtree(tmp_path / "root")
-    assert main(["submit", "score", str(recipe), "--address", job_server]) == 1
-    assert "ingest" in capfd.readouterr().out
+    # The same name again is the same job: its log is told again, and another stage under that name is refused.
+    assert main(["submit", "ingest", *arguments, "--job-id", "first"]) == 0
+    assert "kept 28" in capfd.readouterr().out
+    assert main(["submit", "score", *arguments, "--job-id", "first"]) == 2
+    assert "with another stage" in capfd.readouterr().err
+
+
+def test_job_goes_on_without_its_follower_and_its_exit_code_is_carried(finished, job_server, tmp_path, capfd):
+    """Only the whole chain knows that the mix names no source, so this recipe error (exit 2) is seen on the cluster."""
+    recipe = tiny.write_recipe(
+        tmp_path / "recipe.yaml", finished.data, str(tmp_path / "root"), {"plan.mix": {"nowhere": 1}}
+    )
+    arguments = ["submit", "ingest", str(recipe), "--address", job_server, "--job-id", "quiet"]
+    assert main([*arguments, "--no-wait"]) == 0
+    assert capfd.readouterr().out.split() == ["quiet"]
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    assert main(arguments) == 1
+    interrupt.cancel()
+    assert main(arguments) == 2
+    assert "no source 'nowhere'" in capfd.readouterr().out
+
+
+class _BreakingClient:
+    """A job server whose stream breaks in the middle, as when the head restarts; it tells the log from its start."""
+
+    def __init__(self, breaks: int) -> None:
+        self._breaks = breaks
+
+    async def tail_job_logs(self, job):
+        yield "first\n"
+        if self._breaks:
+            self._breaks -= 1
+            yield "sec"
+            raise ConnectionError("the head is away")
+        yield "second\nthird\n"
+
+    def get_job_info(self, job):
+        from ray.job_submission import JobInfo, JobStatus
+
+        return JobInfo(status=JobStatus.FAILED, entrypoint="", message="no", driver_exit_code=7)
+
+
+def test_log_goes_on_where_it_stopped_after_the_head_was_away(monkeypatch, capsys):
+    from tokenmill.pipelines import submission
+
+    monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
+    assert submission.follow(_BreakingClient(2), "job", "http://head") == 7
+    assert capsys.readouterr().out == "first\nsecond\nthird\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"root": "runs/one"}, "root: 'runs/one' is a relative path"),
+        ({"sources.text.url": "raw/text"}, "sources.text.url: 'raw/text' is a relative path"),
+        ({"tokenize.vision": {"name": "tests/golden"}}, "tokenize.vision.name: 'tests/golden' is a relative path"),
+    ],
+)
+def test_recipe_with_a_relative_path_is_not_shipped(tmp_path, changes, told, monkeypatch):
+    (tmp_path / "tests" / "golden").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"), changes)
+    with pytest.raises(RecipeError, match=told), pack(recipe, [], {}):
+        pass
+
+
+def test_shipped_recipe_means_what_it_meant_here_and_holds_the_overrides(tmp_path):
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"))
+    overrides = ["plan.context=512", "storage={secret: abc}"]
+    with pack(recipe, overrides, {"NAME": "value"}) as shipment:
+        (shipped,) = shipment.working_dir.glob("*.yaml")
+        assert load_recipe(shipped) == load_recipe(recipe, overrides)
+        assert yaml.safe_load(shipped.read_text())["storage"] == {"secret": "abc"}
+        assert (shipment.package / "manifests" / "storage.py").is_file()
+        assert not any(path.is_symlink() for path in shipment.package.rglob("*"))
+
+
+def test_variables_are_forwarded_by_name_and_credentials_only_if_named(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "here")
+    assert "AWS_SECRET_ACCESS_KEY" not in forwarded(())
+    assert forwarded(())["AWS_REGION"] == "here"
+    assert forwarded(("AWS_*",))["AWS_SECRET_ACCESS_KEY"] == "secret"
+    with pytest.raises(RecipeError, match="--env NOWHERE: no such variable"):
+        forwarded(("NOWHERE",))
 
 
 def test_submit_where_nobody_answers_says_so_and_ends_with_one(tmp_path, capsys):

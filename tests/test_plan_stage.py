@@ -78,6 +78,16 @@ def test_plan_windows_in_any_order_are_pure_functions(store: Store) -> None:
     assert all(a.documents.equals(b.documents) for a, b in zip(forwards, reversed(backwards), strict=True))
 
 
+def test_plan_windows_hold_every_pass_once_whatever_is_left_for_the_last(store: Store) -> None:
+    snapshots = [write_token_source(store, "pictures", VOCABULARY, Amounts(images=90, shards=9))]
+    for documents in (11, 20, 21, 31, 43, 1000):
+        settings = PlanSettings(context=512, window_documents=documents)
+        windows = windows_of("an id", snapshots, settings)
+        taken = [shard.archive for window in windows for shard in window.shards]
+        assert len(taken) == len(set(taken)) == 9, documents
+        assert all(sum(s.num_samples for s in w.shards) >= documents / 2 for w in windows) or len(windows) == 1
+
+
 def test_plan_mix_takes_sources_several_times_and_in_part(store: Store) -> None:
     plan = write_plan(store, mixed(store), PlanSettings(context=400, mix={"words": 2.5, "pictures": 0.5}))
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
@@ -59,12 +60,27 @@ def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
     Raises:
         RecipeError: nothing of that name, a folder without weights, or an option it does not know.
     """
-    factories = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | dict(BUILT_IN)
+    factories = _factories()
     if str(spec) in factories:
         return _factory(factories[str(spec)])(**options)
     from tokenmill.tokenize.vision_emu3 import load
 
     return load(spec, **options)
+
+
+def vision_fingerprint(spec: str | Path, **options: Any) -> str:
+    """Return the fingerprint of what `load_vision_tokenizer` would load, from the files alone where they tell."""
+    folder = SHIPPED if str(spec) == "scenes" else None if str(spec) in _factories() else Path(spec)
+    if folder is not None and options.keys() <= {"dtype", "device", "batch_size"}:
+        known = {"dtype": options.get("dtype", "float32"), "batch_size": options.get("batch_size", 16)}
+        found = fingerprint_of_folder(folder, **known)
+        if found is not None:
+            return found
+    return load_vision_tokenizer(spec, **options).fingerprint
+
+
+def _factories() -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)} | dict(BUILT_IN)
 
 
 def _factory(reference: str) -> Callable[..., VisionTokenizer]:

@@ -7,8 +7,6 @@ codes. A batch is cut into `batch_size` at a time, in order, so codes depend on 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,35 +19,10 @@ from tokenmill.errors import RecipeError
 from tokenmill.tokenize.loading import without_progress_bar
 from tokenmill.tokenize.preprocess import normalise
 from tokenmill.tokenize.vision import Codes, Pixels
+from tokenmill.tokenize.vision_fingerprint import SHAPE, SHIPPED, fingerprint_of
 from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, pixels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SHIPPED = Path(__file__).parent / "weights" / "scenes"
-RULES = {
-    "version": 1,
-    "pixels": "uint8 / 255, mean 0.5, deviation 0.5",
-    "image": "one frame, features repeated to a window",
-    "video": "independent windows of 4 frames in the batch dimension",
-    "batch": "equal sizes, cut in order",
-}
-"""What shapes codes besides weights, precision and batch size; part of every fingerprint."""
-
-SHAPE = (
-    "attn_resolutions",
-    "base_channels",
-    "channel_multiplier",
-    "codebook_size",
-    "double_latent",
-    "embed_dim",
-    "hidden_size",
-    "in_channels",
-    "latent_channels",
-    "num_attention_heads",
-    "num_res_blocks",
-    "out_channels",
-    "temporal_downsample_factor",
-)
-"""The configuration that shapes the network; what else transformers writes may change with its version."""
 
 
 class Emu3VisionTokenizer:
@@ -149,14 +122,11 @@ def load(spec: str | Path, *, dtype: str = "float32", device: str = "cpu", batch
 
 def fingerprint(model: Any, dtype: str, batch_size: int) -> str:
     """The sha256 over weights (names, shapes, values), shape of the network, rules, precision and batch size."""
-    digest = hashlib.sha256()
     config = {key: getattr(model.config, key) for key in SHAPE}
-    described = {"config": config, "rules": RULES, "dtype": dtype, "batch_size": batch_size}
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
+    weights = (
+        (name, value.detach().cpu().contiguous().float().numpy()) for name, value in sorted(model.state_dict().items())
+    )
+    return fingerprint_of(config, weights, dtype=dtype, batch_size=batch_size)
 
 
 def _parts(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:

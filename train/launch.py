@@ -165,8 +165,9 @@ def _forwarding_signals(processes: Sequence[Process]) -> Iterator[None]:
 
 def _keep_logs(job: TrainJob, folder: Path) -> None:
     store = open_store(job.root, job.options)
-    for path in sorted(folder.glob("log-*.txt")):
-        store.put(f"checkpoints/{job.settings.run}/logs/{path.name}", path.read_bytes())
+    first = int(os.environ.get("NODE_RANK", "0")) * job.settings.ranks
+    for local, path in enumerate(sorted(folder.glob("log-*.txt"))):
+        store.put(f"checkpoints/{job.settings.run}/logs/log-{first + local:02d}.txt", path.read_bytes())
 
 
 def _outcome(folder: Path, codes: Sequence[int]) -> TrainResult:

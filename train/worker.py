@@ -50,7 +50,7 @@ def _train(job: TrainJob, report: Path, rank: int) -> None:
     # Python gives signals back their default while it shuts down; a second SIGTERM would then look like a failed rank.
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if rank == 0:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one a node: the launcher of each waits for it
         (report / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
     torch.distributed.destroy_process_group()
 

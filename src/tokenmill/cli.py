@@ -72,19 +72,54 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     inspect = _add(commands, "inspect", "what a manifest, shard, sample, plan or checkpoint holds")
     inspect.add_argument("path", help="URL or local path")
+    _storage_argument(inspect)
     inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
+    _storage_argument(verify)
     verify.add_argument("--deep", action="store_true", help="read every byte")
+    gc = _add(commands, "gc", "what killed runs and newer results left behind; removes it with --apply")
+    _recipe_arguments(gc)
+    gc.add_argument("--apply", action="store_true", help="remove it; without this nothing is changed")
+    gc.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help="leave what is younger (24)")
+    gc.add_argument("--all-snapshots", action="store_true", help="keep every published snapshot")
+    gc.add_argument("--old-settings", action="store_true", help="let folders of settings go that the recipe lost")
+    gc.add_argument("--old-plans", action="store_true", help="let plans go that are not the recipe's, nor any run's")
+    takedown = _add(commands, "takedown", "leave samples out for good, and tell which packs and steps had them")
+    _recipe_arguments(takedown)
+    takedown.add_argument("--keys", action="append", metavar="FILE", help="keys or source/key, one a line")
+    takedown.add_argument("--urls", action="append", metavar="FILE", help="URLs as in the metadata, one a line")
+    takedown.add_argument("--hashes", action="append", metavar="FILE", help="sha256 or perceptual hashes, one a line")
+    takedown.add_argument("--distance", type=int, default=0, metavar="BITS", help="around perceptual hashes (0 to 16)")
+    takedown.add_argument("--reason", default="", help="stored with the list")
+    takedown.add_argument("--rewrite", action="store_true", help="take their bytes out of what was written, too")
     submit = _add(commands, "submit", "run a stage as a Ray job")
     submit.add_argument("stage", choices=["run", *STAGES, "report"], help="what to run there")
     _recipe_arguments(submit)
     submit.add_argument("--address", required=True, help="of the Ray cluster's job server, http://…:8265")
     submit.add_argument("--no-wait", action="store_true", help="print the job's id and return")
+    submit.add_argument("--job-id", metavar="ID", help="name of the job; one that is there already is followed instead")
+    submit.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="forward this variable (or PREFIX_*) to the job"
+    )
+    submit.add_argument("--pip", metavar="FILE", help="requirements that the nodes install first; absent: none")
+    submit.add_argument("--limit", type=int, metavar="N", help="only the first N units of every source")
+    submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
+    _estimate_parser(commands)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     return parser
+
+
+def _estimate_parser(commands: Commands) -> None:
+    estimate = _add(commands, "estimate", "measure a few units, tell hours, bytes and money of the whole source")
+    _recipe_arguments(estimate)
+    estimate.add_argument("--units", type=int, default=2, metavar="N", help="measured of every source (default: 2)")
+    estimate.add_argument("--workers", type=int, metavar="N", help="in all, of every stage; absent: the recipe's pools")
+    estimate.add_argument("--nodes", type=int, default=1, metavar="N", help="that are paid for (default: 1)")
+    estimate.add_argument("--price-per-hour", type=float, metavar="X", help="of one node")
+    estimate.add_argument("--gpu-price-per-hour", type=float, metavar="X", help="of one GPU, beside its node")
 
 
 def _add(commands: Commands, name: str, text: str, *, recipe: bool = False) -> argparse.ArgumentParser:
@@ -96,6 +131,11 @@ def _add(commands: Commands, name: str, text: str, *, recipe: bool = False) -> a
         parser.add_argument("--limit", type=int, metavar="N", help="only the first N units of every source")
         parser.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     return parser
+
+
+def _storage_argument(parser: argparse.ArgumentParser) -> None:
+    text = "how to reach the path, as in a recipe's storage section; may be given several times"
+    parser.add_argument("--storage", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:

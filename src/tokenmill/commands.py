@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
-from tokenmill.recipe import Recipe, load_recipe
+from tokenmill.recipe import Recipe, load_recipe, storage_options
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ _WORK = {
     "ingest": ("ingest",),
     "split": ("split",),
     "score": ("split", "score"),
-    "select": ("duplicates", "select"),
-    "filter": ("split", "score", "duplicates", "select"),
+    "select": ("takedown", "duplicates", "select"),
+    "filter": ("split", "score", "takedown", "duplicates", "select"),
     "caption": ("caption",),
     "tokenize": ("tokenize",),
     "plan": ("plan",),
@@ -76,7 +76,7 @@ def inspect(options: argparse.Namespace) -> int:
     """Describe what lies at a path."""
     from tokenmill.inspection import inspect_path
 
-    found, text = inspect_path(options.path, options.key)
+    found, text = inspect_path(options.path, options.key, storage=storage_options(options.storage))
     print(json.dumps(found, indent=1, default=str) if options.json else text)
     return 0
 
@@ -86,7 +86,7 @@ def verify(options: argparse.Namespace) -> int:
     from tokenmill.manifests.storage import open_store
     from tokenmill.manifests.verify import examine
 
-    found = examine(open_store(options.path), "", deep=options.deep)
+    found = examine(open_store(options.path, storage_options(options.storage)), "", deep=options.deep)
     if options.json:
         print(json.dumps({"path": options.path, **asdict(found)}, indent=1))
     else:
@@ -99,12 +99,88 @@ def verify(options: argparse.Namespace) -> int:
     return 1 if found.faults else 0
 
 
+def gc(options: argparse.Namespace) -> int:
+    """Tell what nobody names, and remove it if asked."""
+    from tokenmill.pipelines.kept import GcOptions, collect
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    wanted = GcOptions(
+        older_than_s=options.older_than * 3600,
+        all_snapshots=options.all_snapshots,
+        old_settings=options.old_settings,
+        old_plans=options.old_plans,
+    )
+    sweep = collect(recipe, wanted, apply_it=options.apply)
+    totals = sweep.totals()
+    if options.json:
+        found = {"root": recipe.root, "applied": options.apply, "kinds": totals, "notes": sweep.notes}
+        print(json.dumps({**found, "objects": [asdict(one) for one in sweep.doomed]}, indent=1))
+        return 0
+    for note in sweep.notes:
+        print(f"note: {note}")
+    for kind, found in totals.items():
+        print(f"{kind:<10} {found['objects']:>8,} objects  {found['bytes'] / 2**20:10,.1f} MiB")
+    count = sum(found["objects"] for found in totals.values())
+    told = "removed" if options.apply else f"may go; tokenmill gc {options.recipe} --apply removes it"
+    print(f"{recipe.root}: {count:,} objects {told}" if count else f"{recipe.root}: nothing may go")
+    return 0
+
+
+def takedown(options: argparse.Namespace) -> int:
+    """Take samples down; exit 1 if some were not found."""
+    from tokenmill.pipelines.takedown import TakedownOptions, read_identifiers, render_takedown, take_down
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    asked = [
+        identifier
+        for name in ("keys", "urls", "hashes")
+        for path in getattr(options, name) or ()
+        for identifier in read_identifiers(Path(path), name, distance=options.distance)
+    ]
+    if not asked:
+        raise RecipeError("names no samples; give --keys, --urls or --hashes FILE")
+    report = take_down(recipe, asked, TakedownOptions(rewrite=options.rewrite, reason=options.reason))
+    print(json.dumps(report, indent=1) if options.json else render_takedown(report))
+    return 1 if report["not_found"] else 0
+
+
 def submit(options: argparse.Namespace) -> int:
     """Run a stage as a Ray job."""
+    from tokenmill.pipelines.submission import Submission
     from tokenmill.pipelines.submission import submit as submit_job
 
     load_recipe(options.recipe, options.overrides)
-    return submit_job(options.stage, Path(options.recipe), options.address, options.overrides, no_wait=options.no_wait)
+    flags = [f"--limit={options.limit}"] if options.limit is not None else []
+    how = Submission(
+        address=options.address,
+        wait=not options.no_wait,
+        job_id=options.job_id,
+        env=tuple(options.env),
+        pip=Path(options.pip) if options.pip else None,
+        flags=(*flags, *(["--retry-failed"] if options.retry_failed else []), *(["--json"] if options.json else [])),
+    )
+    return submit_job(options.stage, Path(options.recipe), options.overrides, how)
+
+
+def estimate(options: argparse.Namespace) -> int:
+    """What the whole recipe would take, from a few units of it."""
+    from tokenmill.pipelines.estimate import estimate as measure
+    from tokenmill.pipelines.estimate import render
+    from tokenmill.pipelines.estimate_figures import Cluster
+
+    for name in ("units", "workers", "nodes"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"--{name} {value}: has to be at least 1")
+    cluster = Cluster(
+        workers=options.workers,
+        nodes=options.nodes,
+        price_per_hour=options.price_per_hour,
+        gpu_price_per_hour=options.gpu_price_per_hour,
+    )
+    found = measure(load_recipe(options.recipe, options.overrides), units=options.units, cluster=cluster)
+    print(json.dumps(found.to_json(), indent=1) if options.json else render(found))
+    return 0
 
 
 def demo(options: argparse.Namespace) -> int:

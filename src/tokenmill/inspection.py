@@ -23,13 +23,15 @@ from tokenmill.manifests.storage import Store, open_store
 log = logging.getLogger(__name__)
 
 
-def inspect_path(path: str, key: str | None = None, picture_to: Path | None = None) -> tuple[dict[str, Any], str]:
+def inspect_path(
+    path: str, key: str | None = None, picture_to: Path | None = None, storage: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
     """Describe what lies at a URL or local path, as JSON values and as text.
 
     With `key` the sample of an archive, whose picture is written into `picture_to` (default: the current folder).
     Raises ManifestError when nothing is there, it is damaged, or it holds no such key.
     """
-    store, name = _place(path)
+    store, name = _place(path, storage or {})
     if key is not None and picture_to is None:
         picture_to = Path()
     found = inspect(store, name, key, open_decoders=open_decoders, picture_to=picture_to) | {"path": path}
@@ -70,10 +72,10 @@ def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if name != "name"}
 
 
-def _place(path: str) -> tuple[Store, str]:
+def _place(path: str, storage: Mapping[str, Any]) -> tuple[Store, str]:
     """Return a store and the name in it: a folder is a store of its own, a file is one of its folder's."""
-    store = open_store(path.rstrip("/") or path)
+    store = open_store(path.rstrip("/") or path, storage)
     if not store.exists(""):
         return store, ""
     folder, _, name = store.url.rpartition("/")
-    return open_store(folder or "/"), name
+    return open_store(folder or "/", storage), name

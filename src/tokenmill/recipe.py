@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_train import PlanSettings, TrainSettings
@@ -27,6 +27,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class Workers(Section):
+    """Some equal processes and what each one reserves; what is absent comes from `execution` itself."""
+
+    workers: Positive | None = None
+    cpus: float | None = Field(default=None, ge=0)
+    gpus: float | None = Field(default=None, ge=0, description="0.25: four processes share a device")
+    memory_gb: float | None = Field(default=None, gt=0, description="reserved, not enforced")
+
+
+class StagePool(Workers):
+    """The pool of one stage; with `decode` it is two: decoding on CPUs anywhere, the models where the devices are."""
+
+    decode: Workers | None = Field(default=None, description="score only")
+
+
 class Execution(Section):
     """How to run; nothing here changes what is written, except the sizes of units."""
 
@@ -34,9 +49,16 @@ class Execution(Section):
     workers: Positive = Field(default=2, description="processes of a stage's pool")
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    pools: dict[Literal["ingest", "split", "score", "caption", "tokenize", "plan"], StagePool] = Field(
+        default_factory=dict, description="stage → its pool, where it differs"
+    )
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
     decode_threads: Positive = 2
     tries: Positive = Field(default=3, description="times a unit that dies is handed out in all")
+    unit_timeout_s: float = Field(default=14_400.0, gt=0, description="after which a unit is handed out again")
+    start_timeout_s: float = Field(default=600.0, gt=0, description="for the first worker of a pool to begin")
+    drain_s: float = Field(default=25.0, ge=0, description="after SIGTERM, for units in flight to be committed")
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535, description="Prometheus, while a stage runs")
     failure_budget: Positive = Field(default=100, description="samples that may fail in a row before the run stops")
     unit_bytes: Positive = Field(default=2**30, description="raw bytes of a unit, at most")
     unit_rows: Positive = Field(default=20_000, description="samples of a unit, at most")
@@ -158,7 +180,9 @@ class Recipe(Section):
     """A whole run."""
 
     root: str
-    storage: dict[str, Any] = Field(default_factory=dict, description="options for the file system of `root`")
+    storage: dict[str, Any] = Field(
+        default_factory=dict, repr=False, description="how to reach `root`; never shown (docs/storage.md)"
+    )
     execution: Execution = Field(default_factory=Execution)
     sources: dict[Name, SourceSettings] = Field(min_length=1)
     filter: dict[Modality, FilterSettings] = Field(default_factory=dict)
@@ -168,9 +192,25 @@ class Recipe(Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
 
+    @field_validator("storage")
+    @classmethod
+    def _reachable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from tokenmill.manifests.storage_options import parse_options
+
+        try:
+            parse_options(value)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return value
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; raises RecipeError that names the file and every wrong key."""
+    return check_recipe(read_recipe(path, overrides), str(path))
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe and apply the overrides, without looking at its keys; raises RecipeError if it is no mapping."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         value = yaml.safe_load(text)
@@ -184,7 +224,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: a recipe is a mapping with root, sources, …; found {type(value).__name__}")
     for override in overrides:
         _override(value, override)
-    return check_recipe(value, str(path))
+    return value
 
 
 def check_recipe(value: Mapping[str, Any], where: str) -> Recipe:
@@ -201,6 +241,8 @@ def _described(item: Mapping[str, Any], where: str) -> str:
         return f"{where}: {path}: no such key{_allowed(item['loc'][:-1])}"
     if item["type"] == "missing":
         return f"{where}: {path}: is missing"
+    if path.split(".")[0] == "storage" or "options" in path.split("."):  # may hold credentials: no value is shown
+        return f"{where}: {path}: {item['msg'].removeprefix('Value error, storage.')}"
     return f"{where}: {path}: {item['msg']}, found {item['input']!r}"
 
 
@@ -215,17 +257,27 @@ def _allowed(path: Sequence[Any]) -> str:
     return f"; allowed: {', '.join(section.model_fields)}" if hasattr(section, "model_fields") else ""
 
 
+def storage_options(given: Sequence[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` texts as a storage section; raises RecipeError that names the key, never the value."""
+    options: dict[str, Any] = {}
+    for text in given:
+        if "=" not in text:
+            raise RecipeError("--storage: is given as KEY=VALUE")
+        _override(options, text)
+    return options
+
+
 def _override(value: dict[str, Any], text: str) -> None:
     path, separator, given = text.partition("=")
     if not separator or not path:
-        raise RecipeError(f"{text}: an override is key.path=value")
+        raise RecipeError(f"{text if not separator else path}: an override is key.path=value")
     *parents, last = path.split(".")
     place = value
     for part in parents:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise RecipeError(f"{text}: {part} is not a section")
+            raise RecipeError(f"{path}: {part} is not a section")
     try:
         place[last] = yaml.safe_load(given)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{text}: the value is not YAML") from error
+        raise RecipeError(f"{path}: the value is not YAML") from (None if parents[:1] == ["storage"] else error)

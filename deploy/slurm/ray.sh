@@ -1,0 +1,69 @@
+#!/bin/bash
+# A recipe's data stages on N nodes of a Slurm cluster: a Ray head on the first, a Ray worker on every other one, the
+# driver beside the head. Nodes need one file system with this environment, or the container your site wraps srun in.
+#
+#   sbatch --nodes=4 deploy/slurm/ray.sh RECIPE [STAGE] [key.path=value ...]
+#
+# Three minutes before its time is up (or when it is preempted), Slurm sends SIGTERM to this script. It hands it to the
+# driver, which commits what is in flight (execution.drain_s), and puts the job back into the queue, where it resumes.
+#SBATCH --job-name=tokenmill
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@180
+set -euo pipefail
+
+recipe=${1:?"usage: sbatch deploy/slurm/ray.sh RECIPE [STAGE] [key.path=value ...]"}
+stage=${2:-run}
+shift $(($# < 2 ? $# : 2))
+
+# Two jobs of one user on one node must not meet: ports and folders follow the job's number.
+port=$((20000 + SLURM_JOB_ID % 20000))
+folder=${TMPDIR:-/tmp}/tokenmill-$SLURM_JOB_ID
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+export RAY_ADDRESS=$address:$port
+export OMP_NUM_THREADS=1
+
+start_ray() {  # node, arguments of ray start
+    local node=$1
+    shift
+    srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap \
+        ray start --block --disable-usage-stats --num-cpus="${SLURM_CPUS_ON_NODE:?}" "$@" &
+}
+
+start_ray "$head" --head --node-ip-address="$address" --port="$port" --temp-dir="$folder" --include-dashboard=false
+for _ in $(seq 120); do
+    ray health-check --address "$RAY_ADDRESS" > /dev/null 2>&1 && break
+    sleep 1
+done
+for node in "${nodes[@]:1}"; do
+    start_ray "$node" --address="$RAY_ADDRESS"
+done
+
+driver=0
+drained=0
+# shellcheck disable=SC2329  # called by the trap
+drain() {
+    drained=1
+    [ "$driver" -eq 0 ] || kill -TERM "$driver" 2> /dev/null || true
+}
+trap drain TERM
+
+tokenmill "$stage" "$recipe" "$@" execution.address="$RAY_ADDRESS" &
+driver=$!
+code=0
+wait "$driver" || code=$?
+if [ "$drained" -eq 1 ]; then  # a trapped signal ends `wait` before the driver has ended
+    code=0
+    wait "$driver" || code=$?
+fi
+
+pkill -TERM -P $$ srun 2> /dev/null || true
+if [ "$drained" -eq 1 ] && [ "$code" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,190 @@
+"""From measured units to hours and money: pure functions over the rows of the log.
+
+Everything is scaled by raw bytes: a source of which 2 % of the bytes were measured has 50 times as many rows, seconds
+and bytes out. A unit that began a worker also built its models; of that one the phases alone count, and the rest is
+told as start-up, once a worker. With units of equal kind the error is that of the mean of N units; the spread between
+them is told with it, as the hours if all were like the fastest or the slowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What there will be: `workers` in all (None: the recipe's pools), nodes, and what an hour of each costs."""
+
+    workers: int | None = None
+    nodes: int = 1
+    price_per_hour: float | None = None
+    gpu_price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A stage's workers, and the GPUs each one reserves."""
+
+    workers: int
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSize:
+    """A source's raw bytes and ingest units, whole and measured."""
+
+    units: int
+    bytes: int
+    measured_units: int
+    measured_bytes: int
+
+    @property
+    def share(self) -> float:
+        return self.measured_bytes / self.bytes if self.bytes else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "share": round(self.share, 6)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEstimate:
+    """One stage over all sources: what was measured of it (`measured_units`) and the whole of it."""
+
+    stage: str
+    measured_units: int
+    units: int
+    rows: int
+    rows_kept: int
+    bytes_written: int
+    requests: int
+    rows_per_s_worker: float
+    bound_by: str
+    startup_s: float
+    workers: int
+    hours: float
+    hours_between: tuple[float, float] | None
+    cost: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """The measured units of one stage and source; `seconds` are those at work, a worker's start-up taken out."""
+
+    rows: Sequence[Row]
+    seconds: Sequence[float]
+    startup_s: float
+    factor: float
+
+    @property
+    def per_row_s(self) -> list[float]:
+        return [s / row["rows_in"] for row, s in zip(self.rows, self.seconds, strict=True) if row["rows_in"]]
+
+    def whole(self, name: str) -> float:
+        return self.factor * sum(float(row[name]) for row in self.rows)
+
+
+def estimate_stages(
+    rows: Sequence[Row],
+    sizes: Mapping[str, SourceSize],
+    modality: Mapping[str, str],
+    pools: Mapping[str, Pool],
+    cluster: Cluster,
+) -> list[StageEstimate]:
+    """Extrapolate every stage that did something, in the order of `pools`."""
+    found = []
+    for stage, pool in pools.items():
+        mine = [row for row in rows if row["kind"] == "unit" and row["stage"] == stage]
+        by_source = {str(row["source"]): [one for one in mine if one["source"] == row["source"]] for row in mine}
+        measured = [_measured(some, _factor(source, sizes, modality)) for source, some in by_source.items()]
+        if measured:
+            found.append(_stage(stage, measured, pool, cluster))
+    return found
+
+
+def _factor(name: str, sizes: Mapping[str, SourceSize], modality: Mapping[str, str]) -> float:
+    """Return whole ÷ measured, by raw bytes, of a source or of what a modality's sources are together."""
+    chosen = [size for source, size in sizes.items() if name in (source, modality[source])] or list(sizes.values())
+    measured = sum(size.measured_bytes for size in chosen)
+    return sum(size.bytes for size in chosen) / measured if measured else 1.0
+
+
+def _measured(rows: Sequence[Row], factor: float) -> _Measured:
+    seconds, startup_s = [], 0.0
+    begun: set[str] = set()
+    for row in sorted(rows, key=lambda row: float(row["started"])):
+        working_s = sum(row["phases_s"].values())
+        is_first = row["worker"] not in begun and 0 < working_s < row["wall_s"]
+        begun.add(row["worker"])
+        seconds.append(working_s if is_first else row["wall_s"])
+        startup_s = max(startup_s, row["wall_s"] - working_s if is_first else 0.0)
+    return _Measured(
+        rows=sorted(rows, key=lambda row: float(row["started"])), seconds=seconds, startup_s=startup_s, factor=factor
+    )
+
+
+def _stage(stage: str, measured: Sequence[_Measured], pool: Pool, cluster: Cluster) -> StageEstimate:
+    units = round(sum(one.factor * len(one.rows) for one in measured))
+    worker_s = sum(one.factor * sum(one.seconds) for one in measured)
+    rows, startup_s = sum(one.whole("rows_in") for one in measured), max(one.startup_s for one in measured)
+    workers = max(1, min(pool.workers, units))
+    hours = hours_of(worker_s, units, workers, startup_s)
+    phases: Counter[str] = Counter()
+    for one in measured:
+        for row in one.rows:
+            phases.update({name: one.factor * seconds for name, seconds in row["phases_s"].items()})
+    return StageEstimate(
+        stage=stage,
+        measured_units=sum(len(one.rows) for one in measured),
+        units=units,
+        rows=round(rows),
+        rows_kept=round(sum(one.whole("rows_kept") for one in measured)),
+        bytes_written=round(sum(one.whole("bytes_out") for one in measured)),
+        requests=round(sum(one.whole("requests") for one in measured)),
+        rows_per_s_worker=round(rows / worker_s, 2) if worker_s else 0.0,
+        bound_by=_bound(phases),
+        startup_s=round(startup_s, 3),
+        workers=workers,
+        hours=hours,
+        hours_between=_between(measured, units, workers, startup_s),
+        cost=_cost(hours, workers * pool.gpus, cluster),
+    )
+
+
+def hours_of(worker_s: float, units: int, workers: int, startup_s: float = 0.0) -> float:
+    """Return the hours `units` equal units take: whole rounds of the workers, none less than their share."""
+    rounds_s = math.ceil(units / workers) * worker_s / max(units, 1)
+    return (max(worker_s / workers, rounds_s) + startup_s) / 3600
+
+
+def _between(measured: Sequence[_Measured], units: int, workers: int, startup_s: float) -> tuple[float, float] | None:
+    """Return the hours if every unit were like its source's fastest or slowest; None where none has two units."""
+    if not any(len(one.per_row_s) > 1 for one in measured):
+        return None
+    ends = []
+    for pick in (min, max):
+        worker_s = sum(pick(one.per_row_s) * one.whole("rows_in") for one in measured if one.per_row_s)
+        ends.append(hours_of(worker_s, units, workers, startup_s))
+    return ends[0], ends[1]
+
+
+def _bound(phases: Mapping[str, float]) -> str:
+    if not phases:
+        return "not measured"
+    name, seconds = max(phases.items(), key=lambda item: item[1])
+    return f"{name} {100 * seconds / max(sum(phases.values()), 1e-9):.0f} %"
+
+
+def _cost(hours: float, gpus: float, cluster: Cluster) -> float | None:
+    if cluster.price_per_hour is None and cluster.gpu_price_per_hour is None:
+        return None
+    per_hour = cluster.nodes * (cluster.price_per_hour or 0.0) + gpus * (cluster.gpu_price_per_hour or 0.0)
+    return round(hours * per_hour, 4)

@@ -1,0 +1,219 @@
+"""A pass over jobs as a Ray Data job: one row and one block a unit, a small row back.
+
+The row that comes back holds counts and digests, so the object store stays empty whatever the samples weigh. Ray Data
+may lose a unit with its worker or node but never retries it by itself: its retries know nothing of poison, of deadlines
+or of what is on disk already. What did not come back is the caller's to hand out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmill.errors import RunError
+from tokenmill.pipelines.deadlines import fatal_deadline
+from tokenmill.pipelines.draining import Drain
+from tokenmill.pipelines.execution import Finished, failed, run_one, worker_name
+from tokenmill.pipelines.jobs import Job, JobResult, Worker
+from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool, start_ray
+from tokenmill.pipelines.ray_desk import Desk, this_place
+
+log = logging.getLogger(__name__)
+_GRACE = 1.25  # times the deadline at which a worker ends itself: only what is frozen is still there then
+_LOOK_EVERY_S = 2.0
+_ENDED = object()
+Assemble = Callable[[dict[str, Any]], Finished | None]  # a row -> the unit it completes, if it does
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassLimits:
+    """How long a pass waits for a unit and for the first worker; `queued`: units a worker holds."""
+
+    unit_timeout_s: float
+    start_timeout_s: float
+    queued: int = 2
+
+
+def run_on_ray(
+    make_worker: Callable[[], Worker], jobs: Sequence[Job], pool: RayPool, limits: PassLimits, drain: Drain
+) -> Generator[Finished]:
+    """Do the jobs on a pool of Ray actors; results come as they finish, lost units that were begun at the end.
+
+    Raises:
+        RunError: no worker began within `start_timeout_s`, for want of resources as a rule.
+    """
+    start_ray(pool)
+    desk = Desk()
+    rows = [{"index": index, "job": pickle.dumps(job)} for index, job in enumerate(jobs)]
+    arguments = (pickle.dumps(make_worker), desk.handle, limits.unit_timeout_s)
+    dataset = mapped(one_block_each(rows), WholeUnits, arguments, pool, len(jobs), limits.queued)
+    yield from collected(dataset, _whole, desk, pool, limits, drain)
+
+
+def _whole(row: dict[str, Any]) -> Finished | None:
+    return pickle.loads(row["finished"]) if row["finished"] else None
+
+
+def one_block_each(rows: Sequence[dict[str, Any]]) -> Any:
+    """Return a dataset in which every row travels and is lost by itself; its blocks stay below 64 MiB."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a lost unit is ours to hand out again, not the end of the pass
+    context.target_max_block_size = 64 * 2**20
+    return ray.data.from_items(list(rows), override_num_blocks=len(rows))
+
+
+def mapped(dataset: Any, kind: type, arguments: tuple[Any, ...], pool: WorkerPool, most: int, queued: int) -> Any:
+    """Apply an actor class to a dataset's rows one by one; dead actors come back, their tasks do not."""
+    from ray.data import ActorPoolStrategy
+
+    size = min(pool.workers, most)
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way yet to bound the retries of a Data actor pool, and calls this one deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            kind,
+            fn_constructor_args=arguments,
+            batch_size=1,
+            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=queued),
+            **pool.reserved,
+            max_restarts=-1,
+            max_task_retries=0,
+        )
+
+
+def collected(
+    dataset: Any, assemble: Assemble, desk: Desk, pool: RayPool, limits: PassLimits, drain: Drain
+) -> Generator[Finished]:
+    """Yield what `assemble` makes of a dataset's rows, then an error for every unit that was begun and lost."""
+    try:
+        yield from _collected(dataset, assemble, desk, _Clock(desk, pool, limits, drain))
+    finally:
+        desk.close()  # whoever stops listening wants nothing more begun
+
+
+def _collected(dataset: Any, assemble: Assemble, desk: Desk, clock: _Clock) -> Generator[Finished]:
+    found = _in_background(dataset)
+    returned: set[int] = set()
+    while True:
+        try:
+            row = found.get(timeout=1.0)
+        except queue.Empty:
+            clock.look(returned)
+            continue
+        if row is _ENDED:
+            break
+        if isinstance(row, BaseException):
+            raise RunError(f"Ray: {_last_line(row)}") from row
+        finished = assemble(row)
+        if finished is not None:
+            returned.add(finished.index)
+            yield finished
+        clock.look(returned)
+    if clock.draining:
+        return
+    begun = desk.begun()
+    for index in sorted(set(begun) - returned):
+        place = begun[index].place
+        yield Finished(index=index, error=f"its worker died or was stopped ({place.name})", worker=place.name)
+
+
+class _Clock:
+    """Looks now and then: has anybody begun, does a frozen worker hold a unit, is the run to end."""
+
+    def __init__(self, desk: Desk, pool: RayPool, limits: PassLimits, drain: Drain) -> None:
+        self._desk, self._pool, self._limits, self._drain = desk, pool, limits, drain
+        self._started = self._looked = time.monotonic()
+        self._any_begun = self._closed = False
+
+    @property
+    def draining(self) -> bool:
+        return self._drain.asked
+
+    def look(self, returned: set[int]) -> None:
+        if self._drain.asked and not self._closed:
+            self._closed = True
+            self._desk.close()
+        if self._drain.over:
+            raise KeyboardInterrupt
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        self._any_begun = self._any_begun or bool(returned) or bool(self._desk.begun())
+        if not self._any_begun and self._looked - self._started > self._limits.start_timeout_s:
+            raise RunError(_nobody_began(self._pool, self._limits.start_timeout_s))
+        self._desk.kill_overdue(returned, self._limits.unit_timeout_s * _GRACE)
+
+
+def _nobody_began(pool: RayPool, waited_s: float) -> str:
+    import ray
+
+    wants = ", ".join(f"{name} {value:g}" for name, value in pool.reserved.items() if value)
+    has = ", ".join(f"{name} {value:g}" for name, value in sorted(ray.cluster_resources().items()) if ":" not in name)
+    return (
+        f"no worker began within {waited_s:g} s: each of {pool.workers} wants {wants}; the cluster has {has}; "
+        "lower execution.pools or add nodes"
+    )
+
+
+def _in_background(dataset: Any) -> queue.Queue[Any]:
+    """Iterate in a thread, because Ray Data's iterator cannot be asked with a time-out."""
+    found: queue.Queue[Any] = queue.Queue()
+
+    def iterate() -> None:
+        try:
+            for row in dataset.iter_rows():
+                found.put(row)
+        except BaseException as error:
+            found.put(error)
+        found.put(_ENDED)
+
+    threading.Thread(target=iterate, name="ray-data", daemon=True).start()
+    return found
+
+
+class WholeUnits:
+    """The actor: builds its worker with its first unit (an error there is that unit's), then does one a call."""
+
+    def __init__(self, make_worker: bytes, desk: Any, unit_timeout_s: float) -> None:
+        self._make, self._desk, self._timeout_s = make_worker, desk, unit_timeout_s
+        self._worker: Worker | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        index = int(batch["index"][0])
+        if not begin(self._desk, index):
+            return {"finished": [b""]}
+        finished = self._finished(index, batch["job"][0])
+        return {"finished": [pickle.dumps(finished)]}
+
+    def _finished(self, index: int, packed: bytes) -> Finished:
+        try:
+            job = pickle.loads(packed)
+        except Exception as error:  # this node has another tokenmill, or lacks a library
+            return failed(error, index)
+        return run_one(lambda: self._work(job), index, job, lambda: fatal_deadline(self._timeout_s))
+
+    def _work(self, job: Job) -> JobResult:
+        if self._worker is None:
+            self._worker = pickle.loads(self._make)()
+        return self._worker(job)
+
+
+def begin(desk: Any, index: int) -> bool:
+    """Tell the desk that this process begins a unit; False when it must not."""
+    import ray
+
+    return bool(ray.get(desk.begin.remote(index, this_place(worker_name()))))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

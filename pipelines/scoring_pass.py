@@ -1,0 +1,105 @@
+"""The scorers of one modality in one pass: their order, what each one's gate hangs on, and the identity of each column.
+
+Identity is per column: a folder's name covers the scorer's fingerprint (and its gate's scorers), so a scorer added later
+runs alone and a changed one costs itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tokenmill.errors import RecipeError
+from tokenmill.filters.rules import Gate, columns_of
+from tokenmill.filters.scorer import PreparedScorer, Scorer, build_scorer
+from tokenmill.manifests.stagedir import StageConfig
+from tokenmill.pipelines.decoding import DecodeLimits
+
+VERSION = 1
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSpec:
+    """A scorer as the recipe names it; `when` is the gate, empty for none."""
+
+    name: str
+    settings: Mapping[str, Any]
+    when: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringPass:
+    """The scorers of one source, in an order in which every gate finds its columns."""
+
+    modality: str
+    specs: tuple[ScorerSpec, ...]
+    scorers: Mapping[str, Scorer]
+    needs: Mapping[str, tuple[str, ...]]  # scorer → all the scorers its gate hangs on
+
+    @cached_property
+    def late(self) -> frozenset[str]:
+        """The scorers whose gate hangs on a scorer with a model: they come after it, in the second half."""
+        models = {name for name, scorer in self.scorers.items() if isinstance(scorer, PreparedScorer)}
+        return frozenset(name for name, needed in self.needs.items() if models.intersection(needed))
+
+    def check_halves(self) -> None:
+        """Raise RecipeError where whole pictures would have to travel to the models."""
+        for name in sorted(self.late):
+            if not isinstance(self.scorers[name], PreparedScorer):
+                raise RecipeError(
+                    f"filter.{self.modality}.scorers.{name}.when: hangs on a model's score, but this scorer needs the "
+                    "whole picture, which does not travel; drop execution.pools.score.decode or change the gate"
+                )
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {column: kind for spec in self.specs for column, kind in self.scorers[spec.name].columns.items()}
+
+    def config(self, spec: ScorerSpec, limits: DecodeLimits) -> StageConfig:
+        """Return the identity of one scorer's columns."""
+        used = (spec.name, *self.needs[spec.name])
+        return StageConfig(
+            stage="score",
+            version=VERSION,
+            schema=SCHEMA,
+            settings={
+                "scorer": spec.name,
+                "settings": dict(spec.settings),
+                "when": {one.name: one.when for one in self.specs if one.name in used and one.when},
+                **(limits.settings if self.modality != "text" else {}),
+            },
+            fingerprints={name: self.scorers[name].fingerprint for name in used},
+        )
+
+
+def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
+    """Build the scorers of a recipe's section and order them; raises RecipeError where gates go in circles."""
+    scorers = {spec.name: build_scorer(spec.name, spec.settings) for spec in specs}
+    owner = {column: name for name, scorer in scorers.items() for column in scorer.columns}
+    columns = {column: kind for scorer in scorers.values() for column, kind in scorer.columns.items()}
+    needs: dict[str, tuple[str, ...]] = {}
+    for spec in specs:
+        where = f"filter.{modality}.scorers.{spec.name}.when"
+        if spec.when:
+            Gate.parse(spec.when, columns, where)
+        names = {owner[column] for column in (columns_of(spec.when, where) if spec.when else ())}
+        needs[spec.name] = tuple(sorted(names))
+    ordered = _ordered(specs, needs)
+    for spec in ordered:  # a gate's scorers may be gated themselves: those before them are needed too
+        direct = needs[spec.name]
+        needs[spec.name] = tuple(sorted({*direct, *(name for one in direct for name in needs[one])}))
+    return ScoringPass(modality=modality, specs=ordered, scorers=scorers, needs=needs)
+
+
+def _ordered(specs: Sequence[ScorerSpec], needs: Mapping[str, tuple[str, ...]]) -> tuple[ScorerSpec, ...]:
+    ordered: list[ScorerSpec] = []
+    while len(ordered) < len(specs):
+        ready = {spec.name for spec in ordered}
+        free = [spec for spec in specs if spec not in ordered and ready.issuperset(needs[spec.name])]
+        if not free:
+            raise RecipeError("filter: the `when` gates of the scorers wait for each other")
+        ordered += free
+    return tuple(ordered)

@@ -1,0 +1,86 @@
+"""Which packs of which plans hold taken-down samples, and at which steps a training run had consumed them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from tokenmill.errors import ManifestError, StorageError
+from tokenmill.manifests.plans import Plan, open_plan, plan_paths, read_named_table
+from tokenmill.manifests.storage import Store
+from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD
+from tokenmill.pipelines.takedown_find import Tokenized
+
+
+def plans_with(store: Store, tokenized: Sequence[Tokenized]) -> list[dict[str, Any]]:
+    """Return a row for every finished plan that holds one of the samples: its packs, and the runs that saw them."""
+    if not tokenized:
+        return []
+    wanted = pl.DataFrame(
+        [(part.archive, row) for part in tokenized for row in part.rows],
+        schema={"shard": pl.String, "sample": pl.Int32},
+        orient="row",
+    ).unique()
+    runs = newest_states(store)
+    rows = []
+    for path in sorted(name for phase in store.folders("plans") for name in plan_paths(store, phase)):
+        plan = open_plan(store, path)
+        packs = packs_with(plan, wanted)
+        if packs:
+            seen = [state for state in runs if state["plan_id"] == plan.plan_id]
+            told = [seen_by(state, packs, plan.num_packs) for state in seen]
+            rows.append({"plan": path, "num_packs": plan.num_packs, "packs": packs, "runs": told})
+    return rows
+
+
+def packs_with(plan: Plan, wanted: pl.DataFrame) -> list[int]:
+    """Return the packs, numbered over the whole plan, that hold any of some rows (`shard`, `sample`)."""
+    if not set(wanted["shard"]) & set(plan.shards["shard"]):
+        return []
+    packs: set[int] = set()
+    for row in plan.windows.iter_rows(named=True):
+        documents = read_named_table(plan.folder.store, plan.folder.at(row["documents"]), ["pack", "shard", "sample"])
+        found = documents.join(wanted, on=["shard", "sample"], how="semi")
+        packs.update(row["first_pack"] + pack for pack in found["pack"])
+    return sorted(packs)
+
+
+def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int) -> dict[str, Any]:
+    """Tell which of some packs a run had consumed by its newest checkpoint or export, and at which steps."""
+    size = int(state["global_packs"])
+    per_epoch = -(-num_packs // size)
+    done = int(state["epoch"]) * per_epoch + int(state["next_pack"]) // size
+    steps = [epoch * per_epoch + pack // size for epoch in range(int(state["epoch"]) + 1) for pack in packs]
+    return {
+        "run": state["run"],
+        "steps_done": done,
+        "global_packs_per_step": size,
+        "steps": sorted({step for step in steps if step < done}),
+        "packs_seen": [pack for pack in packs if pack // size < done],
+    }
+
+
+def newest_states(store: Store) -> list[dict[str, Any]]:
+    """Return the loader's state in the newest checkpoint of every run, with the run's name."""
+    states = []
+    for run in store.folders("checkpoints"):
+        newest: dict[str, Any] | None = None
+        for step in sorted(store.folders(f"checkpoints/{run}")):
+            name = f"checkpoints/{run}/{step}/{CHECKPOINT_RECORD}"
+            if step.startswith("step-") and store.exists(name):
+                newest = _loader_state(store, name)
+        if newest is not None:
+            states.append({**newest, "run": run})
+    return states
+
+
+def _loader_state(store: Store, name: str) -> dict[str, Any] | None:
+    """Return what a checkpoint says about its place in a plan; None where the run had none."""
+    try:
+        state: dict[str, Any] | None = json.loads(store.read_bytes(name)).get("loader")
+        return state and {key: state[key] for key in ("plan_id", "phase", "epoch", "next_pack", "global_packs")}
+    except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
+        raise ManifestError(f"{name}: does not say which plan it was trained on ({error})") from error

@@ -1,0 +1,183 @@
+"""Taking samples out of what was written: packed archives and indexes without them, and no table that names them.
+
+An ingested unit gets a further attempt, in which a taken-down sample is a failed row without key, bytes, caption or
+metadata; its archive is written again without the sample, in the same order. Everything that was derived from such a
+sample is removed, and the next run computes it again for the touched units only: that is dear (their scores and tokens
+are computed again) and leaves nothing to trust but the ordinary chain.
+
+Every removal goes description first, then records, then files, and what tells which samples are meant (the earlier
+attempts of ingest) goes last, so a rewrite that was killed is finished by doing it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from tokenmill.faults import fault_point
+from tokenmill.manifests.archive import ArchiveWriter, Member, escape_key, iterate_members, split_name
+from tokenmill.manifests.gc_delete import delete_snapshots_naming, delete_units
+from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.records import Commit
+from tokenmill.manifests.stagedir import StageDir, parse_table
+from tokenmill.manifests.storage import Store
+from tokenmill.manifests.takedowns import Takedowns
+from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
+from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
+from tokenmill.pipelines.sources.source import INDEX_COLUMNS
+from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
+
+_DERIVED = ("tokenize", "caption", "select", "duplicates", "takedown", "score", "split")  # last made, first removed
+
+
+@dataclass(kw_only=True)
+class Rewritten:
+    """What a rewrite did; `plans` can no longer be trained on."""
+
+    archives: list[str] = field(default_factory=list)
+    indexes: int = 0
+    records: int = 0
+    plans: list[str] = field(default_factory=list)
+    reports: int = 0
+
+
+def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
+    """Leave nothing under a root that holds a taken-down sample, or names one of `names`, but the lists themselves."""
+    done = Rewritten()
+    ingests = stage_dirs(store, "ingest")
+    for folder in ingests:
+        for commit in _newest(all_commits(folder)):
+            _redact(folder, commit, lists, done)
+    folders = [folder for stage in _DERIVED for folder in stage_dirs(store, stage)]
+    condemned = [(folder, *_parted(folder, partial(_names_any, folder, names=names))) for folder in folders]
+    archives = {folder.at(c.data.name) for folder, doomed, _ in condemned for c in doomed if c.file("data")}
+    _remove_plans(store, archives, names, done)
+    for folder, doomed, others in condemned:
+        _remove(folder, doomed, others, done)
+    for folder in ingests:
+        _remove(folder, *_parted(folder, partial(_is_listed, folder, lists=lists)), done)
+    if names or done.indexes:
+        _remove_reports(store, done)
+    return done
+
+
+def redacted(rows: pl.DataFrame, mask: pl.Series, unit: str) -> pl.DataFrame:
+    """Return an index in which the rows under `mask` say only that a sample was taken down."""
+    blank = [index_record(taken_down_row(unit, number)) for number in range(rows.height)]
+    blanks = pl.DataFrame(blank, schema=INDEX_COLUMNS, orient="row")
+    return rows.select(pl.when(mask).then(blanks[name]).otherwise(pl.col(name)).alias(name) for name in rows.columns)
+
+
+def _redact(folder: StageDir, commit: Commit, lists: Takedowns, done: Rewritten) -> None:
+    """Write a unit's next attempt without the samples; nothing happens where there is none."""
+    rows = folder.read_rows(commit)
+    mask = lists.mask(rows, folder.source)
+    if not mask.any():
+        return
+    unit = Unit(inputs=commit.inputs)
+    predecessor = sha256_hex(commit.to_bytes())
+    target = Target(folder=folder, attempt=commit.attempt + 1, predecessor=predecessor)
+    job = Job(unit=unit, targets=(target,))
+    table = redacted(rows, mask, unit.name)
+    data = commit.file("data")
+    if data is None:
+        publish(job, target, table_output(table))
+    else:
+        with folder.store.staging(folder.path) as path:
+            archive, table = _repacked(folder.store, folder.at(data.name), table, path)
+            publish(job, target, replace(table_output(table), archive=archive))
+        done.archives.append(folder.at(data.name))
+    done.indexes += 1
+    fault_point("takedown:after-rewrite")
+
+
+def _repacked(store: Store, archive: str, table: pl.DataFrame, path: Path) -> tuple[StagedArchive, pl.DataFrame]:
+    """Copy an archive without the samples the table no longer has; returns it, and the table with their new places."""
+    wanted = {
+        f"{escape_key(key)}.{extension}": number
+        for number, key, packed, extension in table.with_row_index("row")
+        .select("row", "key", "packed", "extension")
+        .iter_rows()
+        if packed
+    }
+    keys = {split_name(name)[0] for name in wanted}
+    places: dict[int, Member] = {}
+    with ArchiveWriter(path) as writer, store.open(archive) as stream:
+        for member, data in iterate_members(stream):
+            if split_name(member.name)[0] in keys:
+                placed = writer.add_member(member.name, data)
+                if member.name in wanted:
+                    places[wanted[member.name]] = placed
+    offsets = [places[n].offset if n in places else old for n, old in enumerate(table["offset"])]
+    moved = table.with_columns(pl.Series("offset", offsets, dtype=pl.Int64))
+    return StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256), moved
+
+
+def _newest(commits: Iterable[Commit]) -> list[Commit]:
+    return list({commit.unit: commit for commit in commits}.values())  # in order of attempt: the last one stays
+
+
+def _parted(folder: StageDir, is_doomed: Callable[[Commit], bool]) -> tuple[list[Commit], list[Commit]]:
+    """Split a folder's records into those to remove and the others."""
+    doomed: list[Commit] = []
+    others: list[Commit] = []
+    for commit in all_commits(folder):
+        (doomed if is_doomed(commit) else others).append(commit)
+    return doomed, others
+
+
+def _is_listed(folder: StageDir, commit: Commit, lists: Takedowns) -> bool:
+    """Say whether an index holds a taken-down sample: only attempts that were written again since do."""
+    return bool(lists.mask(folder.read_rows(commit), folder.source).any())
+
+
+def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
+    """Say whether a unit's tables name one of some samples, as a row or as what a row is a copy of."""
+    for entry in commit.files:
+        if not entry.name.endswith(".parquet"):
+            continue
+        rows = parse_table(folder.store.read_bytes(folder.at(entry.name)))
+        if "key" in rows.columns:
+            sources = rows["source"] if "source" in rows.columns else [folder.source] * rows.height
+            if any(name in names for name in zip(sources, rows["key"], strict=True)):
+                return True
+        if "duplicate_of" in rows.columns:
+            whole = {f"{source}/{key}" for source, key in names}
+            if any(name in whole for name in rows["duplicate_of"].drop_nulls()):
+                return True
+    return False
+
+
+def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewritten) -> None:
+    """Remove every plan that reads a removed archive or names a sample; its description goes first."""
+    for folder in stage_dirs(store, "plans"):
+        commits = all_commits(folder)
+        reads = any(reference.name in archives for commit in commits for reference in commit.inputs)
+        if not reads and not any(_names_any(folder, commit, names) for commit in commits):
+            continue
+        listing = [entry.path for entry in store.files(folder.path)]
+        first = [path for path in listing if path.endswith("/plan.json")]
+        for path in (*first, *(p for p in listing if "/snapshots/" in p), *listing):
+            if store.exists(path):
+                store.delete(path)
+                fault_point("takedown:after-delete")
+        done.plans.append(folder.path)
+
+
+def _remove(folder: StageDir, doomed: list[Commit], others: list[Commit], done: Rewritten) -> None:
+    if doomed:
+        delete_snapshots_naming(folder, {(commit.unit, commit.attempt) for commit in doomed})
+        delete_units(folder, doomed, others)
+        done.records += len(doomed)
+        fault_point("takedown:after-delete")
+
+
+def _remove_reports(store: Store, done: Rewritten) -> None:
+    """Remove the reports: they carry pictures."""
+    for entry in store.files("reports"):
+        store.delete(entry.path)
+        done.reports += 1

@@ -1,0 +1,194 @@
+"""A cluster of three nodes: nodes and drivers that die, units that kill their worker or outstay their deadline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tests import tiny
+from tests.harness import Outcome, faults_in, run_alone, start_alone, trusted, wait_for_record
+from tests.ray_nodes import RayNodes
+
+from tokenmill.demo.scenes import render, scene
+from tokenmill.manifests.storage import Store, open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+UNITS = 24
+SCORERS = {"resolution": {}, "text_coverage": {"when": "min_side_px >= 48", "longest_side_px": 640}}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    with RayNodes(workers=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that take half a second a unit, ingested, and the scores of an undisturbed run inline (`expected`)."""
+    folder = tmp_path_factory.mktemp("large")
+    pictures = folder / "data" / "photos"
+    pictures.mkdir(parents=True)
+    for number in range(4 * UNITS):
+        render(scene(number), 640).save(pictures / f"{number:03d}.png")
+    changes = {"filter.image.scorers": SCORERS, "filter.image.duplicates": None}
+    for root in ("ingested", "expected"):
+        recipe = tiny.write_recipe(
+            folder / f"{root}.yaml", folder / "data", str(folder / root), changes, sources=["photos"]
+        )
+        run_alone("ingest" if root == "ingested" else "score", recipe).check()
+    return folder
+
+
+def _recipe(large: Path, folder: Path, **changes: object) -> tuple[Path, Store]:
+    """Write a recipe for the cluster whose root is ingested; returns it and its store."""
+    root = Path(shutil.copytree(large / "ingested", folder / "root"))
+    everything = {
+        "filter.image.scorers": SCORERS,
+        "filter.image.duplicates": None,
+        "execution.executor": "ray",
+        "execution.workers": 3,
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    path = folder / "recipe.yaml"
+    return tiny.write_recipe(path, large / "data", str(root), everything, sources=["photos"]), open_store(str(root))
+
+
+def _driver() -> psutil.Process:
+    """Return the process that drives the job: the only one whose parent is a shell of the job server."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "tokenmill.pipelines.job_start" in line and "python" in Path(line[0]).name:
+            return process
+    raise AssertionError("no driver runs")
+
+
+def _records(store: Store) -> dict[str, float]:
+    """Return when each scored record and table was written last."""
+    return {e.path: e.modified_s or 0.0 for e in store.files("score") if "/logs/" not in e.path}
+
+
+def _passed(log: Path, point: str) -> int:
+    return log.read_text().split().count(point)
+
+
+def test_node_and_driver_killed_and_submitted_again_leave_the_files_of_an_undisturbed_run(nodes, large, tmp_path):
+    recipe, store = _recipe(large, tmp_path)
+    log = tmp_path / "points.log"
+    submit = ("submit", "score", recipe, "--address", nodes.jobs)
+    environment = {"RAY_AUTH_MODE": "disabled", "TOKENMILL_FAULT_LOG": str(log)}
+    with start_alone(*submit, environment=environment) as process:
+        wait_for_record(store, "score", process)
+        nodes.kill(0)
+        _wait_for_units(store, UNITS // 3, process)
+        driver = _driver()
+        driver.kill()
+        text, _ = process.communicate(timeout=120)
+        assert process.returncode != 0, text
+    before = _records(store)
+    assert 0 < _units(store) < UNITS, "the driver died too late to prove anything"
+    assert faults_in(store) == []
+
+    run_alone(*submit, environment=environment).check()
+
+    assert faults_in(store) == []
+    expected = trusted(open_store(str(large / "expected")))
+    assert trusted(store) == expected
+    after = _records(store)
+    assert {path: after[path] for path in before if "/commits/" in path} == {
+        path: when for path, when in before.items() if "/commits/" in path
+    }
+    # Three workers: one may have been lost with the node and three with the driver, each with the unit it was at.
+    folders = len(SCORERS)
+    assert UNITS * folders <= _passed(log, "commit:before-data") <= (UNITS + 4) * folders
+
+
+def _units(store: Store) -> int:
+    return sum("/commits/" in entry.path for entry in store.files("score")) // len(SCORERS)
+
+
+def _wait_for_units(store: Store, count: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if _units(store) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the run ended (exit code {process.returncode}) with {_units(store)} units")
+
+
+def _score(recipe: Path, nodes: RayNodes, environment: dict[str, str] | None = None) -> Outcome:
+    """Score with a driver of our own on the cluster."""
+    return run_alone("score", recipe, f"execution.address={nodes.address}", environment=environment)
+
+
+def _some_unit(large: Path) -> str:
+    commits = sorted((large / "expected" / "score").glob("*/*/commits/*.json"))
+    return commits[len(commits) // 2].name.removesuffix(".0.json")
+
+
+def test_unit_that_kills_its_worker_every_time_fails_alone_and_is_done_when_it_is_cured(nodes, large, tmp_path):
+    recipe, store = _recipe(large, tmp_path)
+    poison = _some_unit(large)
+
+    outcome = _score(recipe, nodes, {"TOKENMILL_FAULT": f"unit:{poison}:1"})
+
+    assert outcome.code == 1
+    assert f"1 units failed after 3 tries: {poison} (its worker died" in outcome.text
+    assert _units(store) == UNITS - 1
+    (failure,) = (tmp_path / "root").glob(f"score/*/*/failures/{poison}.json")
+    assert json.loads(failure.read_text())["tries"] == 3
+    _score(recipe, nodes).check()
+    assert not failure.exists()
+    assert trusted(store) == trusted(open_store(str(large / "expected")))
+
+
+@pytest.mark.parametrize("action", ["hang", "freeze"])
+def test_unit_past_its_deadline_is_taken_from_its_worker_and_handed_out_again(action, nodes, large, tmp_path):
+    recipe, store = _recipe(large, tmp_path, execution__unit_timeout_s=6)
+    environment = {
+        "TOKENMILL_FAULT": f"unit:{_some_unit(large)}:1",
+        "TOKENMILL_FAULT_ONCE": str(tmp_path / "once"),
+        "TOKENMILL_FAULT_ACTION": action,
+    }
+    outcome = _score(recipe, nodes, environment)
+    outcome.check()
+    assert (tmp_path / "once").exists()
+    assert "its worker died or was stopped" in outcome.text
+    assert trusted(store) == trusted(open_store(str(large / "expected")))
+
+
+def test_sigterm_commits_what_is_in_flight_and_a_resume_does_nothing_twice(nodes, large, tmp_path):
+    recipe, store = _recipe(large, tmp_path)
+    environment = {"TOKENMILL_FAULT_LOG": str(tmp_path / "points.log")}
+    command = ("score", recipe, f"execution.address={nodes.address}")
+    with start_alone(*command, environment=environment) as process:
+        wait_for_record(store, "score", process)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "run it again to resume" in text
+    assert 0 < _units(store) < UNITS
+    run_alone(*command, environment=environment).check()
+    assert _passed(tmp_path / "points.log", "commit:before-data") == UNITS * len(SCORERS)
+    assert trusted(store) == trusted(open_store(str(large / "expected")))
+
+
+def test_decoding_and_models_as_two_operators_leave_the_files_of_one(nodes, large, tmp_path):
+    pools = {"score": {"workers": 1, "cpus": 0.5, "decode": {"workers": 2, "cpus": 0.5}}}
+    recipe, store = _recipe(large, tmp_path, execution__pools=pools)
+    _score(recipe, nodes).check()
+    assert trusted(store) == trusted(open_store(str(large / "expected")))
+
+
+def test_pool_that_no_node_can_hold_ends_with_what_it_wants_and_what_there_is(nodes, large, tmp_path):
+    pools = {"score": {"workers": 1, "gpus": 1}}
+    recipe, _ = _recipe(large, tmp_path, execution__pools=pools, execution__start_timeout_s=5)
+    outcome = _score(recipe, nodes)
+    assert outcome.code == 1
+    assert "no worker began within 5 s" in outcome.text and "num_gpus 1" in outcome.text

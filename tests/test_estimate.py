@@ -1,0 +1,106 @@
+"""What a whole source will take, told from a few of its units: against the run of the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests import tiny
+
+from tokenmill.cli import main
+from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.estimate import spread
+from tokenmill.pipelines.estimate_figures import Cluster, Pool, SourceSize, estimate_stages, hours_of
+from tokenmill.recipe import load_recipe
+
+_SHARDS, _ROWS = 8, 6
+_CHANGES = {"execution.unit_rows": 3, "filter.image.duplicates": None}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight shards of six scenes, of which the rules keep two in three."""
+    folder = tmp_path_factory.mktemp("estimate")
+    (folder / "data" / "scenes").mkdir(parents=True)
+    for shard in range(_SHARDS):
+        with ArchiveWriter(folder / "data" / "scenes" / f"{shard:05d}.tar") as writer:
+            for number in range(_ROWS):
+                data = tiny.picture(shard * _ROWS + number, size=32 if number % 3 == 0 else 64)
+                writer.add(f"{shard:05d}{number:03d}", {"png": data, "txt": b"a scene"})
+    return tiny.write_recipe(
+        folder / "recipe.yaml", folder / "data", str(folder / "root"), _CHANGES, sources=["scenes"]
+    )
+
+
+def test_estimate_of_two_units_is_near_the_run_of_all_and_leaves_nothing(recipe, capsys):
+    arguments = ["--units", "2", "--workers", "2", "--nodes", "1", "--price-per-hour", "3.6", "--json"]
+    assert main(["estimate", str(recipe), *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert open_store(load_recipe(recipe).root).files() == []
+    size = told["sources"]["scenes"]
+    assert (size["units"], size["measured_units"]) == (_SHARDS, 2)
+    assert size["share"] == pytest.approx(2 / _SHARDS, rel=0.1)
+
+    chain = Chain(recipe=load_recipe(recipe), options=ChainOptions(quiet=True))
+    for row in told["stages"]:
+        commits = [commit for snapshot in chain.snapshots(row["stage"])[:1] for commit in snapshot.commits]
+        written = sum(file.bytes for s in chain.snapshots(row["stage"]) for c in s.commits for file in c.files)
+        assert row["rows"] == pytest.approx(sum(c.counts.rows_in for c in commits), rel=0.15), row["stage"]
+        assert row["rows_kept"] == pytest.approx(sum(c.counts.kept for c in commits), rel=0.15), row["stage"]
+        assert row["units"] == pytest.approx(len(commits), rel=0.15), row["stage"]
+        assert row["bytes_written"] == pytest.approx(written, rel=0.25), row["stage"]
+        assert row["hours"] > 0 and row["rows_per_s_worker"] > 0
+        assert row["cost"] == pytest.approx(3.6 * row["hours"], abs=1e-3)
+    assert [row["stage"] for row in told["stages"]] == ["ingest", "score", "select", "caption", "tokenize"]
+    assert next(row for row in told["stages"] if row["stage"] == "tokenize")["rows"] == pytest.approx(32, abs=4)
+
+
+def test_estimate_for_people_names_bounds_and_limits(recipe, capsys):
+    assert main(["estimate", str(recipe), "--units", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "scenes: 8 units" in text and "measured 1 units" in text
+    assert "tokenize" in text and "extrapolated by raw bytes" in text
+
+
+def test_estimate_that_fails_leaves_no_scratch_folder_either(recipe, capsys):
+    assert main(["estimate", str(recipe), "filter.image.rules.none=min_side_px > nothing"]) == 2
+    assert main(["estimate", str(recipe), "--units", "0"]) == 2
+    assert "--units 0: has to be at least 1" in capsys.readouterr().err
+    root = Path(load_recipe(recipe).root)
+    assert not list(root.glob("scratch-*"))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, [5]), (2, [2, 7]), (3, [1, 5, 8]), (10, list(range(10))), (99, list(range(10)))]
+)
+def test_measured_units_are_spread_over_the_source(count, expected):
+    assert spread(range(10), count) == expected
+
+
+def test_hours_are_whole_rounds_of_the_workers():
+    assert hours_of(worker_s=36_000, units=100, workers=10) == pytest.approx(1.0)
+    assert hours_of(worker_s=36_000, units=11, workers=10) == pytest.approx(2 * 36_000 / 11 / 3600)
+    assert hours_of(worker_s=36_000, units=100, workers=10, startup_s=360) == pytest.approx(1.1)
+
+
+def test_figures_take_start_up_out_and_tell_bound_spread_and_money():
+    """Two units of 100 rows, the first with 20 s of loading models; a fiftieth of the bytes was measured."""
+    common = {"kind": "unit", "stage": "score", "source": "a", "worker": "w", "requests": 3}
+    common |= {"rows_in": 100, "rows_kept": 50}
+    first, second = {"decode": 8.0, "model": 2.0}, {"decode": 15.0, "model": 5.0}
+    rows = [
+        {**common, "started": 1.0, "wall_s": 30.0, "phases_s": first, "bytes_out": 10},
+        {**common, "started": 31.0, "wall_s": 20.0, "phases_s": second, "bytes_out": 30},
+    ]
+    sizes = {"a": SourceSize(units=100, bytes=5000, measured_units=2, measured_bytes=100)}
+    cluster = Cluster(workers=10, nodes=2, price_per_hour=1.5, gpu_price_per_hour=2.0)
+    (stage,) = estimate_stages(rows, sizes, {"a": "image"}, {"score": Pool(workers=10, gpus=0.5)}, cluster)
+    assert (stage.units, stage.rows, stage.rows_kept, stage.bytes_written) == (100, 10_000, 5_000, 2_000)
+    assert (stage.startup_s, stage.bound_by) == (20.0, "decode 77 %")
+    assert stage.rows_per_s_worker == pytest.approx(200 / 30, abs=0.01)
+    assert stage.hours == pytest.approx((50 * 30 / 10 + 20) / 3600)
+    assert stage.hours_between == pytest.approx(((1000 / 10 + 20) / 3600, (2000 / 10 + 20) / 3600))
+    assert stage.cost == pytest.approx(stage.hours * (2 * 1.5 + 5 * 2.0), abs=1e-4)
