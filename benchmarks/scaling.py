@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from tokenmill.demo.scenes import render, scene
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.draining import Drain
@@ -130,7 +132,7 @@ def measure(units: int, per_unit: int, rounds: int) -> dict[str, Any]:
         data = Path(folder) / "data"
         data.mkdir()
         for number in range(units * per_unit):
-            render(scene(number), SIDE_PX).save(data / f"{number:05d}.png")
+            Image.fromarray(render(scene(number), SIDE_PX)).save(data / f"{number:05d}.png")
         work_of(Path(folder) / "ingested", data, per_unit)
         for number in range(rounds):
             row: dict[str, float] = {}

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from tokenmill.errors import StorageError, TokenmillError
 from tokenmill.manifests.storage_entries import Backend, Stored, Traffic, Unfinished, traffic
-from tokenmill.manifests.storage_errors import fault_of
+from tokenmill.manifests.storage_errors import ForkedProcessError, fault_of
 from tokenmill.manifests.storage_local import LocalFiles
 from tokenmill.manifests.storage_options import StorageOptions, parse_options
 
@@ -213,6 +213,8 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> Store:
         return Store(url, options)
     except (ImportError, ValueError) as error:
         raise StorageError(f"{url}: no file system for it: {error}") from error
+    except ForkedProcessError as error:
+        raise StorageError(f"{url}: {fault_of(error, 'open').why}") from None
 
 
 def _backend(url: str, protocol: str, options: StorageOptions) -> Backend:

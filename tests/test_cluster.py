@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 from tests import tiny
 from tests.harness import Outcome, faults_in, run_alone, start_alone, trusted, wait_for_record
 from tests.ray_nodes import RayNodes
@@ -22,6 +23,7 @@ from tokenmill.manifests.storage import Store, open_store
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 UNITS = 24
 SCORERS = {"resolution": {}, "text_coverage": {"when": "min_side_px >= 48", "longest_side_px": 640}}
+FILTER = {"filter.image.scorers": SCORERS, "filter.image.duplicates": None, "filter.image.carry": []}
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = folder / "data" / "photos"
     pictures.mkdir(parents=True)
     for number in range(4 * UNITS):
-        render(scene(number), 640).save(pictures / f"{number:03d}.png")
-    changes = {"filter.image.scorers": SCORERS, "filter.image.duplicates": None}
-    for root in ("ingested", "expected"):
-        recipe = tiny.write_recipe(
-            folder / f"{root}.yaml", folder / "data", str(folder / root), changes, sources=["photos"]
-        )
-        run_alone("ingest" if root == "ingested" else "score", recipe).check()
+        Image.fromarray(render(scene(number), 640)).save(pictures / f"{number:03d}.png")
+    for root, stage in (("ingested", "ingest"), ("expected", "score")):
+        if stage == "score":
+            shutil.copytree(folder / "ingested", folder / root)
+        path = folder / f"{root}.yaml"
+        recipe = tiny.write_recipe(path, folder / "data", str(folder / root), FILTER, sources=["photos"])
+        run_alone(stage, recipe).check()
     return folder
 
 
@@ -51,8 +53,7 @@ def _recipe(large: Path, folder: Path, **changes: object) -> tuple[Path, Store]:
     """Write a recipe for the cluster whose root is ingested; returns it and its store."""
     root = Path(shutil.copytree(large / "ingested", folder / "root"))
     everything = {
-        "filter.image.scorers": SCORERS,
-        "filter.image.duplicates": None,
+        **FILTER,
         "execution.executor": "ray",
         "execution.workers": 3,
         **{name.replace("__", "."): value for name, value in changes.items()},

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests import tiny
@@ -180,6 +181,10 @@ def test_store_without_conditional_put_has_one_winner_by_looking(bucket, s3_serv
         assert store.put_exclusive("looked/1", b"first")
         assert not store.put_exclusive("looked/1", b"second")
     off = open_store(bucket.url, {**bucket.options, "conditional_put": False})
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda number: off.put_exclusive("looked/race", b"%d" % number), range(4)))
+    assert won.count(True) == 1
+    assert off.read_bytes("looked/race") == b"%d" % won.index(True)
     assert not off.put_exclusive("looked/1", b"third")
     assert off.read_bytes("looked/1") == b"first"
 
@@ -191,10 +196,13 @@ from tokenmill.manifests.storage import open_store
 store = open_store(sys.argv[1], {"endpoint": sys.argv[2], "key": "testing", "secret": "testing"})
 store.files()
 if os.fork() == 0:
-    try:
-        store.files()
-    except StorageError as error:
-        os._exit(7 if "forked" in str(error) else 1)
+    told = 0
+    for use in (store.files, lambda: open_store(sys.argv[1], store.options)):
+        try:
+            use()
+        except StorageError as error:
+            told += "forked" in str(error)
+    os._exit(5 + told)
 sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
