@@ -38,7 +38,7 @@ from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
 from tokenmill.pipelines.score import score_work
 from tokenmill.recipe import check_recipe
 
-SIDE_PX = 640
+SIDE_PX = 320
 
 
 class _Makers:

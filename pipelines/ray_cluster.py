@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +72,23 @@ def start_ray(pool: RayPool) -> None:
         }
     elif _JOB_ENVIRONMENT not in os.environ:  # a submitted job brings its own, and Ray refuses a second
         options["runtime_env"] = {"env_vars": forwarded(os.environ)}
-    with _native_stderr_closed():
+    with _native_stderr_closed(), _own_sigterm():
         # Without an address Ray would join whatever cluster another process of this machine has started.
         ray.init(address=address or "local", **options)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost unit is told by us, in one line
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Only now: its import sets levels of its own. A lost unit is told by us, in one line and without a traceback.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep our handler: Ray sets one that exits with code 15, and nothing would drain."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def stop_ray() -> None:

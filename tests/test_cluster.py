@@ -21,8 +21,8 @@ from tokenmill.demo.scenes import render, scene
 from tokenmill.manifests.storage import Store, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-UNITS = 24
-SCORERS = {"resolution": {}, "text_coverage": {"when": "min_side_px >= 48", "longest_side_px": 640}}
+UNITS = 20
+SCORERS = {"resolution": {}, "text_coverage": {"when": "min_side_px >= 48", "longest_side_px": 320}}
 FILTER = {"filter.image.scorers": SCORERS, "filter.image.duplicates": None, "filter.image.carry": []}
 
 
@@ -34,12 +34,12 @@ def nodes() -> Iterator[RayNodes]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures that take half a second a unit, ingested, and the scores of an undisturbed run inline (`expected`)."""
+    """Pictures (half a second of work a unit), ingested; the scores of an undisturbed run inline in `expected`."""
     folder = tmp_path_factory.mktemp("large")
     pictures = folder / "data" / "photos"
     pictures.mkdir(parents=True)
     for number in range(4 * UNITS):
-        Image.fromarray(render(scene(number), 640)).save(pictures / f"{number:03d}.png")
+        Image.fromarray(render(scene(number), 320)).save(pictures / f"{number:03d}.png")
     for root, stage in (("ingested", "ingest"), ("expected", "score")):
         if stage == "score":
             shutil.copytree(folder / "ingested", folder / root)

@@ -21,8 +21,7 @@ from tokenmill.pipelines.jobs import Job, Target, Unit, UnitOutput, publish
 _RUN = """
 import sys, time
 from pathlib import Path
-from tokenmill import cli, commands
-from tokenmill.pipelines import chain
+from tokenmill import cli
 from tokenmill.filters.colourfulness import Colourfulness
 from tokenmill.pipelines import runner
 from tokenmill.pipelines.score_worker import ScoreWorker
@@ -36,14 +35,15 @@ def slowly(self, job, parts):
     time.sleep(0.2)
     return complete(self, job, parts)
 
+here, there = (Path(sys.argv[2] + f".{name}") for name in (("a", "b") if shift else ("b", "a")))
+
 def from_the_other_end(title, works, jobs, *rest):
+    here.touch()
+    while not there.exists():  # both have seen by now that everything is missing
+        time.sleep(0.01)
     return carry_out(title, works, jobs[::-1] if shift else jobs, *rest)
 
 Colourfulness.score, ScoreWorker.complete, runner.carry_out = shifted, slowly, from_the_other_end
-here, there = (Path(sys.argv[2] + f".{name}") for name in (("a", "b") if shift else ("b", "a")))
-here.touch()
-while not there.exists():
-    time.sleep(0.01)
 sys.exit(cli.main(["run", sys.argv[2], "--until", "plan", "--json"]))
 """
 
