@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,6 @@ from tokenmill.pipelines.score import score_work
 from tokenmill.recipe import check_recipe
 
 SIDE_PX = 320
-
-
-class _Makers:
-    """Builds the workers of a stage in whatever process it is unpickled in."""
-
-    def __init__(self, work: StageWork) -> None:
-        self._make = work.make_worker
-
-    def __call__(self) -> Workers:
-        return Workers([self._make])
 
 
 def work_of(root: Path, data: Path, per_unit: int) -> StageWork:
@@ -76,7 +67,7 @@ def time_bare(work: StageWork, jobs: Sequence[Job], processes: int) -> float:
     """Do the jobs in bare processes that are warm already; returns seconds."""
     context = multiprocessing.get_context("spawn")
     turn, ready = context.Value("i", 1), context.Barrier(processes + 1)
-    packed = pickle.dumps((_Makers(work), list(jobs)))
+    packed = pickle.dumps((partial(Workers, [work.make_worker]), list(jobs)))
     running = [context.Process(target=_bare, args=(packed, turn, ready)) for _ in range(processes)]
     for process in running:
         process.start()
@@ -109,7 +100,7 @@ def time_ray(work: StageWork, jobs: Sequence[Job], workers: int) -> dict[str, fl
     called = time.time()
     limits = PassLimits(unit_timeout_s=600, start_timeout_s=600)
     pool = RayPool(workers=workers, cluster_cpus=2)
-    found: list[Finished] = list(run_on_ray(_Makers(work), jobs, pool, limits, Drain(0)))
+    found: list[Finished] = list(run_on_ray(partial(Workers, [work.make_worker]), jobs, pool, limits, Drain(0)))
     assert all(finished.result is not None for finished in found), [finished.error for finished in found]
     in_order = sorted(found, key=lambda finished: finished.started)
     warm = {finished.worker: finished for finished in reversed(in_order)}

@@ -1,7 +1,7 @@
-"""The scorers of one modality in one pass: their order, what each one's gate hangs on, and the identity of each column.
+"""The scorers of one modality in one pass: their order, what their gates hang on, the identity of their columns.
 
-Identity is per column: a folder's name covers the scorer's fingerprint (and its gate's scorers), so a scorer added later
-runs alone and a changed one costs itself.
+Identity is per column: a folder's name covers the fingerprints of the scorer and of those its gate reads, so a scorer
+added later runs alone and a changed one costs itself.
 """
 
 from __future__ import annotations

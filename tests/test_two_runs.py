@@ -54,7 +54,7 @@ def test_two_runs_at_once_with_other_libraries_end_with_one_result_that_verifies
     for entry in store.files():
         if entry.path.split("/")[0] not in ("ingest", "split"):
             store.delete(entry.path)
-    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", finished.data, str(root))
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", finished.data, str(root), sources=["scenes"])
     runs = [_start(0.0, recipe), _start(0.25, recipe)]
     found = [run.communicate(timeout=300) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], found
@@ -81,14 +81,14 @@ def _snapshots(text: str) -> dict[str, str]:
 def _winners(store: Store, plain: Store) -> set[str]:
     """Say whose records stand: the run's with the shift, the other's, or both."""
     found = set()
-    for entry in plain.files("score"):
+    for entry in plain.files("score/scenes"):
         if not entry.path.endswith("/config.json"):
             continue
-        folder = stage_dir_at(store, entry.path.rpartition("/")[0])
-        if folder.config.settings["scorer"] == "colourfulness":
-            for unit in folder.record_names():
-                here, there = folder.read_commit(unit, 0), stage_dir_at(plain, folder.path).read_commit(unit, 0)
-                found.add("plain" if here.files == there.files else "shifted")
+        there = stage_dir_at(plain, entry.path.rpartition("/")[0])
+        if there.config.settings["scorer"] == "colourfulness":
+            here = stage_dir_at(store, there.path)
+            for unit in there.record_names():
+                found.add("plain" if here.read_commit(unit, 0).files == there.read_commit(unit, 0).files else "shifted")
     return found
 
 
