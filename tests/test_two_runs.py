@@ -97,6 +97,7 @@ def test_publishing_a_unit_that_another_run_has_published_returns_the_other_ones
         store=open_store(str(tmp_path)), source="s", config=StageConfig(stage="score", version=1, schema=1)
     )
     job = Job(unit=Unit(inputs=(InputRef(name="a.tar", digest="0" * 64),)), targets=(Target(folder=folder),))
+    folder.describe()
     counts = Counts(rows_in=1, kept=1, out=1)
     first = publish(job, job.targets[0], UnitOutput(rows=pl.DataFrame({"key": ["a"], "v": [1.0]}), counts=counts))
     second = publish(job, job.targets[0], UnitOutput(rows=pl.DataFrame({"key": ["a"], "v": [1.5]}), counts=counts))
