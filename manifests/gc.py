@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tokenmill.errors import ManifestError, StorageError
-from tokenmill.manifests.gc_delete import delete_all, delete_records, delete_snapshots, snapshot_parents
-from tokenmill.manifests.snapshots import snapshot_names
-from tokenmill.manifests.stagedir import CACHES, StageDir, read_table, stage_dir_at
+from tokenmill.manifests.gc_delete import snapshot_parents
+from tokenmill.manifests.stagedir import ASIDE, StageDir, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store, Stored, Unfinished
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, read_checkpoint_files
 
@@ -71,6 +70,9 @@ class Sweep:
     unfinished: list[Unfinished] = field(default_factory=list)
     doomed: list[Doomed] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    described: frozenset[str] = (
+        frozenset()
+    )  # every finished snapshot and plan there was, by the path of its description
     before_s: float = 0.0
 
     def totals(self) -> dict[str, dict[str, int]]:
@@ -82,20 +84,24 @@ class Sweep:
         }
 
 
-def survey(store: Store, keeps: Mapping[str, Keep], *, older_than_s: float) -> Sweep:
-    """Find what may go; `keeps` speaks of every stage folder under the root."""
-    listing, now = _listing(store)
-    sweep = Sweep(before_s=now - older_than_s)
-    folders = _opened(store, keeps, sweep)
+def survey(store: Store, keeps: Mapping[str, Keep], *, older_than_s: float, needs_clock: bool = True) -> Sweep:
+    """Find what may go; `keeps` speaks of every stage folder under the root.
+
+    Without `needs_clock`, this machine's clock stands in for that of a store that cannot be written to.
+    """
+    listing, now = _listing(store, needs_clock=needs_clock)
+    described = frozenset(entry.path for entry in listing if is_description(entry.path))
+    sweep = Sweep(before_s=now - older_than_s, described=described)
     inside: dict[str, list[Stored]] = {path: [] for path in keeps}
     for entry in listing:
         folder = _nearest(entry.path, inside)
         if folder is not None:
             inside[folder].append(entry)
-        elif entry.path.startswith(PROBE) and _is_old(entry, sweep):
+        elif entry.path.startswith(PROBE) and is_old(entry, sweep):
             sweep.loose.append(entry.path)
             sweep.doomed.append(Doomed(entry.path, entry.size, "leftover"))
-    named = _followed(folders, keeps)
+    folders = _opened(store, inside, sweep)
+    keeps, named = _named(folders, keeps, inside, sweep)
     for path, opened in folders.items():
         try:
             _survey_folder(opened, keeps[path], named.get(path, set()), inside[path], sweep)
@@ -106,35 +112,23 @@ def survey(store: Store, keeps: Mapping[str, Keep], *, older_than_s: float) -> S
     return sweep
 
 
-def apply(store: Store, sweep: Sweep) -> None:
-    """Remove what a survey found: first every snapshot, then folder by folder records and files, then leftovers.
-
-    A folder is listed again right before its files go, and what changed since the survey stays.
-    """
-    for one in sweep.folders:
-        first = [path for path in one.rest if path.endswith("/plan.json")]
-        delete_all(store, first)
-        delete_snapshots(one.folder, one.snapshots)
-    for one in sweep.folders:
-        delete_records(one.folder, one.records)
-        if one.files:
-            delete_all(store, _still_unnamed(one, sweep))
-        delete_all(store, [path for path in one.rest if not path.endswith("/plan.json")])
-    delete_all(store, sweep.loose)
-    for left in sweep.unfinished:
-        store.abandon(left)
+def is_description(path: str) -> bool:
+    """Say whether an object makes a snapshot or a plan exist."""
+    return path.endswith("/plan.json") or ("/snapshots/" in path and path.endswith(".json"))
 
 
-def _listing(store: Store) -> tuple[list[Stored], float]:
+def _listing(store: Store, *, needs_clock: bool) -> tuple[list[Stored], float]:
     """List the whole root, and tell the store's own time (seconds since 1970), read off a small object written for it.
 
     Ages are compared with the times the store gave its objects, so a machine whose clock is wrong never takes a fresh
-    file for an old one. A store that may not be written to is compared with this machine's clock.
+    file for an old one.
     """
     name = f"{PROBE}{uuid.uuid4().hex}"
     try:
         store.put(name, b"")
     except StorageError:
+        if needs_clock:
+            raise
         return store.files(), time.time()
     try:
         listing = store.files()
@@ -145,9 +139,16 @@ def _listing(store: Store) -> tuple[list[Stored], float]:
     return [entry for entry in listing if entry.path != name], now if now is not None else time.time()
 
 
-def _opened(store: Store, paths: Iterable[str], sweep: Sweep) -> dict[str, StageDir]:
+def _opened(store: Store, inside: Mapping[str, list[Stored]], sweep: Sweep) -> dict[str, StageDir]:
+    """Open the stage folders; what is left of one whose removal was killed before its last object goes as a whole."""
     folders = {}
-    for path in sorted(paths):
+    for path, entries in sorted(inside.items()):
+        names = {entry.path[len(path) + 1 :] for entry in entries}
+        if not any(name == "config.json" or name.startswith(("commits/", "snapshots/")) for name in names):
+            old = [entry for entry in entries if is_old(entry, sweep)]
+            sweep.loose += [entry.path for entry in old]
+            sweep.doomed += [Doomed(entry.path, entry.size, "orphan") for entry in old]
+            continue
         try:
             folders[path] = stage_dir_at(store, path)
         except ManifestError as error:
@@ -155,8 +156,34 @@ def _opened(store: Store, paths: Iterable[str], sweep: Sweep) -> dict[str, Stage
     return folders
 
 
-def _followed(folders: Mapping[str, StageDir], keeps: Mapping[str, Keep]) -> dict[str, set[str]]:
-    """Return the snapshots that are named, by folder: those to keep, and their parents.
+def _named(
+    folders: Mapping[str, StageDir], keeps: Mapping[str, Keep], inside: Mapping[str, list[Stored]], sweep: Sweep
+) -> tuple[Mapping[str, Keep], dict[str, set[str]]]:
+    """Return what to keep and the snapshots that are named; all of them where nobody knows what one of them names."""
+    finished = {
+        path: {
+            _stem(entry.path): entry
+            for entry in inside[path]
+            if "/snapshots/" in entry.path and is_description(entry.path)
+        }
+        for path in folders
+    }
+    try:
+        return keeps, _followed(folders, keeps, finished, sweep)
+    except ManifestError as error:
+        sweep.notes.append(
+            f"all snapshots and their units are kept: one does not say any more what it came from ({error})"
+        )
+        return dict.fromkeys(keeps, Keep()), {path: set(names) for path, names in finished.items()}
+
+
+def _followed(
+    folders: Mapping[str, StageDir],
+    keeps: Mapping[str, Keep],
+    finished: Mapping[str, Mapping[str, Stored]],
+    sweep: Sweep,
+) -> dict[str, set[str]]:
+    """Return the snapshots that are named, by folder: those to keep, those that are young, and their parents.
 
     What `duplicates` kept before is followed one step: that far a damaged unit can be computed again.
     """
@@ -164,33 +191,36 @@ def _followed(folders: Mapping[str, StageDir], keeps: Mapping[str, Keep]) -> dic
     wanted: list[tuple[str, bool]] = []
     for path, folder in folders.items():
         keep = keeps[path].snapshots
-        for name in snapshot_names(folder):
+        for name, entry in finished[path].items():
             digest, parents = snapshot_parents(folder, name)
             known[digest] = (path, name, parents)
-            if keep is None or name in keep:
+            if keep is None or name in keep or not is_old(entry, sweep):
                 wanted.append((digest, True))
     named: dict[str, set[str]] = {}
+    done: set[tuple[str, bool]] = set()
     while wanted:
-        digest, follow = wanted.pop()
+        digest, follow = one = wanted.pop()
+        if one in done:
+            continue
+        done.add(one)
         path, name, parents = known[digest]
         named.setdefault(path, set()).add(name)
-        for label, parent in parents.items() if follow else ():
-            if parent in known and known[parent][1] not in named.get(known[parent][0], ()):
-                wanted.append((parent, label != "previous"))
+        if follow:
+            wanted += [(parent, label != "previous") for label, parent in parents.items() if parent in known]
     return named
 
 
 def _survey_folder(folder: StageDir, keep: Keep, named: set[str], entries: list[Stored], sweep: Sweep) -> None:
     inside = {entry.path[len(folder.path) + 1 :]: entry for entry in entries}
-    records = {key: e for name, e in inside.items() if name.startswith("commits/") and (key := _record(name))}
+    records = {key: e for name, e in inside.items() if name.startswith("commits/") and (key := record_of(name))}
     kept = set(records) if keep.snapshots is None else _kept_records(folder, keep, named, records, sweep)
-    files = _files_of(folder, records)
+    files = files_of(folder, records)
     used = {name for key, names in files.items() if key in kept for name in names}
     known = {name for names in files.values() for name in names}
     one = FolderSweep(folder=folder, seen=set(records), records=set(records) - kept)
     for name, entry in inside.items():
         kind = _kind(folder, name, known, keep)
-        if kind is None or name in used or not _is_old(entry, sweep):
+        if kind is None or name in used or not is_old(entry, sweep):
             continue
         if name.startswith("snapshots/"):
             if _stem(name) in named:
@@ -198,12 +228,12 @@ def _survey_folder(folder: StageDir, keep: Keep, named: set[str], entries: list[
             one.snapshots.add(_stem(name))
             kind = keep.kind if f"snapshots/{_stem(name)}.json" in inside else "orphan"
         elif name.startswith("commits/"):
-            if _record(name) not in one.records:
+            if record_of(name) not in one.records:
                 continue
         else:
             one.files.append(entry.path)
         sweep.doomed.append(Doomed(entry.path, entry.size, kind))
-    if not keep.whole and not named and not kept and all(_is_old(entry, sweep) for entry in entries):
+    if not keep.whole and not named and not kept and all(is_old(entry, sweep) for entry in entries):
         one.rest = sorted(e.path for name, e in inside.items() if _kind(folder, name, known, keep) is None)
         sweep.doomed += [Doomed(entry.path, entry.size, keep.kind) for entry in entries if entry.path in one.rest]
     sweep.folders.append(one)
@@ -211,7 +241,7 @@ def _survey_folder(folder: StageDir, keep: Keep, named: set[str], entries: list[
 
 def _kind(folder: StageDir, name: str, known: set[str], keep: Keep) -> str | None:
     """Say what an object of a folder would count as if nobody names it; None: it goes with its whole folder only."""
-    if name == "config.json" or name.startswith(("logs/", *CACHES)):
+    if name == "config.json" or name.startswith(ASIDE):
         return None
     if folder.config.stage == "plan" and name in _PLAN_FILES:
         return None
@@ -222,7 +252,7 @@ def _kept_records(
     folder: StageDir, keep: Keep, named: set[str], records: Mapping[Record, Stored], sweep: Sweep
 ) -> set[Record]:
     """Return the records that kept snapshots name, those asked for, and those that are young."""
-    kept = set(keep.records) | {key for key, entry in records.items() if not _is_old(entry, sweep)}
+    kept = set(keep.records) | {key for key, entry in records.items() if not is_old(entry, sweep)}
     for name in named:
         units = read_table(folder.store, folder.at(f"snapshots/{name}.parquet"), ["unit", "attempt"])
         kept.update((str(unit), int(attempt)) for unit, attempt in units.iter_rows())
@@ -232,7 +262,7 @@ def _kept_records(
     return kept
 
 
-def _files_of(folder: StageDir, records: Iterable[Record]) -> dict[Record, tuple[str, ...]]:
+def files_of(folder: StageDir, records: Iterable[Record]) -> dict[Record, tuple[str, ...]]:
     """Return the names of the files that some records name; 0.3 KB a record, a fifteenth of what a record takes."""
     wanted = list(records)
 
@@ -241,15 +271,6 @@ def _files_of(folder: StageDir, records: Iterable[Record]) -> dict[Record, tuple
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(wanted, pool.map(names, wanted), strict=True))
-
-
-def _still_unnamed(one: FolderSweep, sweep: Sweep) -> list[str]:
-    """List a folder again; a file that was written anew, or that a new record names, stays."""
-    entries = one.folder.store.files(one.folder.path)
-    records = {key for e in entries if "/commits/" in e.path and (key := _record(e.path))}
-    fresh = {one.folder.at(name) for names in _files_of(one.folder, records - one.seen).values() for name in names}
-    there = {entry.path for entry in entries if _is_old(entry, sweep)}
-    return [path for path in one.files if path in there and path not in fresh]
 
 
 def _survey_unfinished(store: Store, sweep: Sweep) -> None:
@@ -275,16 +296,18 @@ def _survey_checkpoints(store: Store, listing: Iterable[Stored], sweep: Sweep) -
             sweep.notes.append(f'{folder}: left alone; run "tokenmill verify" ({error})')
             continue
         for entry in entries:
-            if entry.path not in named | {record} and _is_old(entry, sweep):
+            if entry.path not in named | {record} and is_old(entry, sweep):
                 sweep.loose.append(entry.path)
                 sweep.doomed.append(Doomed(entry.path, entry.size, "orphan"))
 
 
-def _is_old(entry: Stored, sweep: Sweep) -> bool:
+def is_old(entry: Stored, sweep: Sweep) -> bool:
+    """Say whether an object is older than the sweep's limit, by the store's clock."""
     return entry.modified_s is not None and entry.modified_s <= sweep.before_s
 
 
-def _record(name: str) -> Record | None:
+def record_of(name: str) -> Record | None:
+    """Return the unit and attempt of a record's path."""
     unit, _, attempt = _stem(name).rpartition(".")
     return (unit, int(attempt)) if unit and attempt.isdigit() else None
 

@@ -7,11 +7,11 @@ caches of records; they go before the records they speak of.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.records import Commit
+from tokenmill.manifests.snapshots import read_description
 from tokenmill.manifests.stagedir import StageDir, read_table
 from tokenmill.manifests.storage import Store
 
@@ -62,9 +62,6 @@ def delete_units(folder: StageDir, commits: Sequence[Commit], others: Iterable[C
 
 
 def snapshot_parents(folder: StageDir, name: str) -> tuple[str, dict[str, str]]:
-    """Return a snapshot's full digest and its parents; a description that cannot be read has none and is kept."""
-    try:
-        value = json.loads(folder.store.read_bytes(folder.at(f"snapshots/{name}.json")))
-        return str(value["digest"]), {str(key): str(parent) for key, parent in value["parents"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return name, {}
+    """Return a snapshot's full digest and its parents; raises ManifestError if its description is damaged."""
+    value = read_description(folder, name)
+    return str(value["digest"]), {str(key): str(parent) for key, parent in value["parents"].items()}

@@ -115,12 +115,15 @@ def read_snapshot(folder: StageDir, digest: str) -> Snapshot:
 
 
 def read_description(folder: StageDir, name: str) -> dict[str, Any]:
-    """Return a snapshot's JSON by its 16 digits, without reading its records."""
+    """Return a snapshot's JSON by its 16 digits, without reading its records; raises ManifestError if it is damaged."""
     path = folder.at(f"snapshots/{name}.json")
     try:
         value: dict[str, Any] = json.loads(folder.store.read_bytes(path))
         check_schema(value["schema"], SNAPSHOT_SCHEMA, path)
-    except (ValueError, KeyError, TypeError) as error:
+        checksum = digest_of({key: one for key, one in value.items() if key != "checksum"})
+        if value["checksum"] != checksum or short(value["digest"]) != name:
+            raise ValueError("its checksum or its name differs; remove it and run the stage again")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{path}: not a snapshot ({error})") from error
     return value
 

@@ -23,7 +23,7 @@ from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import Commit, FileEntry
 from tokenmill.manifests.storage import Store
 
-CACHES = ("rollups/",)  # what a folder holds besides data, records and logs: can be removed at any time
+ASIDE = ("logs/", "failures/", "rollups/")  # what stands beside a folder's data and records, and no digest covers
 _RECORD_NAME = r"(?<unit>[^/]+)\.(?<attempt>[0-9]+)\.json$"
 _NAMES_AT_ONCE = 65_536
 

@@ -11,6 +11,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,11 +74,8 @@ class Store:
         """Open an object for seeking and reading; remote objects are read ahead in growing blocks."""
         with contextlib.ExitStack() as stack:
             with self._explained("open", path):
-                file = stack.enter_context(self._backend.open(path))
-            try:
-                yield file
-            except OSError as error:
-                raise self._fault("read", path, error, 0.0) from error
+                file = stack.enter_context(self._backend.open(path, partial(self.read_range, path)))
+            yield file  # what the caller raises meanwhile is the caller's: remote reads explain their own faults
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:

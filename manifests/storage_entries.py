@@ -7,12 +7,13 @@ count is one lock and two additions, under a microsecond beside a request of a m
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeAlias
 
+Fetch: TypeAlias = Callable[[int, int], bytes]
 TEMPORARY = ".part-"  # how the names of unpublished local files begin; no listing shows them
 
 
@@ -78,7 +79,10 @@ class Backend(Protocol):
     def read(self, path: str) -> bytes: ...
     def read_range(self, path: str, start: int, length: int) -> bytes: ...
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]: ...
-    def open(self, path: str) -> AbstractContextManager[IO[bytes]]: ...
+    def open(self, path: str, fetch: Fetch) -> AbstractContextManager[IO[bytes]]:
+        """Open a file; a remote one reads through `fetch(start, length)`, whose faults are explained."""
+        ...
+
     def download(self, path: str, target: Path) -> None: ...
     def files(self, prefix: str) -> Iterator[Stored]: ...
     def names(self, prefix: str, after: str) -> Iterator[str]: ...

@@ -76,6 +76,10 @@ class ShortReadError(Exception):
     """The store sent fewer bytes than the object or range holds."""
 
 
+class ConflictError(Exception):
+    """The store refused a conditional write because another request for the same name was on its way."""
+
+
 class ForkedProcessError(Exception):
     """This process was forked from one whose client had begun to work: its threads are gone."""
 
@@ -87,6 +91,8 @@ def fault_of(error: BaseException, verb: str) -> Fault:
     status = int(found.group(1)) if (found := _STATUS.search(text)) else _status_of(error)
     if isinstance(error, ForkedProcessError):
         return Fault("this process was forked from one that had used the store; start it anew (spawn) instead")
+    if isinstance(error, ConflictError):
+        return Fault("the store answers 409 ConditionalRequestConflict", mends=True)
     if isinstance(error, ShortReadError):
         return Fault("the store sends fewer bytes than it names", mends=True)
     if code in _BY_CODE:

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import fsspec
 
 from tokenmill.faults import fault_point
-from tokenmill.manifests.storage_entries import TEMPORARY, Stored, Unfinished, count
+from tokenmill.manifests.storage_entries import TEMPORARY, Fetch, Stored, Unfinished, count
 from tokenmill.manifests.storage_errors import ShortReadError
 from tokenmill.manifests.storage_options import S3_CREDENTIALS, StorageOptions
 from tokenmill.manifests.storage_ranges import RangedFile
@@ -62,13 +62,13 @@ class FsspecFiles:
         return [self.read_range(path, start, length) for start, length in ranges]
 
     @contextlib.contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
+    def open(self, path: str, fetch: Fetch) -> Iterator[IO[bytes]]:
         size = self._call("open", "size", self._full(path))
         if size is None:  # a server that does not tell: only reading straight on is sure to work
             with self._fs.open(self._full(path), "rb") as file:
                 yield cast(IO[bytes], io.BufferedReader(file, 2**20))
             return
-        with RangedFile(lambda start, length: self.read_range(path, start, length), int(size)) as raw:
+        with RangedFile(fetch, int(size)) as raw:
             yield cast(IO[bytes], io.BufferedReader(raw, 2**18))
 
     def download(self, path: str, target: Path) -> None:

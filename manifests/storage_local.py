@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from tokenmill.faults import fault_point
-from tokenmill.manifests.storage_entries import TEMPORARY, Stored, Unfinished
+from tokenmill.manifests.storage_entries import TEMPORARY, Fetch, Stored, Unfinished
 
 _LOCK_NAME = f"{TEMPORARY}lock"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -47,7 +47,7 @@ class LocalFiles:
             return [os.pread(file.fileno(), length, start) for start, length in ranges]
 
     @contextlib.contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
+    def open(self, path: str, fetch: Fetch) -> Iterator[IO[bytes]]:
         with self.place(path).open("rb") as file:
             yield file
 
@@ -96,6 +96,7 @@ class LocalFiles:
     def delete(self, paths: Sequence[str], *, missing_ok: bool) -> None:
         for path in paths:
             self.place(path).unlink(missing_ok=missing_ok)
+            fault_point("storage:after-delete")
 
     def put(self, path: str, data: bytes) -> None:
         with self._temporary(path, data) as temporary:

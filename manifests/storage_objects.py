@@ -24,8 +24,8 @@ from obstore.exceptions import AlreadyExistsError, NotSupportedError, Preconditi
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.storage_clients import Client, client_of, split_url
-from tokenmill.manifests.storage_entries import Stored, Unfinished, count
-from tokenmill.manifests.storage_errors import ForkedProcessError, ShortReadError, fault_of
+from tokenmill.manifests.storage_entries import Fetch, Stored, Unfinished, count
+from tokenmill.manifests.storage_errors import ConflictError, ForkedProcessError, ShortReadError, fault_of
 from tokenmill.manifests.storage_options import StorageOptions
 from tokenmill.manifests.storage_ranges import RangedFile
 from tokenmill.manifests.storage_uploads import abort_upload, list_uploads
@@ -98,9 +98,8 @@ class Objects:
         return data
 
     @contextlib.contextmanager
-    def open(self, path: str) -> Iterator[IO[bytes]]:
-        size = self._size_of(path)
-        with RangedFile(lambda start, length: self.read_range(path, start, length), size) as raw:
+    def open(self, path: str, fetch: Fetch) -> Iterator[IO[bytes]]:
+        with RangedFile(fetch, self._size_of(path)) as raw:
             yield cast(IO[bytes], io.BufferedReader(raw, 2**18))
 
     def download(self, path: str, target: Path) -> None:
@@ -208,7 +207,9 @@ class Objects:
             count()
             try:
                 obstore.put(client.once, self._full(path), data, mode="create")
-            except (AlreadyExistsError, PreconditionError):
+            except (AlreadyExistsError, PreconditionError) as error:
+                if _is_conflict(error) and self.size(path) is None:
+                    raise ConflictError from None  # two at once, and neither was taken
                 # An answer that got lost may have been ours: then the object is there, with our bytes.
                 return number > 0 and self.read(path) == data
             return True
@@ -277,6 +278,11 @@ def _chunks(staged: Path, part: int) -> Iterator[bytes]:
             count(written=len(data))
             yield data
             fault_point("storage:half-multipart")
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Tell S3's 409 (requests for one name met: try again) from 412 (the name is taken); the client calls both so."""
+    return "status code: 409" in str(error)
 
 
 def _lacks_conditions(error: Exception) -> bool:

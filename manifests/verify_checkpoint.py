@@ -12,6 +12,7 @@ from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_files import digest_fault, size_fault
 
 CHECKPOINT_RECORD = "checkpoint.json"
+EXPORT_RECORD = "tokenmill.json"  # beside an exported model
 CHECKPOINT_SCHEMA = 1
 _HINT = "remove the checkpoint's folder to go on from the one before it"
 

@@ -10,11 +10,11 @@ from functools import partial
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import RERUN, Fault, Findings
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.manifests.plans import open_plan, plan_faults
+from tokenmill.manifests.plans import Plan, open_plan, plan_faults
 from tokenmill.manifests.records import Commit, unit_name
 from tokenmill.manifests.rollups import check_rollups
 from tokenmill.manifests.snapshots import Snapshot, read_description, units_table
-from tokenmill.manifests.stagedir import CACHES, StageDir, read_table, stage_dir_at
+from tokenmill.manifests.stagedir import ASIDE, StageDir, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_files import unit_faults
 
@@ -153,6 +153,7 @@ def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, dee
         return
     try:
         plan = open_plan(folder.store, folder.path)
+        findings.add(_archive_faults(plan, findings))
         told = plan_faults(plan) if deep else []
     except (ManifestError, StorageError) as error:
         told = [str(error)]
@@ -161,8 +162,21 @@ def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, dee
         findings.faults.append(Fault(path, what, _REPLAN))
 
 
+def _archive_faults(plan: Plan, findings: Findings) -> list[Fault]:
+    """Name every archive and index that a plan reads and that is not there."""
+    folder = plan.folder
+    if not folder.path:
+        findings.note("plan.json", "its archives lie outside of this folder; verify the whole root to look for them")
+        return []
+    wanted = {str(path) for column in ("shard", "index") for path in plan.shards[column]}
+    parents = {path.rpartition("/")[0] for path in wanted}
+    there = {path for parent in sorted(parents) for path in folder.store.names(parent)}
+    what = f"is missing, and plan {folder.path} reads it"
+    return [Fault(path, what, "run the recipe again, or plan again") for path in sorted(wanted - there)]
+
+
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:
     plan = _PLAN_FILES if folder.config.stage == "plan" else set()
     for name in sorted(sizes.keys() - named - plan - {"config.json"}):
-        if not name.startswith(("commits/", "snapshots/", "logs/", *CACHES)):
+        if not name.startswith(("commits/", "snapshots/", *ASIDE)):
             findings.note(folder.at(name), "no record names it")

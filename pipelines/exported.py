@@ -20,8 +20,8 @@ from typing import Any
 from tokenmill.errors import ManifestError, RunError, StorageError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.storage import Store
+from tokenmill.manifests.verify_checkpoint import EXPORT_RECORD
 
-DESCRIPTION = "tokenmill.json"
 _SMALL_WIDTH = 1024
 
 
@@ -43,7 +43,7 @@ class Exported:
         try:
             return str(self.description["plan"])
         except KeyError as error:
-            raise ManifestError(f"{self.path}/{DESCRIPTION}: does not say on which plan it was trained") from error
+            raise ManifestError(f"{self.path}/{EXPORT_RECORD}: does not say on which plan it was trained") from error
 
     @cached_property
     def fingerprint(self) -> str:
@@ -92,7 +92,7 @@ def steady_threads(model: Any) -> Iterator[None]:
 
 def find_export(store: Store, run: str) -> Exported:
     """Return a run's exported model; raises RunError when the run has not come to its end."""
-    name = f"checkpoints/{run}/export/{DESCRIPTION}"
+    name = f"checkpoints/{run}/export/{EXPORT_RECORD}"
     try:
         description = json.loads(store.read_bytes(name))
     except StorageError as error:

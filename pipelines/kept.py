@@ -6,19 +6,23 @@ everything from that stage on is kept, so an unfinished run loses nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tokenmill.errors import ManifestError, TokenmillError
-from tokenmill.manifests.gc import Keep, Sweep, apply, survey
+from tokenmill.manifests.gc import Keep, Sweep, survey
+from tokenmill.manifests.gc_apply import RootChangedError, apply
 from tokenmill.manifests.identity import short
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store
-from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD
+from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, EXPORT_RECORD
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
 from tokenmill.recipe import Recipe
+
+_LOOKS = 2  # before the one whose failure is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +52,29 @@ class _Resolved:
 
 
 def collect(recipe: Recipe, options: GcOptions, *, apply_it: bool) -> Sweep:
-    """Find what nobody names under a recipe's root and, if told so, remove it."""
-    chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
-    resolved = _resolve(chain, options)
-    keeps, notes = _keeps(chain.store, resolved, options)
-    sweep = survey(chain.store, keeps, older_than_s=options.older_than_s)
-    sweep.notes[:0] = notes
-    if apply_it:
-        apply(chain.store, sweep)
+    """Find what nobody names under a recipe's root and, if told so, remove it.
+
+    Raises:
+        RootChangedError: runs at work under the root published something at every look; nothing was removed.
+    """
+    for _ in range(_LOOKS):
+        store, sweep = _surveyed(recipe, options, needs_clock=apply_it)
+        if not apply_it:
+            return sweep
+        with contextlib.suppress(RootChangedError):
+            apply(store, sweep)
+            return sweep
+    store, sweep = _surveyed(recipe, options, needs_clock=True)
+    apply(store, sweep)
     return sweep
+
+
+def _surveyed(recipe: Recipe, options: GcOptions, *, needs_clock: bool) -> tuple[Store, Sweep]:
+    chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
+    keeps, notes = _keeps(chain.store, _resolve(chain, options), options)
+    sweep = survey(chain.store, keeps, older_than_s=options.older_than_s, needs_clock=needs_clock)
+    sweep.notes[:0] = notes
+    return chain.store, sweep
 
 
 def _resolve(chain: Chain, options: GcOptions) -> _Resolved:
@@ -124,7 +142,7 @@ def _plans_in_use(store: Store) -> set[str]:
             path = f"checkpoints/{run}/{name}"
             for plan in (
                 _told(store, f"{path}/{CHECKPOINT_RECORD}", "loader", "plan_id"),
-                _told(store, f"{path}/tokenmill.json", "plan"),
+                _told(store, f"{path}/{EXPORT_RECORD}", "plan"),
             ):
                 if isinstance(plan, str):
                     found.add(short(plan))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_identifiers(path: Path, asked: Asked, *, distance: int = 0) -> list[Ide
     Raises RecipeError for a file that cannot be read or is empty, or a line that is no hash.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]  # a key may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error})") from error
     found = [_identifier(line, asked, distance, path) for line in lines if line and not line.startswith("# ")]
@@ -104,6 +104,14 @@ def _named(identifier: Identifier) -> str:
     return identifier.value
 
 
+def _seen(run: Mapping[str, Any]) -> str:
+    if run["steps_done"] is None:
+        return "of which only an exported model is left: may have seen all of them"
+    if not run["steps"]:
+        return f"{run['steps_done']:,} steps: had not come to them"
+    return f"{run['steps_done']:,} steps: has seen {len(run['packs_seen'])} of them, at steps {_some(run['steps'])}"
+
+
 def render_takedown(report: dict[str, Any]) -> str:
     """Return a report for people."""
     return "\n".join(_lines(report))
@@ -117,10 +125,7 @@ def _lines(report: dict[str, Any]) -> Iterable[str]:
     for plan in report["plans"]:
         yield f"{plan['plan']}: in {len(plan['packs']):,} of {plan['num_packs']:,} packs ({_some(plan['packs'])})"
         for run in plan["runs"]:
-            told = f"has seen {len(run['packs_seen'])} of them, at steps {_some(run['steps'])}" if run["steps"] else (
-                "had not come to them"
-            )  # fmt: skip
-            yield f"  run {run['run']}, {run['steps_done']:,} steps: {told}"
+            yield f"  run {run['run']}, {_seen(run)}"
     for raw in report["raw_files"]:
         yield f"raw file {raw['source']}: {raw['file']} holds {len(raw['keys'])} of them; it is yours to change"
     done = report.get("rewritten")

@@ -11,7 +11,7 @@ import polars as pl
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.plans import Plan, open_plan, plan_paths, read_named_table
 from tokenmill.manifests.storage import Store
-from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD
+from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, EXPORT_RECORD
 from tokenmill.pipelines.takedown_find import Tokenized
 
 
@@ -24,7 +24,7 @@ def plans_with(store: Store, tokenized: Sequence[Tokenized]) -> list[dict[str, A
         schema={"shard": pl.String, "sample": pl.Int32},
         orient="row",
     ).unique()
-    runs = newest_states(store)
+    runs = states_of_runs(store)
     rows = []
     for path in sorted(name for phase in store.folders("plans") for name in plan_paths(store, phase)):
         plan = open_plan(store, path)
@@ -49,7 +49,12 @@ def packs_with(plan: Plan, wanted: pl.DataFrame) -> list[int]:
 
 
 def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int) -> dict[str, Any]:
-    """Tell which of some packs a run had consumed by its newest checkpoint or export, and at which steps."""
+    """Tell which of some packs a run had consumed by its newest checkpoint on the plan, and at which steps.
+
+    Where only an exported model is left, nobody knows how far it had come: all packs may have been seen.
+    """
+    if "epoch" not in state:
+        return {"run": state["run"], "steps_done": None, "steps": [], "packs_seen": list(packs)}
     size = int(state["global_packs"])
     per_epoch = -(-num_packs // size)
     done = int(state["epoch"]) * per_epoch + int(state["next_pack"]) // size
@@ -63,18 +68,33 @@ def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int) -> d
     }
 
 
-def newest_states(store: Store) -> list[dict[str, Any]]:
-    """Return the loader's state in the newest checkpoint of every run, with the run's name."""
+def states_of_runs(store: Store) -> list[dict[str, Any]]:
+    """Return, with the run's name, the loader's newest state on every plan a run was trained on.
+
+    A run whose checkpoints on a plan are gone, but which exported a model of it, has a state that names the plan alone.
+    """
     states = []
     for run in store.folders("checkpoints"):
-        newest: dict[str, Any] | None = None
+        by_plan: dict[str, dict[str, Any]] = {}
         for step in sorted(store.folders(f"checkpoints/{run}")):
-            name = f"checkpoints/{run}/{step}/{CHECKPOINT_RECORD}"
-            if step.startswith("step-") and store.exists(name):
-                newest = _loader_state(store, name)
-        if newest is not None:
-            states.append({**newest, "run": run})
+            folder = f"checkpoints/{run}/{step}"
+            if store.exists(f"{folder}/{EXPORT_RECORD}") and (
+                plan := _exported_plan(store, f"{folder}/{EXPORT_RECORD}")
+            ):
+                by_plan.setdefault(plan, {"plan_id": plan})
+            if step.startswith("step-") and store.exists(f"{folder}/{CHECKPOINT_RECORD}"):
+                state = _loader_state(store, f"{folder}/{CHECKPOINT_RECORD}")
+                by_plan |= {state["plan_id"]: state} if state else {}
+        states += [{**state, "run": run} for state in by_plan.values()]
     return states
+
+
+def _exported_plan(store: Store, name: str) -> str | None:
+    try:
+        plan: str | None = json.loads(store.read_bytes(name)).get("plan")
+    except (ValueError, AttributeError, StorageError) as error:
+        raise ManifestError(f"{name}: does not say which plan the model was trained on ({error})") from error
+    return plan
 
 
 def _loader_state(store: Store, name: str) -> dict[str, Any] | None:

@@ -153,18 +153,21 @@ def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
 
 
 def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewritten) -> None:
-    """Remove every plan that reads a removed archive or names a sample; its description goes first."""
+    """Remove every plan that reads a removed archive or names a sample, and what a killed removal left of one.
+
+    Its description goes first, and last of all what says that the folder is a plan's: so it is found again.
+    """
     for folder in stage_dirs(store, "plans"):
         commits = all_commits(folder)
+        is_whole = store.exists(folder.at("plan.json"))
         reads = any(reference.name in archives for commit in commits for reference in commit.inputs)
-        if not reads and not any(_names_any(folder, commit, names) for commit in commits):
+        if is_whole and not reads and not any(_names_any(folder, commit, names) for commit in commits):
             continue
         listing = [entry.path for entry in store.files(folder.path)]
-        first = [path for path in listing if path.endswith("/plan.json")]
-        for path in (*first, *(p for p in listing if "/snapshots/" in p), *listing):
-            if store.exists(path):
-                store.delete(path)
-                fault_point("takedown:after-delete")
+        ranks = {"plan.json": 0, "snapshots": 1, "config.json": 3}
+        for path in sorted(listing, key=lambda path: (ranks.get(path[len(folder.path) + 1 :].split("/")[0], 2), path)):
+            store.delete(path)
+            fault_point("takedown:after-delete")
         done.plans.append(folder.path)
 
 

@@ -26,6 +26,7 @@ _REFUSALS = {
     "429": (429, "TooManyRequests"),
     "429-retry-after": (429, "TooManyRequests"),
     "501": (501, "NotImplemented"),
+    "409": (409, "ConditionalRequestConflict"),
 }
 KINDS = ("503", "429", "429-retry-after", "reset", "lost-answer", "truncate", "stall")
 

@@ -9,18 +9,22 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from tests import tiny
 from tests.harness import faults_in, run_alone
 
 from tokenmill.cli import main
+from tokenmill.manifests.gc_apply import RootChangedError, apply
 from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import read_snapshot, snapshot_names
 from tokenmill.manifests.stagedir import StageDir, stage_dir_at
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify import stage_folders
 from tokenmill.pipelines.chain import Chain, ChainOptions
-from tokenmill.pipelines.kept import GcOptions, collect
+from tokenmill.pipelines.failures import Failure, read_failures, write_failure
+from tokenmill.pipelines.kept import GcOptions, _surveyed, collect
 from tokenmill.recipe import Recipe, check_recipe, load_recipe
 
 SOURCES = ("photos", "text")
@@ -57,6 +61,46 @@ def named(store: Store) -> set[str]:
         if folder.config.stage == "plan":
             found |= {folder.at(name) for name in ("plan.json", "windows.parquet", "shards.parquet")}
     return found | {e.path for e in store.files() if "/logs/" in e.path or "/rollups/" in e.path}
+
+
+def must_stay(recipe: Recipe, store: Store, *, old_plans: bool = True) -> set[str]:
+    """Say what gc may not touch: what the recipe's own snapshots and every finished plan lead to, by plain JSON alone.
+
+    `previous` of a duplicates snapshot counts one step: a damaged unit can then be computed again.
+    """
+    chain = Chain(recipe=recipe, options=ChainOptions(quiet=True, work=frozenset()))
+    wanted = [(snapshot.digest, True) for stage in STAGES for snapshot in chain.snapshots(stage)]
+    described = {}
+    for entry in store.files():
+        if "/snapshots/" in entry.path and entry.path.endswith(".json"):
+            value = json.loads(store.read_bytes(entry.path))
+            described[value["digest"]] = (entry.path, value["parents"])
+    stay: set[str] = set()
+    for path in [p for p in listing(store) if p.endswith("/plan.json")]:
+        folder = path.removesuffix("/plan.json")
+        if old_plans or folder == chain.plan.folder.path:
+            stay |= {f"{folder}/{name}" for name in ("plan.json", "windows.parquet", "shards.parquet")}
+            wanted += [(digest, True) for digest, (name, _) in described.items() if name.startswith(f"{folder}/")]
+    while wanted:
+        digest, follow = wanted.pop()
+        path, parents = described[digest]
+        folder = path.split("/snapshots/")[0]
+        stay |= {f"{folder}/config.json", path, path.removesuffix(".json") + ".parquet"}
+        for unit, attempt in pl.read_parquet(store.read_bytes(f"{path[:-5]}.parquet")).select("unit", "attempt").rows():
+            record = f"{folder}/commits/{unit}.{attempt}.json"
+            stay |= {record} | {f"{folder}/{file['name']}" for file in json.loads(store.read_bytes(record))["files"]}
+        if follow:
+            wanted += [(parent, label != "previous") for label, parent in parents.items() if parent in described]
+    return stay
+
+
+def state(store: Store, paths: set[str]) -> dict[str, tuple[int, float | None]]:
+    """Return size and time of some objects that are there."""
+    return {entry.path: (entry.size, entry.modified_s) for entry in store.files() if entry.path in paths}
+
+
+def without_aside(store: Store) -> set[str]:
+    return {path for path in listing(store) if "/logs/" not in path and "/rollups/" not in path}
 
 
 def listing(store: Store) -> set[str]:
@@ -130,6 +174,9 @@ def assert_cleaned(recipe: Recipe, digests: dict[str, str]) -> None:
     begin_upload(store)
     before = listing(store)
     assert before - named(store), "there is something to remove"
+    stay = must_stay(recipe, store)
+    kept = state(store, stay)
+    assert kept.keys() == stay
 
     collect(recipe, AT_ONCE, apply_it=False)
     assert listing(store) == before, "a dry run changes nothing"
@@ -137,10 +184,11 @@ def assert_cleaned(recipe: Recipe, digests: dict[str, str]) -> None:
     kinds = found.totals()
     assert kinds["orphan"]["objects"] >= 2 and kinds["superseded"]["objects"] >= 4
     assert kinds["leftover" if store.is_local else "upload"]["objects"] == 1
-    assert listing(store) == named(store)
+    assert without_aside(store) == stay
+    assert state(store, stay) == kept, "and not written anew"
     assert faults_in(store) == []
     assert run(recipe) == digests
-    assert listing(store) == named(store), "running again is a no-op"
+    assert without_aside(store) == stay, "running again is a no-op"
     assert collect(recipe, AT_ONCE, apply_it=True).doomed == []
 
 
@@ -206,15 +254,16 @@ def test_gc_of_an_unfinished_run_keeps_what_a_resume_needs(tmp_path):
     assert run(recipe) == digests
 
 
-@pytest.mark.parametrize("fault", ["gc:after-delete:1", "gc:after-delete:5"])
+@pytest.mark.parametrize("fault", ["gc:after-delete:1", "gc:after-delete:5", "storage:after-delete:12"])
 def test_gc_killed_and_run_again_ends_the_same(fault, messy, tmp_path):
     path = messy.copy(tmp_path)
     store = open_store(str(tmp_path / "root"))
+    stay = must_stay(load_recipe(path), store)
     arguments = ("gc", str(path), "--apply", "--older-than", "0")
     assert run_alone(*arguments, environment={"TOKENMILL_FAULT": fault}).was_killed
     assert missing(store) == [], "a reader never sees a record that names a missing file"
     assert main(arguments) == 0
-    assert listing(store) == named(store)
+    assert without_aside(store) == stay
     assert run(load_recipe(path)) == messy.digests
 
 
@@ -227,6 +276,97 @@ def missing(store: Store) -> list[str]:
         names = [entry["name"] for entry in json.loads(store.read_bytes(path))["files"]]
         found += [f"{folder}/{name}" for name in names if f"{folder}/{name}" not in there]
     return found
+
+
+@pytest.fixture(scope="module")
+def two_plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a root in which the plan of former settings is finished beside the recipe's own."""
+    folder = tmp_path_factory.mktemp("two-plans")
+    tiny.write_data(folder / "data")
+    run(recipe_at(folder, str(folder / "root"), FORMER))
+    run(recipe_at(folder, str(folder / "root")))
+    return folder
+
+
+FORMER = {"filter.text.rules.length": "num_chars >= 300"}
+EVERYTHING = replace(AT_ONCE, old_plans=True, old_settings=True)
+
+
+def at(two_plans: Path, folder: Path) -> tuple[Recipe, Store, Plan]:
+    """Copy the root; returns the recipe, the store and the plan of the former settings."""
+    shutil.copytree(two_plans / "root", folder / "root")
+    (folder / "data").symlink_to(two_plans / "data")
+    former = recipe_at(folder, str(folder / "root"), FORMER)
+    recipe = recipe_at(folder, str(folder / "root"))
+    return recipe, open_store(recipe.root), Chain(recipe=former, options=ChainOptions(work=frozenset())).plan
+
+
+@pytest.mark.parametrize("damage", [lambda text: text.replace("0", "1", 3), lambda text: text[: len(text) // 2]])
+def test_snapshot_that_does_not_say_any_more_what_it_came_from_keeps_every_snapshot(damage, two_plans, tmp_path):
+    recipe, store, plan = at(two_plans, tmp_path)
+    (description,) = (tmp_path / "root" / plan.folder.path / "snapshots").glob("*.json")
+    description.write_text(damage(description.read_text()))
+    before = listing(store)
+    found = collect(recipe, EVERYTHING, apply_it=True)
+    assert any(description.name in note for note in found.notes)
+    assert not [path for path in before - listing(store) if "/logs/" not in path]
+
+
+def test_snapshot_that_another_recipe_published_lately_keeps_its_older_units(two_plans, tmp_path):
+    recipe, store, plan = at(two_plans, tmp_path)
+    long_ago = time.time() - 72 * 3600
+    for place in (tmp_path / "root").rglob("*"):
+        os.utime(place, (long_ago, long_ago))
+    for place in (tmp_path / "root" / plan.folder.path / "snapshots").iterdir():
+        os.utime(place)
+    collect(recipe, replace(HOURS_24, old_plans=True, old_settings=True), apply_it=True)
+    assert faults_in(store) == []
+    assert all(store.exists(shard) for shard in plan.shards["shard"])
+
+
+def test_plan_finished_while_gc_looked_around_keeps_everything(two_plans, tmp_path):
+    recipe, store, plan = at(two_plans, tmp_path)
+    aside = {path: store.read_bytes(path) for path in listing(store) if path.startswith(plan.folder.path)}
+    store.delete_many([path for path in aside if "/snapshots/" in path or path.endswith("plan.json")])
+    _, sweep = _surveyed(recipe, EVERYTHING, needs_clock=True)
+    assert sweep.doomed
+    for path, data in aside.items():
+        store.put(path, data)
+    before = listing(store)
+    with pytest.raises(RootChangedError, match="run gc again"):
+        apply(store, sweep)
+    assert listing(store) == before
+    assert all(store.exists(shard) for shard in plan.shards["shard"])
+
+
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_folder_whose_removal_was_killed_near_its_end_goes_the_next_time(left, two_plans, tmp_path):
+    recipe, store, plan = at(two_plans, tmp_path)
+    stay = must_stay(recipe, store, old_plans=False)
+    removed = len(without_aside(store) - stay) + sum("/rollups/" in p for p in listing(store))
+    arguments = ("gc", str(tmp_path / "recipe.yaml"), "--apply", "--older-than", "0", "--old-plans", "--old-settings")
+    fault = {"TOKENMILL_FAULT": f"storage:after-delete:{removed - left}"}
+    assert run_alone(*arguments, environment=fault).was_killed
+    assert main(arguments) == 0
+    assert without_aside(store) == stay
+    assert not store.files(plan.folder.path)
+
+
+def test_gc_leaves_the_tries_of_failed_units(messy, tmp_path):
+    path = messy.copy(tmp_path)
+    folder = Chain(recipe=load_recipe(path), options=ChainOptions(work=frozenset())).snapshots("score")[0].folder
+    write_failure(folder, Failure(unit="poison-0000000000000000", tries=3, error="its worker died"))
+    collect(load_recipe(path), AT_ONCE, apply_it=True)
+    assert read_failures(folder)["poison-0000000000000000"].tries == 3
+    assert faults_in(folder.store) == []
+
+
+@pytest.mark.parametrize("hours", ["-5", "nan", "inf", "soon"])
+def test_gc_older_than_what_is_no_number_of_hours_ends_with_two(hours, messy, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["gc", str(messy.copy(tmp_path)), "--older-than", hours])
+    assert ended.value.code == 2
+    assert "--older-than" in capsys.readouterr().err
 
 
 def test_gc_tells_what_it_would_remove_and_how(tmp_path, capsys):

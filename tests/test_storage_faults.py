@@ -78,6 +78,35 @@ def test_bodies_cut_off_one_after_the_other_never_give_short_data(bucket, s3_ser
         assert proxy.hits["truncate"] > 3
 
 
+def test_conflict_of_two_conditional_writes_of_which_none_was_taken_is_tried_again(bucket, s3_server):
+    with FaultyProxy(s3_server.endpoint) as proxy:
+        store = _through(proxy, bucket)
+        proxy.script = ["409"]
+        assert store.put_exclusive("conflict", b"1")
+        proxy.script = ["409"]
+        assert not store.put_exclusive("conflict", b"2")
+        assert proxy.hits["409"] == 2
+    assert bucket.read_bytes("conflict") == b"1"
+
+
+@pytest.mark.parametrize("answer", [(503, "SlowDown"), (403, "AccessDenied")])
+def test_store_that_refuses_in_the_middle_of_an_open_file_is_told_in_one_line(answer, bucket, s3_server):
+    with FaultyProxy(s3_server.endpoint) as proxy:
+        store = _through(proxy, bucket, retry_timeout_s=1)
+        with store.open("large") as file:
+            assert file.read(100) == LARGE[:100]
+            proxy.answers = {"GET": answer}
+            with pytest.raises(StorageError, match=r"large: cannot read it: [^\n]+$"):
+                file.read()
+
+
+def test_fault_of_whoever_reads_an_open_file_stays_theirs(bucket, tmp_path):
+    for store in (bucket, open_store(str(tmp_path))):
+        store.put("theirs", b"1")
+        with pytest.raises(OSError, match="theirs"), store.open("theirs"):
+            raise OSError("theirs")
+
+
 def test_retries_and_bytes_are_counted(bucket, s3_server):
     with FaultyProxy(s3_server.endpoint) as proxy:
         store = _through(proxy, bucket)

@@ -24,6 +24,7 @@ from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.takedowns import Identifier, Takedowns, normal_url
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.takedown import read_identifiers
 from tokenmill.recipe import Recipe, load_recipe
 
 PHOTOS, SCENES, TEXTS = 70, 24, 120
@@ -358,11 +359,37 @@ def test_rewrite_leaves_no_key_and_no_byte_under_the_root(root, capsys):
     assert main(arguments) == 0, "doing it again finds nothing, and all of it was found before"
 
 
-@pytest.mark.parametrize("fault", ["takedown:after-rewrite:2", "gc:after-delete:20"])
+def test_model_of_which_only_the_export_is_left_is_reported_as_having_seen_all(root, capsys):
+    plan = root.chain().plan
+    folder = root.root / "checkpoints/main/export"
+    folder.mkdir(parents=True)
+    (folder / "tokenmill.json").write_text(json.dumps({"plan": plan.plan_id, "step": 7}))
+    later = root.root / "checkpoints/main/step-00000009"
+    later.mkdir()
+    loader = {"plan_id": "f" * 64, "phase": "late", "epoch": 0, "next_pack": 3, "global_packs": 3}
+    (later / "checkpoint.json").write_text(json.dumps({"schema": 1, "loader": loader, "files": []}))
+    assert main(["takedown", str(root.path), "--keys", root.ask("text/doc-0011"), "--json"]) == 0
+    (found,) = report_of(capsys)["plans"]
+    (run,) = found["runs"]
+    assert (run["run"], run["steps_done"], run["packs_seen"]) == ("main", None, found["packs"])
+
+
+def test_identifiers_of_a_file_with_a_byte_order_mark_and_odd_spaces_are_whole(tmp_path):
+    path = tmp_path / "asked.txt"
+    path.write_bytes("\ufeffdoc-0\r\na\u2028b\n\n# no key\n".encode())
+    assert {one.value for one in read_identifiers(path, "keys")} == {"doc-0", "a\u2028b"}
+
+
+# 0 and -1: the last object of the plan's folder is gone, or is the only one that is left
+@pytest.mark.parametrize("fault", ["takedown:after-rewrite:2", "gc:after-delete:20", 2, -1, 0])
 def test_rewrite_killed_and_run_again_ends_the_same(fault, root):
+    if isinstance(fault, int):
+        plan = root.chain().plan.folder
+        fault = f"takedown:after-delete:{fault if fault > 0 else len(plan.store.files(plan.path)) + fault}"
     arguments = ("takedown", str(root.path), "--keys", root.ask(*hundred()), "--rewrite")
     assert run_alone(*arguments, environment={"TOKENMILL_FAULT": fault}).was_killed
     assert main(arguments) == 0
+    assert main(["gc", str(root.path), "--apply", "--older-than", "0"]) == 0
     assert faults_in(open_store(str(root.root))) == []
     for path in root.root.rglob("*.parquet"):
         if path.parent.name != "takedowns":
