@@ -22,6 +22,10 @@ class UnitTimeoutError(TokenmillError):
     """A unit took longer than `execution.unit_timeout_s`."""
 
 
+class _Late(BaseException):
+    """What the alarm raises: no `except Exception` on the way (a retry, a sample's fault) may take it for its own."""
+
+
 @contextlib.contextmanager
 def fatal_deadline(seconds: float) -> Iterator[None]:
     """End this process when the block takes longer than this; its stacks go to stderr first."""
@@ -40,12 +44,14 @@ def raised_deadline(seconds: float) -> Iterator[None]:
         return
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise UnitTimeoutError(f"not done within {seconds:g} s (execution.unit_timeout_s)")
+        raise _Late
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _Late:
+        raise UnitTimeoutError(f"not done within {seconds:g} s (execution.unit_timeout_s)") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

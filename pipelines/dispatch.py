@@ -25,7 +25,7 @@ from tokenmill.pipelines.progress import Progress
 from tokenmill.pipelines.ray_cluster import RayPool
 
 log = logging.getLogger(__name__)
-_WAVE_UNITS = 4096
+_WAVE_UNITS, _UNITS_A_WORKER = 4096, 64  # a wave is no smaller, and gives each worker as many: models load once a wave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,20 @@ def carry_out(
         round_ = _Round(title, works, options, drain, progress, metrics)
         failed = round_.all(jobs, take_in)
         if not options.quiet:
-            cores, gpus = (options.pool.all_cpus, options.pool.gpus) if options.pool else (1.0, 0.0)
-            log.info("%s", progress.last_line(cores, gpus=gpus, workers=count))
+            log.info("%s", _last_line(progress, options.pool))
+    if drain.asked:  # only now, or a SIGTERM at the very end would let the next stage begin
+        raise KeyboardInterrupt
     if failed:
         told = ", ".join(f"{job.unit.name} ({round_.why(job)})" for job in failed[:5])
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise RunError(f"{title}: {len(failed)} units failed after {options.tries} tries: {told}{more}")
+
+
+def _last_line(progress: Progress, pool: RayPool | None) -> str:
+    if pool is None:
+        return progress.last_line(1.0)
+    decoders = pool.decode.workers if pool.decode else 0
+    return progress.last_line(pool.all_cpus, gpus=pool.gpus, workers=pool.workers, decode_workers=decoders)
 
 
 @dataclass
@@ -111,7 +119,8 @@ class _Round:
         failed: list[Job] = []
         while pending or suspects:
             careful = not pending
-            wave, rest = (suspects, []) if careful else (pending[:_WAVE_UNITS], pending[_WAVE_UNITS:])
+            size = max(_WAVE_UNITS, _UNITS_A_WORKER * (self.options.pool.all_workers if self.options.pool else 1))
+            wave, rest = (suspects, []) if careful else (pending[:size], pending[size:])
             left = self._pass(wave, take_in, careful=careful)
             fresh = [job for job in left if not self._lost[_name(job)]]
             again = [job for job in left if 0 < self._lost[_name(job)] < self.options.tries]

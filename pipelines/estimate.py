@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tokenmill.errors import StorageError
+from tokenmill.filters.scorer import PreparedScorer
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
@@ -66,7 +67,8 @@ def estimate(recipe: Recipe, *, units: int, cluster: Cluster) -> Estimate:
         for stage in STAGES:
             chain.snapshots(stage)
         rows = list(_logged(store))
-    pools = {stage: _pool(recipe, stage, cluster) for stage in STAGES}
+    models = _model_phases(chain)
+    pools = {stage: _pool(recipe, stage, cluster, models) for stage in STAGES}
     stages = estimate_stages(rows, chain.sizes, chain.modality, pools, cluster)
     return Estimate(units=units, sources=chain.sizes, stages=stages, cluster=cluster)
 
@@ -103,11 +105,31 @@ def _raw_bytes(unit: Unit) -> int:
     )
 
 
-def _pool(recipe: Recipe, stage: str, cluster: Cluster) -> Pool:
+def _pool(recipe: Recipe, stage: str, cluster: Cluster, models: frozenset[str]) -> Pool:
     if stage in _IN_THE_DRIVER:
         return Pool(workers=1, gpus=0.0)
     pool = stage_pool(recipe.execution, stage)
-    return Pool(workers=cluster.workers or pool.workers, gpus=pool.gpus)
+    if pool.decode is None:
+        return Pool(workers=cluster.workers or pool.workers, gpus=pool.gpus)
+    workers, decoders = shared_out(cluster.workers, pool.workers, pool.decode.workers)
+    return Pool(workers=workers, gpus=pool.gpus, decode_workers=decoders, model_phases=models)
+
+
+def shared_out(total: int | None, models: int, decoders: int) -> tuple[int, int]:
+    """Share `total` workers (None: as many as there are) between two pools, in the recipe's proportion, one at least.
+
+    Returns: workers with models, decoders.
+    """
+    if total is None:
+        return models, decoders
+    with_models = min(max(1, round(total * models / (models + decoders))), max(1, total - 1))
+    return with_models, max(1, total - with_models)
+
+
+def _model_phases(chain: Chain) -> frozenset[str]:
+    """Return the phases that the pool with the models does; scorers without one run where pictures are decoded."""
+    scorers = [item for scoring in chain.passes.values() for item in scoring.scorers.items()]
+    return frozenset(f"model:{name}" for name, scorer in scorers if isinstance(scorer, PreparedScorer))
 
 
 def _logged(store: Store) -> Iterator[dict[str, Any]]:
@@ -151,7 +173,8 @@ def render(found: Estimate) -> str:
     for one in found.stages:
         between = [f"{hours:.3g}" for hours in one.hours_between] if one.hours_between else ["-", "-"]
         cost = "-" if one.cost is None else f"{one.cost:,.2f}"
-        speed = [f"{one.rows:,}", f"{one.rows_per_s_worker:,.1f}", one.bound_by, str(one.workers), f"{one.hours:.3g}"]
+        workers = f"{one.decode_workers}+{one.workers}" if one.decode_workers else str(one.workers)
+        speed = [f"{one.rows:,}", f"{one.rows_per_s_worker:,.1f}", one.bound_by, workers, f"{one.hours:.3g}"]
         lines.append(_cells([one.stage, *speed, *between, f"{one.bytes_written / 2**30:.3g}", cost]))
     total = found.to_json()
     cost = "" if total["cost"] is None else f", cost {total['cost']:,.2f}"

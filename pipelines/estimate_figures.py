@@ -3,15 +3,16 @@
 Everything is scaled by raw bytes: a source of which 2 % of the bytes were measured has 50 times as many rows, seconds
 and bytes out. A unit that began a worker also built its models; of that one the phases alone count, and the rest is
 told as start-up, once a worker. With units of equal kind the error is that of the mean of N units; the spread between
-them is told with it, as the hours if all were like the fastest or the slowest.
+them is told with it, as the hours if all were like the fastest or the slowest. A stage of two pools takes as long as
+the slower one: decoding, or the models (or the driver, which then writes alone).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -29,10 +30,16 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """A stage's workers, and the GPUs each one reserves."""
+    """A stage's workers, and the GPUs each one reserves.
+
+    With `decode_workers` the stage is two pools: `workers` do the `model_phases` and the decoders all else, but for
+    writing, which the driver does.
+    """
 
     workers: int
     gpus: float
+    decode_workers: int = 0
+    model_phases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +61,10 @@ class SourceSize:
 
 @dataclass(frozen=True, kw_only=True)
 class StageEstimate:
-    """One stage over all sources: what was measured of it (`measured_units`) and the whole of it."""
+    """One stage over all sources: what was measured of it (`measured_units`) and the whole of it.
+
+    `bound_by` is the longest phase of its slowest workers; `decode_workers` are 0 where there is one pool.
+    """
 
     stage: str
     measured_units: int
@@ -67,6 +77,7 @@ class StageEstimate:
     bound_by: str
     startup_s: float
     workers: int
+    decode_workers: int
     hours: float
     hours_between: tuple[float, float] | None
     cost: float | None
@@ -90,6 +101,19 @@ class _Measured:
 
     def whole(self, name: str) -> float:
         return self.factor * sum(float(row[name]) for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Crew:
+    """Equal processes and what they do of every unit; the `pieces` of it are handed out one by one."""
+
+    workers: int
+    pieces: int
+    measured: Sequence[_Measured]
+
+    @property
+    def worker_s(self) -> float:
+        return sum(one.factor * sum(one.seconds) for one in self.measured)
 
 
 def estimate_stages(
@@ -133,14 +157,13 @@ def _measured(rows: Sequence[Row], factor: float) -> _Measured:
 
 def _stage(stage: str, measured: Sequence[_Measured], pool: Pool, cluster: Cluster) -> StageEstimate:
     units = round(sum(one.factor * len(one.rows) for one in measured))
-    worker_s = sum(one.factor * sum(one.seconds) for one in measured)
     rows, startup_s = sum(one.whole("rows_in") for one in measured), max(one.startup_s for one in measured)
-    workers = max(1, min(pool.workers, units))
-    hours = hours_of(worker_s, units, workers, startup_s)
-    phases: Counter[str] = Counter()
-    for one in measured:
-        for row in one.rows:
-            phases.update({name: one.factor * seconds for name, seconds in row["phases_s"].items()})
+    worker_s = sum(one.factor * sum(one.seconds) for one in measured)
+    crews = _crews(measured, units, round(rows), pool)
+    hours, slowest = max(
+        ((hours_of(crew.worker_s, crew.pieces, crew.workers, startup_s), crew) for crew in crews),
+        key=lambda item: item[0],
+    )
     return StageEstimate(
         stage=stage,
         measured_units=sum(len(one.rows) for one in measured),
@@ -150,13 +173,40 @@ def _stage(stage: str, measured: Sequence[_Measured], pool: Pool, cluster: Clust
         bytes_written=round(sum(one.whole("bytes_out") for one in measured)),
         requests=round(sum(one.whole("requests") for one in measured)),
         rows_per_s_worker=round(rows / worker_s, 2) if worker_s else 0.0,
-        bound_by=_bound(phases),
+        bound_by=_bound(slowest),
         startup_s=round(startup_s, 3),
-        workers=workers,
+        workers=crews[0].workers,
+        decode_workers=crews[1].workers if pool.decode_workers else 0,
         hours=hours,
-        hours_between=_between(measured, units, workers, startup_s),
-        cost=_cost(hours, workers * pool.gpus, cluster),
+        hours_between=_between(crews, startup_s),
+        cost=_cost(hours, crews[0].workers * pool.gpus, cluster),
     )
+
+
+def _crews(measured: Sequence[_Measured], units: int, rows: int, pool: Pool) -> list[_Crew]:
+    """Return who does what: one crew, or those with the models (a unit's chunks go to any), decoders and driver."""
+    if not pool.decode_workers:
+        return [_Crew(workers=max(1, min(pool.workers, units)), pieces=units, measured=measured)]
+    elsewhere = {*pool.model_phases, "write"}
+    models = [_part(one, pool.model_phases) for one in measured]
+    decoders = [_part(one, elsewhere, all_others=True) for one in measured]
+    driver = [_part(one, {"write"}) for one in measured]
+    return [
+        _Crew(workers=max(1, min(pool.workers, rows)), pieces=rows, measured=models),
+        _Crew(workers=max(1, min(pool.decode_workers, units)), pieces=units, measured=decoders),
+        _Crew(workers=1, pieces=units, measured=driver),
+    ]
+
+
+def _part(whole: _Measured, phases: Collection[str], *, all_others: bool = False) -> _Measured:
+    """Return what these phases took of every unit or, with `all_others`, what is left without them."""
+    rows, seconds = [], []
+    for row, unit_s in zip(whole.rows, whole.seconds, strict=True):
+        inside_s = sum(s for name, s in row["phases_s"].items() if name in phases)
+        kept = {name: s for name, s in row["phases_s"].items() if (name in phases) is not all_others}
+        rows.append({**row, "phases_s": kept})
+        seconds.append(unit_s - inside_s if all_others else inside_s)
+    return replace(whole, rows=rows, seconds=seconds)
 
 
 def hours_of(worker_s: float, units: int, workers: int, startup_s: float = 0.0) -> float:
@@ -165,18 +215,26 @@ def hours_of(worker_s: float, units: int, workers: int, startup_s: float = 0.0) 
     return (max(worker_s / workers, rounds_s) + startup_s) / 3600
 
 
-def _between(measured: Sequence[_Measured], units: int, workers: int, startup_s: float) -> tuple[float, float] | None:
+def _between(crews: Sequence[_Crew], startup_s: float) -> tuple[float, float] | None:
     """Return the hours if every unit were like its source's fastest or slowest; None where none has two units."""
-    if not any(len(one.per_row_s) > 1 for one in measured):
+    if not any(len(one.per_row_s) > 1 for one in crews[0].measured):
         return None
     ends = []
     for pick in (min, max):
-        worker_s = sum(pick(one.per_row_s) * one.whole("rows_in") for one in measured if one.per_row_s)
-        ends.append(hours_of(worker_s, units, workers, startup_s))
+        hours = []
+        for crew in crews:
+            worker_s = sum(pick(one.per_row_s) * one.whole("rows_in") for one in crew.measured if one.per_row_s)
+            hours.append(hours_of(worker_s, crew.pieces, crew.workers, startup_s))
+        ends.append(max(hours))
     return ends[0], ends[1]
 
 
-def _bound(phases: Mapping[str, float]) -> str:
+def _bound(crew: _Crew) -> str:
+    """Name the longest phase and its share of the phases of a crew."""
+    phases: Counter[str] = Counter()
+    for one in crew.measured:
+        for row in one.rows:
+            phases.update({name: one.factor * seconds for name, seconds in row["phases_s"].items()})
     if not phases:
         return "not measured"
     name, seconds = max(phases.items(), key=lambda item: item[1])

@@ -10,17 +10,20 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
+from tokenmill.faults import fault_point
 from tokenmill.pipelines.deadlines import fatal_deadline, raised_deadline
 from tokenmill.pipelines.draining import Drain
-from tokenmill.pipelines.execution import Finished, failed, run_one
-from tokenmill.pipelines.execution_ray import PassLimits, begin, collected, mapped, one_block_each
+from tokenmill.pipelines.execution import Finished, failed, run_one, worker_name
+from tokenmill.pipelines.execution_ray import Clock, PassLimits, begin, collected, mapped, one_block_each
 from tokenmill.pipelines.jobs import HalvedWorker, Job, JobResult, Workers, found_result
 from tokenmill.pipelines.ray_cluster import RayPool, start_ray
-from tokenmill.pipelines.ray_desk import Desk
+from tokenmill.pipelines.ray_desk import Desk, Place, in_hand, this_place
 
 _CHUNK, _LAST, _FINISHED, _NOT_BEGUN = "chunk", "last", "finished", "not begun"
+_DECODING, _MODELS = "decode", "models"
 Row = dict[str, list[Any]]  # columns of one row: index of the job, number of the chunk, kind, body
 
 
@@ -40,10 +43,10 @@ def run_in_halves(
         len(jobs),
         limits.queued,
     )
-    computed = mapped(prepared, _Compute, (makers, limits.unit_timeout_s), pool, pool.workers, 2)
-    yield from collected(
-        computed, _Assembly(make_workers(), jobs, limits.unit_timeout_s).add, desk, pool, limits, drain
-    )
+    arguments = (makers, desk.handle, limits.unit_timeout_s)
+    computed = mapped(prepared, _Compute, arguments, pool, pool.workers, limits.queued)
+    clock = Clock(desk, {_DECODING: pool.decode, _MODELS: pool}, limits, drain)
+    yield from collected(computed, _Assembly(make_workers(), jobs, limits.unit_timeout_s).add, clock)
 
 
 class _Prepare:
@@ -55,28 +58,33 @@ class _Prepare:
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Row]:
         index = int(batch["index"][0])
-        if not begin(self._desk, index):
+        if not begin(self._desk, index, _DECODING):
             yield _row(index, _NOT_BEGUN, 0, None)
             return
         number = 0
         try:
             job = pickle.loads(batch["job"][0])
+            fault_point(f"unit:{job.unit.name}")
             found = found_result(job)
             if found is not None:
                 yield _row(index, _FINISHED, 0, Finished(index=index, result=found))
                 return
             chunks = self._worker(job).prepare(job)
-            while (chunk := self._next(chunks)) is not None:
-                yield _row(index, _CHUNK, number, (job.work, chunk))
+            while (chunk := self._next(index, chunks)) is not None:
+                yield _row(index, _CHUNK, number, (job.work, job.unit.name, chunk))
                 number += 1
-            self._desk.leave.remote(index)
             yield _row(index, _LAST, number, None)
         except Exception as error:
             yield _row(index, _FINISHED, 0, failed(error, index))
 
-    def _next(self, chunks: Iterator[Any]) -> Any:
-        with fatal_deadline(self._timeout_s):  # not over the whole unit: waiting for the models is nobody's fault here
+    def _next(self, index: int, chunks: Iterator[Any]) -> Any:
+        """Return the next chunk; the time limit is a chunk's, for waiting for the models is nobody's fault here."""
+        with in_hand(self._desk, index, self._place, _DECODING), fatal_deadline(self._timeout_s):
             return next(chunks, None)
+
+    @cached_property
+    def _place(self) -> Place:
+        return this_place(worker_name())
 
     def _worker(self, job: Job) -> HalvedWorker:
         if self._workers is None:
@@ -87,8 +95,9 @@ class _Prepare:
 class _Compute:
     """The second actor: turns chunks into parts; whatever else comes passes through."""
 
-    def __init__(self, make_workers: bytes, timeout_s: float) -> None:
-        self._make, self._timeout_s = make_workers, timeout_s
+    def __init__(self, make_workers: bytes, desk: Any, timeout_s: float) -> None:
+        self._make, self._desk, self._timeout_s = make_workers, desk, timeout_s
+        self._place = this_place(worker_name())
         self._workers: Workers | None = None
 
     def __call__(self, batch: dict[str, Any]) -> Row:
@@ -96,8 +105,9 @@ class _Compute:
         if kind != _CHUNK:
             return {name: list(column) for name, column in batch.items()}
         try:
-            with fatal_deadline(self._timeout_s):
-                work, chunk = pickle.loads(batch["body"][0])
+            with in_hand(self._desk, index, self._place, _MODELS), fatal_deadline(self._timeout_s):
+                work, unit, chunk = pickle.loads(batch["body"][0])
+                fault_point(f"model:{unit}")
                 if self._workers is None:
                     self._workers = pickle.loads(self._make)()
                 part = cast(HalvedWorker, self._workers.worker(work)).compute(chunk)

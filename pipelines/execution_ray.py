@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,13 @@ from tokenmill.pipelines.draining import Drain
 from tokenmill.pipelines.execution import Finished, failed, run_one, worker_name
 from tokenmill.pipelines.jobs import Job, JobResult, Worker
 from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool, start_ray
-from tokenmill.pipelines.ray_desk import Desk, this_place
+from tokenmill.pipelines.ray_desk import Desk, DeskState, this_place
 
 log = logging.getLogger(__name__)
 _GRACE = 1.25  # times the deadline at which a worker ends itself: only what is frozen is still there then
 _LOOK_EVERY_S = 2.0
 _ENDED = object()
+_UNITS = "whole units"  # the one pool's role
 Assemble = Callable[[dict[str, Any]], Finished | None]  # a row -> the unit it completes, if it does
 
 
@@ -54,7 +55,7 @@ def run_on_ray(
     rows = [{"index": index, "job": pickle.dumps(job)} for index, job in enumerate(jobs)]
     arguments = (pickle.dumps(make_worker), desk.handle, limits.unit_timeout_s)
     dataset = mapped(one_block_each(rows), WholeUnits, arguments, pool, len(jobs), limits.queued)
-    yield from collected(dataset, _whole, desk, pool, limits, drain)
+    yield from collected(dataset, _whole, Clock(desk, {_UNITS: pool}, limits, drain))
 
 
 def _whole(row: dict[str, Any]) -> Finished | None:
@@ -90,20 +91,18 @@ def mapped(dataset: Any, kind: type, arguments: tuple[Any, ...], pool: WorkerPoo
         )
 
 
-def collected(
-    dataset: Any, assemble: Assemble, desk: Desk, pool: RayPool, limits: PassLimits, drain: Drain
-) -> Generator[Finished]:
+def collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Finished]:
     """Yield what `assemble` makes of a dataset's rows, then an error for every unit that was begun and lost."""
     try:
-        yield from _collected(dataset, assemble, desk, _Clock(desk, pool, limits, drain))
+        yield from _collected(dataset, assemble, clock)
     finally:
-        desk.close()  # whoever stops listening wants nothing more begun
+        clock.desk.close()  # whoever stops listening wants nothing more begun
 
 
-def _collected(dataset: Any, assemble: Assemble, desk: Desk, clock: _Clock) -> Generator[Finished]:
+def _collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Finished]:
     found = _in_background(dataset)
     returned: set[int] = set()
-    while True:
+    while not clock.settled:
         try:
             row = found.get(timeout=1.0)
         except queue.Empty:
@@ -120,19 +119,23 @@ def _collected(dataset: Any, assemble: Assemble, desk: Desk, clock: _Clock) -> G
         clock.look(returned)
     if clock.draining:
         return
-    begun = desk.begun()
-    for index in sorted(set(begun) - returned):
-        place = begun[index].place
-        yield Finished(index=index, error=f"its worker died or was stopped ({place.name})", worker=place.name)
+    for index, place in sorted(clock.desk.state().begun.items()):
+        if index not in returned:
+            yield Finished(index=index, error=f"its worker died or was stopped ({place.name})", worker=place.name)
 
 
-class _Clock:
-    """Looks now and then: has anybody begun, does a frozen worker hold a unit, is the run to end."""
+class Clock:
+    """Looks now and then: has anybody of each pool begun, does a frozen worker hold a unit, is the run to end.
 
-    def __init__(self, desk: Desk, pool: RayPool, limits: PassLimits, drain: Drain) -> None:
-        self._desk, self._pool, self._limits, self._drain = desk, pool, limits, drain
-        self._started = self._looked = time.monotonic()
-        self._any_begun = self._closed = False
+    `pools` are those of the operators, in order: a later one can begin only when the first has laid something down.
+    `settled` says that a run asked to end has nothing in flight any more.
+    """
+
+    def __init__(self, desk: Desk, pools: Mapping[str, WorkerPool], limits: PassLimits, drain: Drain) -> None:
+        self.desk, self._pools, self._limits, self._drain = desk, pools, limits, drain
+        self._looked = time.monotonic()
+        self._waiting_since = {next(iter(pools)): self._looked}
+        self._closed = self.settled = False
 
     @property
     def draining(self) -> bool:
@@ -141,25 +144,33 @@ class _Clock:
     def look(self, returned: set[int]) -> None:
         if self._drain.asked and not self._closed:
             self._closed = True
-            self._desk.close()
+            self.desk.close()
         if self._drain.over:
             raise KeyboardInterrupt
         if time.monotonic() - self._looked < _LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        self._any_begun = self._any_begun or bool(returned) or bool(self._desk.begun())
-        if not self._any_begun and self._looked - self._started > self._limits.start_timeout_s:
-            raise RunError(_nobody_began(self._pool, self._limits.start_timeout_s))
-        self._desk.kill_overdue(returned, self._limits.unit_timeout_s * _GRACE)
+        state = self.desk.state()
+        self._check_started(state)
+        self.desk.kill_overdue(state, returned, self._limits.unit_timeout_s * _GRACE)
+        self.settled = self._closed and returned.issuperset(state.begun)
+
+    def _check_started(self, state: DeskState) -> None:
+        for role, pool in self._pools.items():
+            if state.offered:
+                self._waiting_since.setdefault(role, self._looked)
+            waited_s = self._looked - self._waiting_since.get(role, self._looked)
+            if role not in state.begun_roles and waited_s > self._limits.start_timeout_s:
+                raise RunError(_nobody_began(role, pool, self._limits.start_timeout_s))
 
 
-def _nobody_began(pool: RayPool, waited_s: float) -> str:
+def _nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
     import ray
 
     wants = ", ".join(f"{name} {value:g}" for name, value in pool.reserved.items() if value)
     has = ", ".join(f"{name} {value:g}" for name, value in sorted(ray.cluster_resources().items()) if ":" not in name)
     return (
-        f"no worker began within {waited_s:g} s: each of {pool.workers} wants {wants}; the cluster has {has}; "
+        f"no worker began within {waited_s:g} s: each of {pool.workers} ({role}) wants {wants}; the cluster has {has}; "
         "lower execution.pools or add nodes"
     )
 
@@ -189,7 +200,7 @@ class WholeUnits:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         index = int(batch["index"][0])
-        if not begin(self._desk, index):
+        if not begin(self._desk, index, _UNITS):
             return {"finished": [b""]}
         finished = self._finished(index, batch["job"][0])
         return {"finished": [pickle.dumps(finished)]}
@@ -207,11 +218,11 @@ class WholeUnits:
         return self._worker(job)
 
 
-def begin(desk: Any, index: int) -> bool:
+def begin(desk: Any, index: int, role: str) -> bool:
     """Tell the desk that this process begins a unit; False when it must not."""
     import ray
 
-    return bool(ray.get(desk.begin.remote(index, this_place(worker_name()))))
+    return bool(ray.get(desk.begin.remote(index, this_place(worker_name()), role)))
 
 
 def _last_line(error: BaseException) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool
 from tokenmill.recipe import Execution, StagePool, Workers
 
-POOLED = ("ingest", "split", "score", "caption", "tokenize", "plan")
+POOLED = ("ingest", "split", "score", "tokenize", "plan")
 
 
 def stage_pool(run: Execution, stage: str) -> RayPool:
@@ -19,7 +21,7 @@ def stage_pool(run: Execution, stage: str) -> RayPool:
         memory_gb=own.memory_gb,
         address=run.address,
         decode=own.decode,
-        cluster_cpus=max(round(pool.all_cpus) for pool in pools),
+        cluster_cpus=max(math.ceil(pool.all_cpus) for pool in pools),
     )
 
 

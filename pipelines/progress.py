@@ -1,7 +1,7 @@
 """Progress of a stage: a bar on a terminal, a line every 30 s elsewhere, with rate, ETA and what limits it.
 
 The last line holds the run to its aim: on CPUs the work's CPU-seconds shared by the cores, with GPUs the slowest phase
-alone; 1.1 times that is what the project allows itself.
+alone, over the workers that do it; 1.1 times that is what the project allows itself.
 """
 
 from __future__ import annotations
@@ -38,14 +38,34 @@ class Efficiency:
         return f"{self.reckoned} = {self.ideal_s:.1f} s, wall {self.ratio:.2f} x (aim {AIM} x)"
 
 
+def phase_workers(phase: str, workers: int, decode_workers: int = 0) -> int:
+    """Return how many processes do a phase: all `workers`, or as two pools the models, the decoders or the driver."""
+    if not decode_workers or phase.startswith("model"):
+        return workers
+    return 1 if phase == "write" else decode_workers
+
+
 def efficiency(
-    *, wall_s: float, cpu_s: float, phases_s: Mapping[str, float], cores: float, gpus: float = 0.0, workers: int = 1
+    *,
+    wall_s: float,
+    cpu_s: float,
+    phases_s: Mapping[str, float],
+    cores: float,
+    gpus: float = 0.0,
+    workers: int = 1,
+    decode_workers: int = 0,
 ) -> Efficiency:
-    """Compare a run with its ideal: CPU-seconds by cores or, where GPUs work, the slowest phase of `workers` alone."""
+    """Compare a run with its ideal: CPU-seconds by cores or, where GPUs work, the slowest phase of its workers alone.
+
+    With `decode_workers` the stage is two pools, `workers` being those that hold the models.
+    """
     if gpus > 0 and phases_s:
-        phase, seconds = max(phases_s.items(), key=lambda item: item[1])
+        done_by = {phase: phase_workers(phase, workers, decode_workers) for phase in phases_s}
+        phase = max(phases_s, key=lambda name: phases_s[name] / done_by[name])
         return Efficiency(
-            wall_s=wall_s, ideal_s=seconds / workers, reckoned=f"{phase} alone, {seconds:.1f} s over {workers} workers"
+            wall_s=wall_s,
+            ideal_s=phases_s[phase] / done_by[phase],
+            reckoned=f"{phase} alone, {phases_s[phase]:.1f} s over {done_by[phase]} workers",
         )
     return Efficiency(wall_s=wall_s, ideal_s=cpu_s / cores, reckoned=f"{cpu_s:.1f} CPU-s over {cores:g} cores")
 
@@ -108,10 +128,16 @@ class Progress:
             f"ETA {eta_s:,.0f} s, limited by {self.limit()}"
         )
 
-    def last_line(self, cores: float, *, gpus: float = 0.0, workers: int = 1) -> str:
-        """Return how it went: wall time against its ideal (see `efficiency`), for the cores and GPUs of the pool."""
+    def last_line(self, cores: float, *, gpus: float = 0.0, workers: int = 1, decode_workers: int = 0) -> str:
+        """Return how it went: wall time against its ideal (see `efficiency`), for the cores and GPUs of the pools."""
         how = efficiency(
-            wall_s=self.wall_s, cpu_s=self.cpu_s, phases_s=self.seconds, cores=cores, gpus=gpus, workers=workers
+            wall_s=self.wall_s,
+            cpu_s=self.cpu_s,
+            phases_s=self.seconds,
+            cores=cores,
+            gpus=gpus,
+            workers=workers,
+            decode_workers=decode_workers,
         )
         return (
             f"{self.title}: {self.units} units in {self.wall_s:.1f} s, {self.rows / self.wall_s:,.0f} rows/s; "

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from tokenmill.pipelines.shipment import forwarded
 
 _JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -60,18 +63,18 @@ def start_ray(pool: RayPool) -> None:
         return
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     address = pool.address or os.environ.get("RAY_ADDRESS")
+    for name, value in (_QUIET | (_ALONE if address is None else {})).items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:  # workers of a cluster started here inherit this process's environment
         options |= {
-            "num_cpus": max(1, pool.cluster_cpus, round(pool.all_cpus)),
+            "num_cpus": max(1, pool.cluster_cpus, math.ceil(pool.all_cpus)),
             "include_dashboard": False,
             "object_store_memory": 256 * 2**20,
         }
     elif _JOB_ENVIRONMENT not in os.environ:  # a submitted job brings its own, and Ray refuses a second
-        options["runtime_env"] = {"env_vars": forwarded(os.environ)}
+        options["runtime_env"] = {"env_vars": _for_workers()}
     with _native_stderr_closed(), _own_sigterm():
         # Without an address Ray would join whatever cluster another process of this machine has started.
         ray.init(address=address or "local", **options)
@@ -97,8 +100,8 @@ def stop_ray() -> None:
         sys.modules["ray"].shutdown()
 
 
+_ALONE = {"RAY_AUTH_MODE": "disabled"}  # a cluster of this process's own; any other says itself whom it lets in
 _QUIET = {
-    "RAY_AUTH_MODE": "disabled",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     # Without this, Ray warns on every actor that it will one day leave CUDA_VISIBLE_DEVICES alone.
@@ -106,11 +109,12 @@ _QUIET = {
 }
 
 
-def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that workers need: credentials, fault points, one thread each for the maths libraries."""
-    wanted = {name: value for name, value in environment.items() if name.startswith(("TOKENMILL_", "AWS_", "FSSPEC_"))}
-    wanted["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")
-    return wanted
+def _for_workers() -> dict[str, str]:
+    """Return the variables that workers on other machines get: Ray shows and logs them, so no credential is among them.
+
+    One thread each for the maths libraries; the nodes' own credentials are the workers' (docs/cluster.md).
+    """
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), **forwarded(())}
 
 
 @contextlib.contextmanager

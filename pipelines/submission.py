@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines.shipment import forwarded, pack
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def submit(stage: str, recipe: Path, overrides: Sequence[str], how: Submission) 
         raise RecipeError(f"--pip {how.pip}: no such file")
     with pack(recipe, overrides, environment) as shipment:
         client = _client(how.address)
-        asked = {"stage": stage, "recipe": shipment.digest}
+        asked = _asked(stage, shipment.digest, how)
         job = how.job_id if how.job_id and _is_there(client, how.job_id, asked) else None
         if job is None:
             runtime: dict[str, Any] = {
@@ -81,6 +82,17 @@ def submit(stage: str, recipe: Path, overrides: Sequence[str], how: Submission) 
     sys.stdout.write(f"{job}\n")
     sys.stdout.flush()
     return follow(client, job, how.address) if how.wait else 0
+
+
+def _asked(stage: str, recipe: str, how: Submission) -> dict[str, str]:
+    """Return what a job of the caller's name has to have been asked for; Ray shows it, so of variables names alone."""
+    return {
+        "stage": stage,
+        "recipe": recipe,
+        "flags": " ".join(how.flags),
+        "env": " ".join(sorted(set(how.env))),
+        "pip": sha256_hex(how.pip.read_bytes()) if how.pip is not None else "",
+    }
 
 
 def _client(address: str) -> Any:
@@ -114,11 +126,12 @@ def _is_there(client: Any, job: str, asked: dict[str, str]) -> bool:
         if "404" in str(error):
             return False
         raise RunError(f"job {job}: {_brief(error)}") from error
-    found = {key: (info.metadata or {}).get(key) for key in asked}
+    found = {key: (info.metadata or {}).get(key, "") for key in asked}
     if found != asked:
         differs = ", ".join(key for key in asked if found[key] != asked[key])
         raise RecipeError(f"--job-id {job}: a job of this name was submitted with another {differs}; take a new name")
-    log.warning("job %s is there already (%s); it is not submitted again", job, info.status)
+    again = "; take a new --job-id to resume" if str(info.status) in ("FAILED", "STOPPED") else ""
+    log.warning("job %s is there already (%s); it is not submitted again%s", job, info.status, again)
     return True
 
 
@@ -128,10 +141,11 @@ def follow(client: Any, job: str, address: str) -> int:
     Ctrl-C ends only the following. Raises RunError when the head is gone for longer than two minutes.
     """
     try:
-        info = asyncio.run(_follow(client, job))
+        info = asyncio.run(_Follower(client, job).until_the_end())
     except KeyboardInterrupt:
         log.warning(
-            "job %s goes on; to stop it: ray job stop --address %s %s (what it committed stays, a new job resumes)",
+            "job %s goes on; to stop it: ray job stop --address %s %s (what it committed stays, a new job resumes; "
+            "what is in flight has 3 s, or the head's RAY_JOB_STOP_WAIT_TIME_S)",
             *(job, address, job),
         )
         return 1
@@ -141,32 +155,68 @@ def follow(client: Any, job: str, address: str) -> int:
     return int(info.driver_exit_code or 1)
 
 
-async def _follow(client: Any, job: str) -> Any:
-    """Print what is new until the job has ended; returns its info."""
-    import aiohttp
+@dataclass
+class _Follower:
+    """A job's log on its way to the terminal: how much of it is shown, and since when the job server is away.
 
-    shown, heard = 0, time.monotonic()
-    while True:
-        try:
-            position = 0
-            async for text in client.tail_job_logs(job):  # a new stream starts with the first line again
-                heard, start, position = time.monotonic(), position, position + len(text)
-                if position > shown:
-                    sys.stdout.write(text[max(0, shown - start) :])
-                    sys.stdout.flush()
-                    shown = position
-            info = await asyncio.to_thread(client.get_job_info, job)
-            if info.status.is_terminal():
+    A stream may be silent for hours and then break (a proxy drops it, the head restarts): that alone says nothing, so
+    the server is asked for the job as well, and only one that answers neither for two minutes is given up.
+    """
+
+    client: Any
+    job: str
+    shown: int = 0
+    failing_since: float | None = None
+    ended_since: float | None = None
+
+    async def until_the_end(self) -> Any:
+        """Print what is new until the job has ended; returns its info."""
+        while True:
+            is_whole = await self._print_new()
+            info = await self._ask()
+            if info is not None and info.status.is_terminal() and (is_whole or self._log_is_lost()):
                 return info
-            heard = time.monotonic()
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _print_new(self) -> bool:
+        """Print what a new stream has behind what was shown; False if it broke. It starts with the first line again."""
+        import aiohttp
+
+        position = 0
+        try:
+            async for text in self.client.tail_job_logs(self.job):
+                self.failing_since, start, position = None, position, position + len(text)
+                if position > self.shown:
+                    sys.stdout.write(text[max(0, self.shown - start) :])
+                    sys.stdout.flush()
+                    self.shown = position
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
-            if time.monotonic() - heard > _PATIENCE_S:
-                raise RunError(
-                    f"job {job}: the job server did not answer for {_PATIENCE_S:.0f} s ({_brief(error)}); if the "
-                    f"cluster still runs, so does the job: follow it again with --job-id {job}"
-                ) from error
             log.debug("the log stream broke (%s); trying again", error)
-        await asyncio.sleep(_PAUSE_S)
+            return False
+        return True
+
+    async def _ask(self) -> Any:
+        """Return the job's info, or None where the server does not answer; raises RunError when that lasts."""
+        try:
+            info = await asyncio.to_thread(self.client.get_job_info, self.job)
+        except (RuntimeError, OSError) as error:
+            self.failing_since = time.monotonic() if self.failing_since is None else self.failing_since
+            if time.monotonic() - self.failing_since <= _PATIENCE_S:
+                return None
+            raise RunError(
+                f"job {self.job}: the job server did not answer for {_PATIENCE_S:.0f} s ({_brief(error)}); if the "
+                f"cluster still runs, so does the job: follow it again with --job-id {self.job}"
+            ) from error
+        self.failing_since = None
+        return info
+
+    def _log_is_lost(self) -> bool:
+        """Say whether the log of a job that has ended could not be read to its end for two minutes."""
+        self.ended_since = time.monotonic() if self.ended_since is None else self.ended_since
+        if time.monotonic() - self.ended_since <= _PATIENCE_S:
+            return False
+        log.warning("job %s: the rest of its log cannot be read", self.job)
+        return True
 
 
 def _brief(error: BaseException) -> str:

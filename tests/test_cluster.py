@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from tokenmill.demo.scenes import render, scene
 from tokenmill.manifests.storage import Store, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-UNITS = 20
+UNITS, WORKERS = 20, 3
+HALVES = {"score": {"workers": 1, "cpus": 0.5, "decode": {"workers": 2, "cpus": 0.5}}}
 SCORERS = {"resolution": {}, "text_coverage": {"when": "min_side_px >= 48", "longest_side_px": 320}}
 FILTER = {"filter.image.scorers": SCORERS, "filter.image.duplicates": None, "filter.image.carry": []}
 
@@ -55,25 +57,34 @@ def _recipe(large: Path, folder: Path, **changes: object) -> tuple[Path, Store]:
     everything = {
         **FILTER,
         "execution.executor": "ray",
-        "execution.workers": 3,
+        "execution.workers": WORKERS,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     path = folder / "recipe.yaml"
     return tiny.write_recipe(path, large / "data", str(root), everything, sources=["photos"]), open_store(str(root))
 
 
-def _driver() -> psutil.Process:
-    """Return the process that drives the job: the only one whose parent is a shell of the job server."""
+def _driver(nodes: RayNodes) -> psutil.Process:
+    """Return the process that drives the job on this cluster."""
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "tokenmill.pipelines.job_start" in line and "python" in Path(line[0]).name:
+        is_driver = "tokenmill.pipelines.job_start" in line and "python" in Path(line[0]).name
+        if is_driver and process.environ().get("RAY_ADDRESS") == nodes.address:
             return process
     raise AssertionError("no driver runs")
 
 
-def _records(store: Store) -> dict[str, float]:
-    """Return when each scored record and table was written last."""
-    return {e.path: e.modified_s or 0.0 for e in store.files("score") if "/logs/" not in e.path}
+def _committed(store: Store) -> set[str]:
+    """Name the units that every scorer's folder has a record of."""
+    found = Counter(
+        e.path.rsplit("/", 1)[-1].removesuffix(".0.json") for e in store.files("score") if "/commits/" in e.path
+    )
+    return {unit for unit, records in found.items() if records == len(SCORERS)}
+
+
+def _begun(log: Path) -> Counter[str]:
+    """Count how often each unit was begun, by any worker."""
+    return Counter(line.removeprefix("unit:") for line in log.read_text().split() if line.startswith("unit:"))
 
 
 def _passed(log: Path, point: str) -> int:
@@ -82,37 +93,44 @@ def _passed(log: Path, point: str) -> int:
 
 def test_node_and_driver_killed_and_submitted_again_leave_the_files_of_an_undisturbed_run(nodes, large, tmp_path):
     recipe, store = _recipe(large, tmp_path)
-    log = tmp_path / "points.log"
+    first, again = tmp_path / "first.log", tmp_path / "again.log"
     submit = ("submit", "score", recipe, "--address", nodes.jobs)
-    environment = {"RAY_AUTH_MODE": "disabled", "TOKENMILL_FAULT_LOG": str(log)}
-    with start_alone(*submit, environment=environment) as process:
+    environment = {"RAY_AUTH_MODE": "disabled"}
+    with start_alone(*submit, environment={**environment, "TOKENMILL_FAULT_LOG": str(first)}) as process:
         wait_for_record(store, "score", process)
         nodes.kill(0)
         _wait_for_units(store, UNITS // 3, process)
-        driver = _driver()
+        driver = _driver(nodes)
         driver.kill()
         text, _ = process.communicate(timeout=120)
         assert process.returncode != 0, text
-    before = _records(store)
-    assert 0 < _units(store) < UNITS, "the driver died too late to prove anything"
+    _wait_until_still(store)
+    committed = _committed(store)
+    assert 0 < len(committed) < UNITS, "the driver died too late to prove anything"
     assert faults_in(store) == []
 
-    run_alone(*submit, environment=environment).check()
+    run_alone(*submit, environment={**environment, "TOKENMILL_FAULT_LOG": str(again)}).check()
 
     assert faults_in(store) == []
     expected = trusted(open_store(str(large / "expected")))
     assert trusted(store) == expected
-    after = _records(store)
-    assert {path: after[path] for path in before if "/commits/" in path} == {
-        path: when for path, when in before.items() if "/commits/" in path
-    }
-    # Three workers: one may have been lost with the node and three with the driver, each with the unit it was at.
-    folders = len(SCORERS)
-    assert UNITS * folders <= _passed(log, "commit:before-data") <= (UNITS + 4) * folders
+    assert not committed & _begun(again).keys(), "what is committed is never done again"
+    assert set(_begun(again).values()) == {1}
+    assert [unit for unit, times in _begun(first).items() if times > 1][1:] == [], "the node's worker had one in hand"
+    assert len(_begun(first).keys() & _begun(again).keys()) <= WORKERS, "each worker had one when the driver died"
 
 
 def _units(store: Store) -> int:
     return sum("/commits/" in entry.path for entry in store.files("score")) // len(SCORERS)
+
+
+def _wait_until_still(store: Store) -> None:
+    """Wait until the workers of a dead driver are gone: nothing is written for two seconds."""
+    last, since = -1, time.monotonic()
+    while time.monotonic() - since < 2:
+        if (now := len(store.files("score"))) != last:
+            last, since = now, time.monotonic()
+        time.sleep(0.1)
 
 
 def _wait_for_units(store: Store, count: int, process: subprocess.Popen[str]) -> None:
@@ -133,11 +151,14 @@ def _some_unit(large: Path) -> str:
     return commits[len(commits) // 2].name.removesuffix(".0.json")
 
 
-def test_unit_that_kills_its_worker_every_time_fails_alone_and_is_done_when_it_is_cured(nodes, large, tmp_path):
-    recipe, store = _recipe(large, tmp_path)
+@pytest.mark.parametrize(("where", "pools"), [("unit", {}), ("model", HALVES)])
+def test_unit_that_kills_its_worker_every_time_fails_alone_and_is_done_when_it_is_cured(
+    where, pools, nodes, large, tmp_path
+):
+    recipe, store = _recipe(large, tmp_path, execution__pools=pools)
     poison = _some_unit(large)
 
-    outcome = _score(recipe, nodes, {"TOKENMILL_FAULT": f"unit:{poison}:1"})
+    outcome = _score(recipe, nodes, {"TOKENMILL_FAULT": f"{where}:{poison}:1"})
 
     assert outcome.code == 1
     assert f"1 units failed after 3 tries: {poison} (its worker died" in outcome.text
@@ -149,11 +170,13 @@ def test_unit_that_kills_its_worker_every_time_fails_alone_and_is_done_when_it_i
     assert trusted(store) == trusted(open_store(str(large / "expected")))
 
 
-@pytest.mark.parametrize("action", ["hang", "freeze"])
-def test_unit_past_its_deadline_is_taken_from_its_worker_and_handed_out_again(action, nodes, large, tmp_path):
-    recipe, store = _recipe(large, tmp_path, execution__unit_timeout_s=6)
+@pytest.mark.parametrize(("where", "action", "pools"), [("unit", "hang", {}), ("model", "freeze", HALVES)])
+def test_unit_past_its_deadline_is_handed_out_again_and_two_operators_leave_the_files_of_one(
+    where, action, pools, nodes, large, tmp_path
+):
+    recipe, store = _recipe(large, tmp_path, execution__unit_timeout_s=6, execution__pools=pools)
     environment = {
-        "TOKENMILL_FAULT": f"unit:{_some_unit(large)}:1",
+        "TOKENMILL_FAULT": f"{where}:{_some_unit(large)}:1",
         "TOKENMILL_FAULT_ONCE": str(tmp_path / "once"),
         "TOKENMILL_FAULT_ACTION": action,
     }
@@ -180,15 +203,9 @@ def test_sigterm_commits_what_is_in_flight_and_a_resume_does_nothing_twice(nodes
     assert trusted(store) == trusted(open_store(str(large / "expected")))
 
 
-def test_decoding_and_models_as_two_operators_leave_the_files_of_one(nodes, large, tmp_path):
-    pools = {"score": {"workers": 1, "cpus": 0.5, "decode": {"workers": 2, "cpus": 0.5}}}
-    recipe, store = _recipe(large, tmp_path, execution__pools=pools)
-    _score(recipe, nodes).check()
-    assert trusted(store) == trusted(open_store(str(large / "expected")))
-
-
-def test_pool_that_no_node_can_hold_ends_with_what_it_wants_and_what_there_is(nodes, large, tmp_path):
-    pools = {"score": {"workers": 1, "gpus": 1}}
+@pytest.mark.parametrize("decode", [{}, {"decode": {"workers": 1, "cpus": 0.5}}])
+def test_pool_that_no_node_can_hold_ends_with_what_it_wants_and_what_there_is(decode, nodes, large, tmp_path):
+    pools = {"score": {"workers": 1, "gpus": 1, **decode}}
     recipe, _ = _recipe(large, tmp_path, execution__pools=pools, execution__start_timeout_s=5)
     outcome = _score(recipe, nodes)
     assert outcome.code == 1

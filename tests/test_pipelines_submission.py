@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,15 +15,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tests import tiny
 from tests.harness import trusted
 
-from tokenmill.cli import main
-from tokenmill.errors import RecipeError
+from tokenmill.cli import build_parser, main
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines import submission
 from tokenmill.pipelines.shipment import forwarded, pack
 from tokenmill.recipe import load_recipe
 
@@ -108,7 +111,7 @@ def test_submitted_stage_leaves_the_same_files_and_shows_no_secret(
     assert "swordfish" not in shown + out
 
     # The same name again is the same job: its log is told again, and another stage under that name is refused.
-    assert main(["submit", "ingest", *arguments, "--job-id", "first"]) == 0
+    assert main(["submit", "ingest", *arguments, "--env", "AWS_*", "--job-id", "first"]) == 0
     assert "kept 28" in capfd.readouterr().out
     assert main(["submit", "score", *arguments, "--job-id", "first"]) == 2
     assert "with another stage" in capfd.readouterr().err
@@ -151,11 +154,115 @@ class _BreakingClient:
 
 
 def test_log_goes_on_where_it_stopped_after_the_head_was_away(monkeypatch, capsys):
-    from tokenmill.pipelines import submission
-
     monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
     assert submission.follow(_BreakingClient(2), "job", "http://head") == 7
     assert capsys.readouterr().out == "first\nsecond\nthird\n"
+
+
+class _QuietClient:
+    """A job server that drops a stream in which nothing came, some times, on a clock that only it moves.
+
+    Each stream is silent for `silent_s`; while one is dropped the job's info is there, unless `answers` is False.
+    """
+
+    def __init__(self, breaks: int, *, silent_s: float, answers: bool = True) -> None:
+        self._breaks, self._silent_s, self._answers = breaks, silent_s, answers
+        self.now_s = 0.0
+
+    async def tail_job_logs(self, job):
+        self.now_s += self._silent_s
+        if self._breaks:
+            self._breaks -= 1
+            raise RuntimeError("WebSocket connection closed unexpectedly with close code 1006")
+        yield "done\n"
+
+    def get_job_info(self, job):
+        from ray.job_submission import JobInfo, JobStatus
+
+        if not self._answers:
+            raise ConnectionError("nobody answers")
+        return JobInfo(status=JobStatus.RUNNING if self._breaks else JobStatus.SUCCEEDED, entrypoint="")
+
+    def follow(self, monkeypatch) -> int:
+        monkeypatch.setattr(submission, "_PAUSE_S", 0.0)
+        monkeypatch.setattr(submission, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        return submission.follow(self, "job", "http://head")
+
+
+@pytest.mark.parametrize(("breaks", "silent_s"), [(1, 3600.0), (5, 60.0)])
+def test_quiet_job_is_followed_though_its_stream_breaks(monkeypatch, capsys, breaks, silent_s):
+    """One break after an hour of silence, or a proxy that drops whatever is silent for a minute."""
+    assert _QuietClient(breaks, silent_s=silent_s).follow(monkeypatch) == 0
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_job_server_that_answers_nothing_for_two_minutes_is_given_up(monkeypatch):
+    with pytest.raises(RunError, match="did not answer for 120 s"):
+        _QuietClient(1000, silent_s=50.0, answers=False).follow(monkeypatch)
+
+
+class _Jobs:
+    """A job server that keeps what it was asked for, and runs nothing."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, dict] = {}
+        self.status = "RUNNING"
+
+    def submit_job(self, **what):
+        self.asked[what["submission_id"]] = what
+        return what["submission_id"]
+
+    def get_job_info(self, job):
+        if job not in self.asked:
+            raise RuntimeError("Request failed with status code 404")
+        return SimpleNamespace(status=self.status, metadata=self.asked[job]["metadata"])
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> _Jobs:
+    found = _Jobs()
+    monkeypatch.setattr(submission, "_client", lambda address: found)
+    return found
+
+
+def test_job_of_that_name_with_other_flags_variables_or_libraries_is_refused(jobs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SECRET", "swordfish")
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"))
+    libraries = tmp_path / "requirements.txt"
+    libraries.write_text("one\n")
+    arguments = ["submit", "ingest", str(recipe), "--address", "http://head", "--no-wait", "--job-id", "small"]
+    asked = ["--limit", "2", "--env", "SECRET", "--pip", str(libraries)]
+    assert main([*arguments, *asked]) == 0
+    assert main([*arguments, *asked]) == 0
+    assert "swordfish" not in str(jobs.asked["small"]["metadata"])
+    capsys.readouterr()
+    assert main([*arguments, *asked[2:]]) == 2
+    assert "with another flags" in capsys.readouterr().err
+    assert main([*arguments, *asked[:2], *asked[4:]]) == 2
+    assert "with another env" in capsys.readouterr().err
+    libraries.write_text("two\n")
+    assert main([*arguments, *asked]) == 2
+    assert "with another pip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "ended"), [("RUNNING", False), ("FAILED", True), ("STOPPED", True)])
+def test_job_of_that_name_that_ended_badly_is_told_how_to_resume(jobs, tmp_path, caplog, status, ended):
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"))
+    arguments = ["submit", "ingest", str(recipe), "--address", "http://head", "--no-wait", "--job-id", "job"]
+    assert main(arguments) == 0
+    jobs.status = status
+    assert main(arguments) == 0
+    assert ("take a new --job-id to resume" in caplog.text) is ended
+
+
+def test_submitted_run_stops_where_it_is_told(jobs, tmp_path, capsys):
+    recipe = tiny.write_recipe(tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"))
+    rest = [str(recipe), "--address", "http://head", "--no-wait", "--job-id", "run", "--until", "plan"]
+    assert main(["submit", "run", *rest]) == 0
+    *_, stage, flag = shlex.split(jobs.asked["run"]["entrypoint"])
+    assert build_parser().parse_args([stage, "recipe.yaml", flag]).until == "plan"
+    assert main(["submit", "score", *rest]) == 2
+    assert "--until plan: goes with run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

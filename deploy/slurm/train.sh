@@ -19,28 +19,35 @@ set -euo pipefail
 recipe=${1:?"usage: sbatch deploy/slurm/train.sh RECIPE [key.path=value ...]"}
 shift
 
+step=0
+drained=0
+# shellcheck disable=SC2329  # called by the trap
+drain() {
+    drained=1
+    [ "$step" -eq 0 ] || kill -TERM "$step" 2> /dev/null || true  # srun hands it on to every node
+}
+trap drain TERM
+
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 export MASTER_ADDR=${nodes[0]}
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export NNODES=${#nodes[@]}
 
-drained=0
-# shellcheck disable=SC2329  # called by the trap
-drain() {
-    drained=1
-    kill -TERM "$step" 2> /dev/null || true  # srun hands it on to every node
-}
-trap drain TERM
-
-# SLURM_NODEID is known on the node alone, so each one names itself there.
-# shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec tokenmill train "$@"' train "$recipe" "$@" &
-step=$!
-code=0
-wait "$step" || code=$?
-if [ "$drained" -eq 1 ]; then
+code=143  # as if the signal had ended it: nothing was begun
+if [ "$drained" -eq 0 ]; then
+    # SLURM_NODEID is known on the node alone, so each one names itself there.
+    # shellcheck disable=SC2016
+    srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_NODEID exec tokenmill train "$@"' train "$recipe" "$@" &
+    step=$!
+    [ "$drained" -eq 0 ] || drain  # the signal came between the two lines above
     code=0
     wait "$step" || code=$?
-    [ "$code" -eq 0 ] || scontrol requeue "$SLURM_JOB_ID"
+    if [ "$drained" -eq 1 ]; then  # a trapped signal ends `wait` before the step has ended
+        code=0
+        wait "$step" || code=$?
+    fi
+fi
+if [ "$drained" -eq 1 ] && [ "$code" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import signal
 import sys
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     gc = _add(commands, "gc", "what killed runs and newer results left behind; removes it with --apply")
     _recipe_arguments(gc)
     gc.add_argument("--apply", action="store_true", help="remove it; without this nothing is changed")
-    gc.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help="leave what is younger (24)")
+    gc.add_argument("--older-than", type=_hours, default=24.0, metavar="HOURS", help="leave what is younger (24)")
     gc.add_argument("--all-snapshots", action="store_true", help="keep every published snapshot")
     gc.add_argument("--old-settings", action="store_true", help="let folders of settings go that the recipe lost")
     gc.add_argument("--old-plans", action="store_true", help="let plans go that are not the recipe's, nor any run's")
@@ -103,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--env", action="append", default=[], metavar="NAME", help="forward this variable (or PREFIX_*) to the job"
     )
     submit.add_argument("--pip", metavar="FILE", help="requirements that the nodes install first; absent: none")
+    submit.add_argument("--until", metavar="STAGE", choices=[*STAGES, "report"], help="of run: stop after this stage")
     submit.add_argument("--limit", type=int, metavar="N", help="only the first N units of every source")
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
@@ -141,6 +143,14 @@ def _storage_argument(parser: argparse.ArgumentParser) -> None:
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
+
+
+def _hours(text: str) -> float:
+    """Read a number of hours, 0 or more."""
+    hours = float(text)
+    if not 0 <= hours < math.inf:
+        raise argparse.ArgumentTypeError(f"hours are a number from 0 on, found {text!r}")
+    return hours
 
 
 def _command(name: str) -> Command:

@@ -150,7 +150,9 @@ def submit(options: argparse.Namespace) -> int:
     from tokenmill.pipelines.submission import submit as submit_job
 
     load_recipe(options.recipe, options.overrides)
-    flags = [f"--limit={options.limit}"] if options.limit is not None else []
+    if options.until and options.stage != "run":
+        raise RecipeError(f"--until {options.until}: goes with run, not with {options.stage}")
+    flags = [f"--{name}={value}" for name in ("until", "limit") if (value := getattr(options, name)) is not None]
     how = Submission(
         address=options.address,
         wait=not options.no_wait,

@@ -49,7 +49,7 @@ class Execution(Section):
     workers: Positive = Field(default=2, description="processes of a stage's pool")
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    pools: dict[Literal["ingest", "split", "score", "caption", "tokenize", "plan"], StagePool] = Field(
+    pools: dict[Literal["ingest", "split", "score", "tokenize", "plan"], StagePool] = Field(
         default_factory=dict, description="stage → its pool, where it differs"
     )
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
@@ -64,6 +64,14 @@ class Execution(Section):
     unit_rows: Positive = Field(default=20_000, description="samples of a unit, at most")
     max_pixels: Positive = Field(default=100_000_000, description="of a picture, checked before decoding")
     clip_timeout_s: float = Field(default=60.0, gt=0)
+
+    @field_validator("pools")
+    @classmethod
+    def _only_scoring_has_halves(cls, value: dict[str, StagePool]) -> dict[str, StagePool]:
+        for stage, pool in value.items():
+            if pool.decode is not None and stage != "score":
+                raise ValueError(f"{stage}.decode: only score runs as two pools; leave decode out")
+        return value
 
 
 class SourceSettings(BaseModel):
