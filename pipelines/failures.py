@@ -47,4 +47,4 @@ def write_failure(folder: StageDir, failure: Failure) -> None:
 
 def forget_failure(folder: StageDir, unit: str) -> None:
     """Remove what was known: the unit is committed."""
-    folder.store.delete(folder.at(f"{_FOLDER}/{unit}.json"))
+    folder.store.delete_many([folder.at(f"{_FOLDER}/{unit}.json")])  # another run may have done so

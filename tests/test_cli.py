@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests import tiny
 
-from tokenmill.cli import build_parser, main
+from tokenmill.cli import build_parser, main, parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +44,26 @@ def test_make_has_a_target_for_every_stage() -> None:
     for name in commands():
         if name not in ("inspect", "verify"):
             assert f" {name}" in text or f"\n{name}:" in text, name
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "r.yaml", "a.b=1", "c=2", "--until", "plan"],
+        ["run", "r.yaml", "--until", "plan", "a.b=1", "c=2"],
+        ["run", "--until", "plan", "r.yaml", "a.b=1", "--json", "c=2"],
+    ],
+)
+def test_overrides_may_stand_on_either_side_of_the_options(words: list[str]) -> None:
+    options = parse(words)
+    assert (options.recipe, options.until, options.overrides) == ("r.yaml", "plan", ["a.b=1", "c=2"])
+
+
+@pytest.mark.parametrize("words", [["run", "r.yaml", "--until", "plan", "more"], ["verify", "x", "--deep", "a=1"]])
+def test_word_that_no_command_takes_ends_with_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(words)
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_run_until_plan_ends_with_zero_and_tells_every_stage(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = build_parser().parse_args(arguments)
+    options = parse(arguments)
     _set_up_logging(options)
     signal.signal(signal.SIGTERM, _end_well)
     try:
@@ -54,6 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line; overrides may stand before, between and behind the options, which argparse alone refuses."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    late = [text for text in rest if "=" in text and not text.startswith("-")]
+    if rest != late or (late and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        options.overrides = [*options.overrides, *late]
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
