@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokenmill.cli import build_parser
-from tokenmill.recipe import Recipe, check_recipe
+from tokenmill.recipe import Execution, Recipe, check_recipe
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -50,6 +50,11 @@ class Reference(_Strict):
     name: str
 
 
+class Variable(_Strict):
+    name: str
+    value: str
+
+
 class EnvFrom(_Strict):
     secretRef: Reference  # noqa: N815
 
@@ -62,6 +67,7 @@ class Mount(_Strict):
 class Container(_Strict):
     name: str
     image: str
+    env: list[Variable] = []
     envFrom: list[EnvFrom]  # noqa: N815
     ports: list[Port] = []
     resources: Limits
@@ -121,10 +127,15 @@ class Autoscaler(_Strict):
     idleTimeoutSeconds: int  # noqa: N815
 
 
+class AuthOptions(_Strict):
+    mode: Literal["disabled", "token"]
+
+
 class ClusterSpec(_Strict):
     """RayClusterSpec of ray.io/v1, the fields in use (KubeRay's API reference)."""
 
     rayVersion: str  # noqa: N815
+    authOptions: AuthOptions  # noqa: N815
     enableInTreeAutoscaling: bool  # noqa: N815
     autoscalerOptions: Autoscaler  # noqa: N815
     headGroupSpec: HeadGroup  # noqa: N815
@@ -220,8 +231,16 @@ def test_pools_of_the_recipe_fit_into_the_groups_at_their_largest():
                 _fitting(group, cpus or run.cpus_per_worker, gpus or 0.0, memory_gb or 0.0) for group in groups
             )
     head = job.rayClusterSpec.headGroupSpec.template.spec
-    assert run.drain_s < head.terminationGracePeriodSeconds
     assert run.metrics_port in [port.containerPort for port in head.containers[0].ports]
+
+
+def test_driver_has_time_to_drain_after_ray_job_stop_and_ray_lets_no_stranger_in():
+    """Ray sends SIGKILL 3 s after SIGTERM unless the head says more; a pod's own end is no drain (docs/cluster.md)."""
+    for cluster, drain_s in zip(_clusters(), (Execution().drain_s, _job()[0].execution.drain_s), strict=True):
+        (head,) = cluster.headGroupSpec.template.spec.containers
+        variables = {variable.name: variable.value for variable in head.env}
+        assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > drain_s
+        assert cluster.authOptions.mode == "token"
 
 
 def _fitting(group: tuple[float, float, float, int], cpus: float, gpus: float, memory_gb: float) -> int:
@@ -246,7 +265,9 @@ def test_script_is_good_bash(script: Path):
 
 
 _STAND_INS: Mapping[str, str] = {
-    "scontrol": 'case $1 in show) printf "node%s\\n" 0 1 2;; *) echo "scontrol $*" >> "$LOG";; esac',
+    "scontrol": """
+        echo "scontrol $*" >> "$LOG"
+        if [ "$1" = show ]; then [ -z "$SLOW" ] || sleep 0.5; printf "node%s\\n" 0 1 2; fi""",
     # Runs a step once on the named node, or once a node, as `srun` does with one task a node.
     "srun": """
         nodes="0 1 2"
@@ -259,9 +280,12 @@ _STAND_INS: Mapping[str, str] = {
         for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
         exit $code""",
     "hostname": "echo 127.0.0.1",
-    "ray": 'echo "ray $*" >> "$LOG"; if [ "$1" = start ]; then exec sleep 60; fi',
+    "ray": """
+        echo "ray $* | $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"
+        if [ "$1" = start ]; then exec sleep 60; fi
+        [ -z "$SLOW" ]""",
     "tokenmill": """
-        echo "tokenmill $* | $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT | $RAY_ADDRESS" >> "$LOG"
+        echo "tokenmill $* | $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT | $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"
         if [ -n "$WAIT" ]; then
             trap 'echo drained >> "$LOG"; exit 1' TERM
             for _ in $(seq 600); do sleep 0.05; done
@@ -282,7 +306,8 @@ def slurm(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_ID": "4321",
         "SLURM_JOB_NODELIST": "node[0-2]",
         "SLURM_CPUS_ON_NODE": "8",
-        **dict.fromkeys(("WAIT", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RAY_ADDRESS"), ""),
+        **dict.fromkeys(("WAIT", "SLOW", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"), ""),
+        **dict.fromkeys(("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"), ""),
     }
 
 
@@ -306,6 +331,34 @@ def test_slurm_ray_script_starts_a_head_and_a_worker_a_node_and_carries_the_exit
     assert not any("requeue" in line for line in called)
 
 
+def test_slurm_ray_script_gives_every_process_of_a_job_one_token_of_its_own(slurm):
+    """Nothing on a command line: `ps` shows those to everybody."""
+    tokens = set()
+    for _ in range(2):
+        Path(slurm["LOG"]).unlink(missing_ok=True)
+        subprocess.run(["bash", str(DEPLOY / "slurm" / "ray.sh"), "my.yaml"], env=slurm, timeout=60, check=True)
+        calls = [line for line in _called(slurm) if line.startswith(("ray ", "tokenmill "))]
+        assert {" ".join(line.split()[:2]) for line in calls} >= {"ray start", "ray health-check", "tokenmill run"}
+        (mode,) = {line.rpartition(" | ")[2] for line in calls}
+        assert re.fullmatch(r"token [0-9a-f]{64}", mode)
+        token = mode.split()[1]
+        assert not any(token in line.partition(" | ")[0] for line in calls)
+        tokens.add(token)
+    assert len(tokens) == 2
+
+
+@pytest.mark.parametrize(("name", "waits_for"), [("ray.sh", "ray health-check"), ("train.sh", "scontrol show")])
+def test_slurm_script_told_to_end_before_it_began_begins_nothing_and_goes_back(slurm, name, waits_for):
+    with subprocess.Popen(["bash", str(DEPLOY / "slurm" / name), "my.yaml"], env=slurm | {"SLOW": "1"}) as script:
+        deadline = time.monotonic() + 30
+        while not any(line.startswith(waits_for) for line in _called(slurm)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        script.send_signal(signal.SIGTERM)
+        assert script.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not any(line.startswith("tokenmill") for line in _called(slurm))
+    assert _called(slurm)[-1] == "scontrol requeue 4321"
+
+
 @pytest.mark.parametrize("name", ["ray.sh", "train.sh"])
 def test_slurm_script_drains_on_sigterm_and_goes_back_into_the_queue(slurm, name):
     with subprocess.Popen(["bash", str(DEPLOY / "slurm" / name), "my.yaml"], env=slurm | {"WAIT": "1"}) as script:
@@ -322,5 +375,5 @@ def test_slurm_script_drains_on_sigterm_and_goes_back_into_the_queue(slurm, name
 def test_slurm_train_script_tells_every_node_its_rank_and_where_the_first_is(slurm):
     command = ["bash", str(DEPLOY / "slurm" / "train.sh"), "my.yaml", "train.ranks=8"]
     assert subprocess.run(command, env=slurm, timeout=60).returncode == 0
-    called = sorted(_called(slurm))
-    assert called == [f"tokenmill train my.yaml train.ranks=8 | 3 {node} node0 24321 | " for node in range(3)]
+    called = sorted(line for line in _called(slurm) if line.startswith("tokenmill"))
+    assert called == [f"tokenmill train my.yaml train.ranks=8 | 3 {node} node0 24321 |  " for node in range(3)]

@@ -12,8 +12,9 @@ from tokenmill.cli import main
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.chain import Chain, ChainOptions
-from tokenmill.pipelines.estimate import spread
+from tokenmill.pipelines.estimate import shared_out, spread
 from tokenmill.pipelines.estimate_figures import Cluster, Pool, SourceSize, estimate_stages, hours_of
+from tokenmill.pipelines.progress import efficiency
 from tokenmill.recipe import load_recipe
 
 _SHARDS, _ROWS = 8, 6
@@ -58,9 +59,13 @@ def test_estimate_of_two_units_is_near_the_run_of_all_and_leaves_nothing(recipe,
     assert next(row for row in told["stages"] if row["stage"] == "tokenize")["rows"] == pytest.approx(32, abs=4)
 
 
-def test_estimate_for_people_names_bounds_and_limits(recipe, capsys):
-    assert main(["estimate", str(recipe), "--units", "1"]) == 0
+def test_estimate_for_people_names_bounds_pools_and_limits(recipe, capsys):
+    """Of 32 decoders the 16 units keep 16 at work; the scorers have no model, so decoders are what it waits for."""
+    decoders = "execution.pools.score.decode={workers: 32}"
+    assert main(["estimate", str(recipe), decoders, "execution.pools.score.workers=4", "--units", "1"]) == 0
     text = capsys.readouterr().out
+    (score,) = [line for line in text.splitlines() if line.startswith("score ")]
+    assert "16+4" in score
     assert "scenes: 8 units" in text and "measured 1 units" in text
     assert "tokenize" in text and "extrapolated by raw bytes" in text
 
@@ -104,3 +109,48 @@ def test_figures_take_start_up_out_and_tell_bound_spread_and_money():
     assert stage.hours == pytest.approx((50 * 30 / 10 + 20) / 3600)
     assert stage.hours_between == pytest.approx(((1000 / 10 + 20) / 3600, (2000 / 10 + 20) / 3600))
     assert stage.cost == pytest.approx(stage.hours * (2 * 1.5 + 5 * 2.0), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("decode_workers", "models", "bound", "hours"),
+    [(20, 5, "decode 80 %", 1000 * 5 / 20 / 3600), (100, 5, "model:taste 100 %", 1000 * 1 / 5 / 3600)],
+)
+def test_stage_of_two_pools_takes_as_long_as_the_slower_one(decode_workers, models, bound, hours):
+    """A unit is 5 s of decoding, resizing and a scorer without a model, 1 s of a model and a little writing."""
+    phases = {"decode": 4.0, "resize": 0.5, "model:sharpness": 0.5, "model:taste": 1.0, "write": 0.001}
+    row = {"kind": "unit", "stage": "score", "source": "a", "worker": "w", "requests": 1, "rows_in": 100}
+    row |= {"rows_kept": 100, "bytes_out": 1, "wall_s": 6.001, "phases_s": phases}
+    rows = [{**row, "started": number * 7.0} for number in range(2)]
+    sizes = {"a": SourceSize(units=1000, bytes=1000, measured_units=2, measured_bytes=2)}
+    pool = Pool(workers=models, gpus=1.0, decode_workers=decode_workers, model_phases=frozenset({"model:taste"}))
+    cluster = Cluster(gpu_price_per_hour=3.0)
+    (stage,) = estimate_stages(rows, sizes, {"a": "image"}, {"score": pool}, cluster)
+    assert (stage.decode_workers, stage.workers, stage.bound_by) == (decode_workers, models, bound)
+    assert stage.hours == pytest.approx(hours)
+    assert stage.hours_between == pytest.approx((hours, hours))
+    assert stage.cost == pytest.approx(hours * models * 3.0, abs=1e-4)
+
+
+def test_stage_of_two_pools_waits_for_the_driver_where_writing_is_slowest():
+    row = {"kind": "unit", "stage": "score", "source": "a", "worker": "w", "requests": 1, "rows_in": 9, "started": 1.0}
+    row |= {"rows_kept": 9, "bytes_out": 1, "wall_s": 3.0, "phases_s": {"decode": 2.0, "write": 1.0}}
+    sizes = {"a": SourceSize(units=100, bytes=100, measured_units=1, measured_bytes=1)}
+    pool = Pool(workers=4, gpus=0.0, decode_workers=50)
+    (stage,) = estimate_stages([row], sizes, {"a": "image"}, {"score": pool}, Cluster())
+    assert (stage.bound_by, stage.hours) == ("write 100 %", pytest.approx(100 / 3600))
+
+
+def test_workers_in_all_are_shared_out_as_the_recipe_does():
+    assert shared_out(None, 4, 32) == (4, 32)
+    assert shared_out(72, 4, 32) == (8, 64)
+    assert shared_out(3, 4, 32) == (1, 2)
+    assert shared_out(1, 4, 32) == (1, 1)
+
+
+def test_aim_of_two_pools_divides_each_phase_by_the_workers_that_do_it():
+    """Over all 36 workers decoding would seem the limit; the four with models need 25 s, the decoders 10 s."""
+    phases = {"decode": 320.0, "model:taste": 100.0, "write": 2.0}
+    found = efficiency(wall_s=30.0, cpu_s=422.0, phases_s=phases, cores=36.0, gpus=1.0, workers=4, decode_workers=32)
+    assert (found.ideal_s, found.ratio) == (25.0, pytest.approx(1.2))
+    assert "model:taste alone, 100.0 s over 4 workers" in str(found)
+    assert efficiency(wall_s=30.0, cpu_s=1.0, phases_s=phases, cores=1.0, gpus=1.0, workers=4).ideal_s == 80.0

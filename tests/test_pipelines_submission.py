@@ -36,11 +36,12 @@ _START_S = 120
 @pytest.fixture(scope="module")
 def job_server() -> Iterator[str]:
     """A Ray head of its own with a job server, gone at the end."""
-    port, dashboard = _free_ports(2)
+    port, dashboard, agent = _free_ports(3)
     folder = tempfile.mkdtemp(prefix="ray-")  # short: it holds Unix sockets
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"),
         *(f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1"),
+        f"--dashboard-agent-listen-port={agent}",  # the usual one may be another Ray's
         *("--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats", "--object-store-memory=100000000"),
     ]
     with pytest.MonkeyPatch.context() as patch:
