@@ -99,6 +99,7 @@ class _Compute:
         self._make, self._desk, self._timeout_s = make_workers, desk, timeout_s
         self._place = this_place(worker_name())
         self._workers: Workers | None = None
+        desk.arrive.remote(_MODELS)  # its first chunk comes with a block of 64 MiB: minutes, where decoding is slow
 
     def __call__(self, batch: dict[str, Any]) -> Row:
         index, kind, number = int(batch["index"][0]), str(batch["kind"][0]), int(batch["number"][0])

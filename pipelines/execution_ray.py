@@ -119,9 +119,20 @@ def _collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Fini
         clock.look(returned)
     if clock.draining:
         return
-    for index, place in sorted(clock.desk.state().begun.items()):
+    yield from lost_units(clock.desk.state(), returned)
+
+
+def lost_units(state: DeskState, returned: set[int]) -> Generator[Finished]:
+    """Yield an error for every unit that was begun and lost: blame is for whoever held it to the end, and nobody else.
+
+    The others went with somebody else's worker or node: a chunk in a dead model worker's queue, an answer on its way.
+    """
+    held = {hand.index for hand in state.hands}
+    for index, place in sorted(state.begun.items()):
         if index not in returned:
-            yield Finished(index=index, error=f"its worker died or was stopped ({place.name})", worker=place.name)
+            died = f"its worker died or was stopped ({place.name})"
+            error = died if index in held else f"lost on its way from {place.name}, with another worker or a node"
+            yield Finished(index=index, error=error, worker=place.name)
 
 
 class Clock:

@@ -47,7 +47,7 @@ class DeskState:
     Attributes:
         begun: unit → who had it last; one who never laid it down comes before all others.
         hands: what every process has in hand, the dead ones included.
-        begun_roles: of the pools of which a worker was heard.
+        begun_roles: of the pools of which a worker has begun, or is up and waits for something to begin with.
         offered: whether something was laid down for the next pool.
     """
 
@@ -64,6 +64,9 @@ class _Desk:
         self._hands: dict[Place, tuple[int, float]] = {}
         self._roles: set[str] = set()
         self._offered = False
+
+    def arrive(self, role: str) -> None:
+        self._roles.add(role)
 
     def begin(self, index: int, place: Place, role: str) -> bool:
         if self._open:
@@ -102,6 +105,7 @@ class Desk:
         self._ray = ray
         self.handle: Any = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=_on(here)).remote()
         self._killed: set[Place] = set()
+        self._kills: dict[Any, Hand] = {}  # on their way: only over there is it known who still lives
 
     def close(self) -> None:
         """Let no worker begin another unit."""
@@ -115,12 +119,23 @@ class Desk:
 
     def kill_overdue(self, state: DeskState, returned: set[int], limit_s: float) -> None:
         """Kill the processes that sit on a unit for longer than `limit_s` (their own timers should have done it)."""
+        self._hear_of_kills()
         for hand in state.hands:
             if hand.held_s > limit_s and hand.index not in returned and hand.place not in self._killed:
                 self._killed.add(hand.place)
                 kill = self._ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=_on(hand.place.node))
-                kill.remote(hand.place)
-                log.warning("worker %s sits on a unit for %.0f s: ending it", hand.place.name, hand.held_s)
+                self._kills[kill.remote(hand.place)] = hand
+
+    def _hear_of_kills(self) -> None:
+        """Tell of the processes that were killed; who had died long before is nothing to tell of."""
+        if not self._kills:
+            return
+        heard, _ = self._ray.wait(list(self._kills), num_returns=len(self._kills), timeout=0)
+        for answer in heard:
+            hand = self._kills.pop(answer)
+            with contextlib.suppress(self._ray.exceptions.RayError):  # its node is gone, and so is it
+                if self._ray.get(answer):
+                    log.warning("worker %s sat on a unit for %.0f s and was ended", hand.place.name, hand.held_s)
 
 
 def _on(node: str) -> Any:

@@ -180,7 +180,8 @@ class ScoreWorker:
             for column, values in score([seen[index] for index in some]).items():
                 for index, value in zip(some, values, strict=True):
                     columns[column][index] = value
-        seconds[f"model:{spec.name}"] += time.perf_counter() - started
+        kind = "model" if isinstance(scorer, PreparedScorer) else "score"  # two pools: who does it
+        seconds[f"{kind}:{spec.name}"] += time.perf_counter() - started
 
     def _through_gate(self, spec: ScorerSpec, columns: Mapping[str, list[Any]], good: list[int]) -> list[int]:
         if not spec.when or not good:

@@ -9,8 +9,11 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray.exceptions import RayError
 from tests import tiny
 from tests.stages import folder_at, run, units_of
 
@@ -19,10 +22,11 @@ from tokenmill.manifests.storage_retry import Patience
 from tokenmill.pipelines import metrics
 from tokenmill.pipelines.deadlines import UnitTimeoutError, raised_deadline
 from tokenmill.pipelines.draining import Drain
-from tokenmill.pipelines.execution_ray import Clock, PassLimits
+from tokenmill.pipelines.execution_halves import _Compute
+from tokenmill.pipelines.execution_ray import Clock, PassLimits, lost_units
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.ray_cluster import WorkerPool, _for_workers
-from tokenmill.pipelines.ray_desk import Desk, DeskState, Hand, Place, born_at, kill_process
+from tokenmill.pipelines.ray_desk import Desk, DeskState, Hand, Place, _Desk, born_at, kill_process
 from tokenmill.recipe import check_recipe
 
 LIMITS = PassLimits(unit_timeout_s=10, start_timeout_s=5)
@@ -44,6 +48,33 @@ class StubDesk(Desk):
 
     def kill_overdue(self, state: DeskState, returned: set[int], limit_s: float) -> None:
         self.ended += [hand.place for hand in state.hands if hand.index not in returned and hand.held_s > limit_s]
+
+
+class RemoteDesk:
+    """A desk's handle whose calls run here and now."""
+
+    def __init__(self, desk: _Desk) -> None:
+        self._desk = desk
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._desk, name))
+
+
+def _desk_without_a_cluster() -> Desk:
+    """Return a driver's desk whose tasks run here and now."""
+
+    def remote(task: Any) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda place: (place, task(place))))
+
+    desk = object.__new__(Desk)
+    desk._killed, desk._kills = set(), {}
+    desk._ray = SimpleNamespace(
+        remote=remote,
+        wait=lambda answers, **_: (answers, []),
+        get=lambda answer: answer[1],
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    return desk
 
 
 @pytest.fixture
@@ -96,6 +127,18 @@ def test_pool_that_never_begins_ends_the_run_though_the_one_before_it_works(cloc
         clock.look(set())
 
 
+def test_model_worker_that_waits_for_its_first_chunk_has_begun(clock_at, monkeypatch):
+    monkeypatch.setattr("tokenmill.pipelines.execution_halves.this_place", lambda name: HERE)
+    desk = _Desk()
+    _Compute(b"", RemoteDesk(desk), 10.0)
+    desk.take(0, HERE, "decode")
+    desk.lay_down(HERE)  # decoded, and still in a block that is not full
+    clock = Clock(StubDesk(desk.state()), POOLS, LIMITS, Drain(0))
+    for _ in range(3):
+        clock_at(100)
+        clock.look(set())
+
+
 def test_only_what_a_process_holds_at_the_moment_is_overdue(clock_at):
     waiting = DeskState(begun={0: HERE}, begun_roles=frozenset(POOLS), offered=True)
     desk = StubDesk(waiting)
@@ -123,6 +166,26 @@ def test_run_asked_to_end_is_settled_once_every_begun_unit_came_back(clock_at):
     clock_at(3)
     clock.look({0, 1})
     assert clock.settled
+
+
+def test_lost_unit_is_blamed_on_whoever_held_it_and_on_nobody_else():
+    decoder, model = Place(node="node", pid=2, born=1, name="decoder"), Place(node="node", pid=3, born=1, name="model")
+    state = DeskState(begun={0: model, 1: decoder, 2: decoder}, hands=[Hand(place=model, index=0, held_s=1.0)])
+    poison, beside = lost_units(state, {2})
+    assert (poison.index, poison.worker) == (0, "model") and "died or was stopped" in poison.error
+    assert beside.index == 1 and "died" not in beside.error, "its decoder lives: a chunk went with the model worker"
+
+
+def test_only_a_process_that_was_still_there_is_reported_as_killed(caplog):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        frozen = Place(node="ab" * 28, pid=process.pid, born=born_at(process.pid), name="frozen")
+        dead = replace(frozen, born=0, name="dead")
+        state = DeskState(hands=[Hand(place=place, index=0, held_s=20.0) for place in (frozen, dead)])
+        desk = _desk_without_a_cluster()
+        desk.kill_overdue(state, set(), 12.0)
+        assert process.wait(timeout=10) == -signal.SIGKILL
+        desk.kill_overdue(state, set(), 12.0)
+    assert [record.args[0] for record in caplog.records] == ["frozen"]
 
 
 def test_process_number_that_is_another_ones_by_now_is_not_killed():
