@@ -74,8 +74,8 @@ def read_named(folder: StageDir, wanted: pl.DataFrame) -> Ledger:
 
 
 def _gather(folder: StageDir, wanted: pl.DataFrame, listing: pl.DataFrame) -> tuple[Ledger, FoundRollups]:
-    ledger, found, keys = Ledger(folder), FoundRollups(), []
-    missing = wanted
+    ledger, found = Ledger(folder), FoundRollups()
+    missing, contradict = wanted, False
     for path, frame in _rollups(folder, found):
         listed = frame.join(listing, on=_KEY, how="semi", maintain_order="left")
         is_stale = listed.height < frame.height and _any_gone(folder, frame, listing)
@@ -85,10 +85,10 @@ def _gather(folder: StageDir, wanted: pl.DataFrame, listing: pl.DataFrame) -> tu
             found.loose += range(len(ledger), len(ledger) + rows.height)
         else:
             found.sizes[path] = RollupSize(frame.height, int(frame["record"].bin.size().sum()))
+        contradict = contradict or _contradicts(ledger, listed)
         ledger.extend(rows)
         missing = missing.join(rows, on=missing.columns, how="anti")
-        keys.append(listed.select(*_KEY, "record_sha256"))
-    if keys and _contradict(pl.concat(keys)):
+    if contradict:
         log.warning("%s: rollups contradict each other; reading the records", folder.at("rollups"))
         ledger, missing = Ledger(folder), wanted
         found = FoundRollups(bad=[*found.bad, *found.sizes])
@@ -103,11 +103,11 @@ def _any_gone(folder: StageDir, frame: pl.DataFrame, listing: pl.DataFrame) -> b
     return not unlisted.join(folder.record_table(), on=_KEY, how="anti").is_empty()
 
 
-def _contradict(keys: pl.DataFrame) -> bool:
-    if keys.select(pl.struct(_KEY).n_unique()).item() == keys.height:
-        return False
-    digest = pl.col("record_sha256")
-    return not keys.group_by(_KEY).agg((digest.min() != digest.max()).alias("differ")).filter("differ").is_empty()
+def _contradicts(ledger: Ledger, rows: pl.DataFrame) -> bool:
+    """Say whether a rollup tells of a record otherwise than one before it."""
+    taken = ledger.table.select(*_KEY, pl.col("record_sha256").alias("before"))
+    both = rows.select(*_KEY, "record_sha256").join(taken, on=_KEY)
+    return not both.filter(pl.col("record_sha256") != pl.col("before")).is_empty()
 
 
 def _read_singly(folder: StageDir, missing: pl.DataFrame, ledger: Ledger) -> None:

@@ -57,7 +57,7 @@ class Snapshot:
 
     @cached_property
     def totals(self) -> dict[str, int]:
-        return sum_of_numbers(columns_of(self.commits, "totals")["totals"])
+        return sum_of_numbers(self.commits, "totals")
 
     @property
     def name(self) -> str:

@@ -286,6 +286,10 @@ _STAND_INS: Mapping[str, str] = {
         [ -z "$SLOW" ]""",
     "tokenmill": """
         echo "tokenmill $* | $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT | $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"
+        for _ in $(seq 200); do  # the driver of a test ends at once: not before every node has been heard
+            [ "$(grep -c '^ray start' "$LOG")" -ge "${STARTS:-0}" ] && break
+            sleep 0.05
+        done
         if [ -n "$WAIT" ]; then
             trap 'echo drained >> "$LOG"; exit 1' TERM
             for _ in $(seq 600); do sleep 0.05; done
@@ -318,7 +322,7 @@ def _called(slurm: Mapping[str, str]) -> list[str]:
 
 def test_slurm_ray_script_starts_a_head_and_a_worker_a_node_and_carries_the_exit_code(slurm):
     command = ["bash", str(DEPLOY / "slurm" / "ray.sh"), "my.yaml", "tokenize", "plan.seed=1"]
-    assert subprocess.run(command, env=slurm | {"CODE": "2"}, timeout=60).returncode == 2
+    assert subprocess.run(command, env=slurm | {"CODE": "2", "STARTS": "3"}, timeout=60).returncode == 2
     called = _called(slurm)
     starts = [line for line in called if line.startswith("ray start")]
     assert ["--head" in line for line in starts].count(True) == 1
