@@ -203,10 +203,11 @@ def test_sigterm_commits_what_is_in_flight_and_a_resume_does_nothing_twice(nodes
     assert trusted(store) == trusted(open_store(str(large / "expected")))
 
 
-@pytest.mark.parametrize("decode", [{}, {"decode": {"workers": 1, "cpus": 0.5}}])
-def test_pool_that_no_node_can_hold_ends_with_what_it_wants_and_what_there_is(decode, nodes, large, tmp_path):
+# The decoders of the second case have to begin in time themselves, on a busy machine too.
+@pytest.mark.parametrize(("decode", "start_s"), [({}, 5), ({"decode": {"workers": 1, "cpus": 0.5}}, 25)])
+def test_pool_that_no_node_can_hold_ends_with_what_it_wants_and_what_there_is(decode, start_s, nodes, large, tmp_path):
     pools = {"score": {"workers": 1, "gpus": 1, **decode}}
-    recipe, _ = _recipe(large, tmp_path, execution__pools=pools, execution__start_timeout_s=5)
+    recipe, _ = _recipe(large, tmp_path, execution__pools=pools, execution__start_timeout_s=start_s)
     outcome = _score(recipe, nodes)
     assert outcome.code == 1
-    assert "no worker began within 5 s" in outcome.text and "num_gpus 1" in outcome.text
+    assert f"no worker began within {start_s} s" in outcome.text and "num_gpus 1" in outcome.text
