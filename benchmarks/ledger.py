@@ -203,13 +203,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="tokenmill-ledger-") as scratch:
         found = measure(options.units, str(Path(options.folder or scratch).absolute()))
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(f"{found['units']:,} units, {found['rollups']} rollups of {found['rollup_bytes'] / 2**20:.0f} MiB in all")
+        print(json.dumps(found, indent=1) if options.json else _table(found), flush=True)  # removing takes minutes
+
+
+def _table(found: dict[str, Any]) -> str:
+    lines = [f"{found['units']:,} units, {found['rollups']} rollups of {found['rollup_bytes'] / 2**20:.0f} MiB in all"]
     for name, row in found["steps"].items():
         asked = ", ".join(f"{number:,} {kind}" for kind, number in row["requests"].items())
-        print(f"  {name:<14} {row['seconds']:>8.1f} s {row['peak_memory_mb']:>6,} MB  {asked}")
+        lines.append(f"  {name:<14} {row['seconds']:>8.1f} s {row['peak_memory_mb']:>6,} MB  {asked}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
