@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import shutil
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -118,7 +118,15 @@ def test_submitted_stage_leaves_the_same_files_and_shows_no_secret(
     assert "with another stage" in capfd.readouterr().err
 
 
-def test_job_goes_on_without_its_follower_and_its_exit_code_is_carried(finished, job_server, tmp_path, capfd):
+async def _interrupted(self: object) -> None:
+    """Follow a job until Ctrl-C, which comes at once."""
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(60)
+
+
+def test_job_goes_on_without_its_follower_and_its_exit_code_is_carried(
+    finished, job_server, tmp_path, capfd, caplog, monkeypatch
+):
     """Only the whole chain knows that the mix names no source, so this recipe error (exit 2) is seen on the cluster."""
     recipe = tiny.write_recipe(
         tmp_path / "recipe.yaml", finished.data, str(tmp_path / "root"), {"plan.mix": {"nowhere": 1}}
@@ -126,10 +134,10 @@ def test_job_goes_on_without_its_follower_and_its_exit_code_is_carried(finished,
     arguments = ["submit", "ingest", str(recipe), "--address", job_server, "--job-id", "quiet"]
     assert main([*arguments, "--no-wait"]) == 0
     assert capfd.readouterr().out.split() == ["quiet"]
-    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    assert main(arguments) == 1
-    interrupt.cancel()
+    with monkeypatch.context() as patch:
+        patch.setattr("tokenmill.pipelines.submission._Follower.until_the_end", _interrupted)
+        assert main(arguments) == 1
+    assert "job quiet goes on" in caplog.text
     assert main(arguments) == 2
     assert "no source 'nowhere'" in capfd.readouterr().out
 
