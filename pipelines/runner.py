@@ -1,7 +1,7 @@
 """Runs a stage: what is missing is handed out, what fails is handed out again, what is done becomes a snapshot.
 
 The runner knows nothing about samples. It compares the units of a stage with the records on disk, as columns: running
-again is a resume or a no-op, and a no-op over 1,000,000 units costs one listing, their rollups, a minute and some 2.5 GB.
+again is a resume or a no-op, and a no-op over 1,000,000 units costs one listing, their rollups, a minute, 2.5 GB.
 """
 
 from __future__ import annotations
