@@ -131,7 +131,19 @@ def test_command_with_a_wrong_recipe_exits_2_with_one_line_before_anything_start
     assert not (written.parent / "root").exists()
 
 
-def test_wrong_recipe_is_refused_in_two_seconds_without_importing_ray_or_torch(written):
+def _cpu_s(program: str) -> tuple[float, str]:
+    """The CPU-seconds of a fresh interpreter that runs `program`, and what it prints; the least of three."""
+    runs = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        runs.append((used, done.stdout))
+    return min(runs)
+
+
+def test_wrong_recipe_is_refused_at_once_without_importing_ray_or_torch(written):
     _changed(written, "filter.image.rules.bad", "no_such_column > 1")
     program = f"""
 import sys
@@ -139,9 +151,9 @@ from tokenmill.cli import main
 code = main(["run", {str(written)!r}])
 print(code, *sorted({{"ray", "torch", "transformers", "deepspeed"}} & set(sys.modules)))
 """
-    before = os.times()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    after = os.times()
-    assert done.stdout.split() == ["2"]
-    # CPU-seconds: the clock on the wall would measure what else this machine is doing.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+    used, printed = _cpu_s(program)
+    assert printed.split() == ["2"]
+    # Against the bare imports of the libraries that the check needs, in the same run: seconds alone would measure the
+    # machine. The check is some 1.6 times their CPU time; with Ray's or torch's import it is more than 2.7 times.
+    needed, _ = _cpu_s("import numpy, PIL.Image, polars, pyarrow, pydantic, yaml")
+    assert used < 2.3 * needed
