@@ -1,0 +1,108 @@
+"""Which language a text is in, by py3langid: its model (140 languages, 4.6 MB) comes in the wheel.
+
+Compared on one core with 4,186 single sentences (20 characters and more) and 1,379 pieces of eight sentences in 71
+languages, from django's message catalogues (`benchmarks/text_scorers.py --languages`; software texts, which may flatter
+a library that learned from such):
+
+    library                licence             MB    sentences right, MB/s    pieces right, MB/s    lacks of the 71
+    py3langid 0.4          BSD-3               4.6   .936   1.4               .984   2.5            none
+    fastText lid.176.ftz   MIT, CC-BY-SA-3     1     .836   3.9               .958   5.7            none
+    pycld2 0.42            Apache-2.0          14    .886   4.5               raises on some        none
+    lingua 2.1 (Rust)      Apache-2.0          96    .818   0.1               .851   0.5            nine
+    lingua, low accuracy   Apache-2.0          96    .758   0.4               .851   0.5            nine
+
+py3langid's confidence says what it promises: of the sentences at .5 to .6, 81 % are right, at .8 and more 99.8 %.
+It reads a byte at a time in Python, so of a long text only a sample is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import polars as pl
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from tokenmill.filters.scorer import Columns, fingerprint_of
+from tokenmill.manifests.identity import sha256_hex
+
+_NO_LANGUAGE = frozenset({"zxx", "und"})
+_WINDOWS = 3
+_LETTER = re.compile(r"[^\W\d_]")
+_ADDRESS = re.compile(r"\b\w+://\S+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Language as ISO 639-1 (ISO 639-3 where there is no shorter code), and how sure that is.
+
+    Args:
+        min_confidence: below this `language` is null; the confidence is stored all the same.
+        sample_bytes: of a longer text so many bytes of UTF-8 are read, a third each of its beginning, middle and end.
+    """
+
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.1
+    sample_bytes: Annotated[int, Field(ge=60)] = 600
+
+    name: ClassVar = "language"
+    version: ClassVar = 1
+    takes: ClassVar[Literal["text"]] = "text"
+    batch_size: ClassVar = 256
+    columns: ClassVar = {"language": pl.String(), "language_confidence": pl.Float32()}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self, weights=f"py3langid {version_of('py3langid')} {model_digest()}")
+
+    def score(self, batch: Sequence[str]) -> Columns:
+        """Identify texts one by one; without letters language and confidence are null."""
+        found = [self._identified(text) for text in batch]
+        return {"language": [language for language, _ in found], "language_confidence": [sure for _, sure in found]}
+
+    def _identified(self, text: str) -> tuple[str | None, float | None]:
+        language, confidence = identify(sampled(text, self.sample_bytes))
+        return (language if confidence is not None and confidence >= self.min_confidence else None), confidence
+
+
+def identify(text: str) -> tuple[str | None, float | None]:
+    """Return the likeliest language and its probability; no language where the text has none, neither if no letters."""
+    spoken = _ADDRESS.sub(" ", text) if "://" in text else text
+    if not _LETTER.search(spoken):
+        return None, None
+    language, confidence = _identifier().classify(spoken)
+    return (None if language in _NO_LANGUAGE else language), float(confidence)
+
+
+def sampled(text: str, most_bytes: int) -> str:
+    """Return a text of at most `most_bytes` in UTF-8 as it is, of a longer one pieces of its beginning, middle and end."""
+    data = text.encode()
+    if len(data) <= most_bytes:
+        return text
+    piece = most_bytes // _WINDOWS
+    step = (len(data) - piece) // (_WINDOWS - 1)
+    pieces = (data[start : start + piece] for start in range(0, _WINDOWS * step, step))
+    return "\n".join(piece.decode(errors="ignore") for piece in pieces)
+
+
+@cache
+def model_digest() -> str:
+    """Return the sha256 of the model file."""
+    return sha256_hex(_model_path().read_bytes())
+
+
+def _model_path() -> Path:
+    from py3langid.langid import MODEL_DIR, MODEL_FILE
+
+    return Path(MODEL_DIR) / MODEL_FILE
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(_model_path(), norm_probs=True)
