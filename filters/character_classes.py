@@ -22,17 +22,18 @@ CATEGORIES = (
 SPACE = len(CATEGORIES)
 """The class of white space, which `str.isspace` decides: control characters such as the line feed are among it."""
 
-UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"
-    "\u4e00-\u9fff\ua000-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-)
-"""Scripts that put no spaces between words, as ranges of a pattern: Thai, Lao, Burmese, Khmer, kana, Han, Yi."""
+UNSPACED_RANGES = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x312F), (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA000, 0xA4CF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F),
+    (0x20000, 0x3FFFF),
+)  # fmt: skip
+"""Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, bopomofo, Han, Yi."""
 
 
 def classes_of(text: str) -> NDArray[np.uint8]:
     """Return the class of every character: its place in `CATEGORIES`, or `SPACE`."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    return _table()[codes]
+    return class_table()[codes]
 
 
 def counts_of(text: str) -> list[int]:
@@ -43,13 +44,14 @@ def counts_of(text: str) -> list[int]:
 def ranges_of(major: str) -> str:
     """Return the characters whose category begins with one of the letters in `major`, as ranges of a pattern."""
     wanted = [place for place, category in enumerate(CATEGORIES) if category[0] in major]
-    inside = np.isin(_table(), [*wanted, *([SPACE] if "Z" in major else [])])
+    inside = np.isin(class_table(), [*wanted, *([SPACE] if "Z" in major else [])])
     edges = np.flatnonzero(np.diff(np.concatenate(([0], inside.astype(np.int8), [0]))))
     return "".join(f"\\U{first:08x}-\\U{end - 1:08x}" for first, end in zip(edges[::2], edges[1::2], strict=True))
 
 
 @cache
-def _table() -> NDArray[np.uint8]:
+def class_table() -> NDArray[np.uint8]:
+    """Return the class of every code point (1,114,112)."""
     place = {category: number for number, category in enumerate(CATEGORIES)}
     every = map(chr, range(sys.maxunicode + 1))
     return np.fromiter(

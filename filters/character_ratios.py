@@ -37,7 +37,7 @@ class CharacterRatios:
     name: ClassVar = "character_ratios"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
-    batch_size: ClassVar = 256
+    batch_size: ClassVar = 64
     columns: ClassVar = {
         "letter_ratio": pl.Float32(),
         "digit_ratio": pl.Float32(),

@@ -47,12 +47,12 @@ class Language:
     """
 
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.1
-    sample_bytes: Annotated[int, Field(ge=60)] = 600
+    sample_bytes: Annotated[int, Field(ge=60)] = 450
 
     name: ClassVar = "language"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
-    batch_size: ClassVar = 256
+    batch_size: ClassVar = 64
     columns: ClassVar = {"language": pl.String(), "language_confidence": pl.Float32()}
 
     @property

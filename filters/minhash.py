@@ -4,16 +4,15 @@ Alike is the Jaccard index J of their sets of shingles, runs of `shingle_units` 
 case, no punctuation; words, or characters where a script puts no spaces). The estimate's standard error is
 sqrt(J (1 - J) / num_permutations): at most .044 for 128, .035 at J = .8.
 
-Ours rather than a library's, because signatures lie on disk for years: datasketch and rensa have both changed what they
-compute between versions. A unit is hashed by BLAKE2b (64 bits), a shingle by a polynomial over its units, and place i of
-the signature is the least ((a_i * shingle + b_i) mod 2^64) >> 32, a_i odd, with a_i and b_i drawn by splitmix64 from the seed.
+Ours rather than a library's, because signatures lie on disk for years and have to be compared with those of later
+versions. A shingle is hashed as a polynomial over its units' hashes (`unit_hashes.py`); place i of the signature is the
+least (a_i * shingle + b_i) mod 2^32, a_i odd, with a_i and b_i drawn by splitmix64 from the seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from hashlib import blake2b
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,12 +23,10 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
-from tokenmill.filters.text_units import plain_units
+from tokenmill.filters.unit_hashes import hashed_units, splitmix64
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BASE = np.uint64(0xD1B54A32D192ED03)
-_BLOCK = 2048  # shingles times permutations at a time stay in the second-level cache
-_MOST_CACHED = 1_000_000
+_BLOCK_NUMBERS = 2**16  # of 4 bytes: what is mixed at a time stays in the second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +43,7 @@ class MinHash:
     name: ClassVar = "minhash"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
-    batch_size: ClassVar = 256
+    batch_size: ClassVar = 64
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -57,53 +54,35 @@ class MinHash:
         return fingerprint_of(self, weights=UNICODE)
 
     def score(self, batch: Sequence[str]) -> Columns:
-        """Sign texts; within a batch each different unit is hashed once."""
-        hashes: dict[str, int] = {}
-        return {"minhash": [self._signature(plain_units(text), hashes) for text in batch]}
+        """Sign texts; a text's signature does not depend on the others."""
+        return {"minhash": [self._signature(units) for units in hashed_units(batch)]}
 
-    def _signature(self, units: Sequence[str], hashes: dict[str, int]) -> list[int] | None:
-        if not units:
+    def _signature(self, units_N: NDArray[np.uint64]) -> list[int] | None:
+        if not len(units_N):
             return None
-        shingles = shingle_hashes(_hashed(units, hashes), self.shingle_units)
-        least: NDArray[np.uint32] = self._least(np.unique(shingles))
-        return least.tolist()  # type: ignore[no-any-return]
-
-    def _least(self, shingles_N: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        shingles_N = shingle_hashes(units_N, self.shingle_units)
         factors_P1, offsets_P1 = self._permutations
-        least_P = np.full(self.num_permutations, np.iinfo(np.uint64).max, np.uint64)
-        step = max(1, _BLOCK * 128 // self.num_permutations // 8)
+        least_P = np.full(self.num_permutations, np.iinfo(np.uint32).max, np.uint32)
+        step = max(1, _BLOCK_NUMBERS // self.num_permutations)
         for start in range(0, len(shingles_N), step):
-            mixed_PN = factors_P1 * shingles_N[start : start + step] + offsets_P1
+            mixed_PN = factors_P1 * shingles_N[start : start + step]
+            mixed_PN += offsets_P1
             np.minimum(least_P, mixed_PN.min(axis=1), out=least_P)
-        return (least_P >> np.uint64(32)).astype(np.uint32)
+        return least_P.tolist()  # type: ignore[no-any-return]
 
     @cached_property
-    def _permutations(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    def _permutations(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """Return a_i and b_i as columns (P, 1)."""
-        draws = splitmix64(np.uint64(self.seed) * _BASE + np.arange(2 * self.num_permutations, dtype=np.uint64))
-        factors, offsets = draws.reshape(2, -1)
-        return (factors | np.uint64(1))[:, None], offsets[:, None]
+        numbers = np.arange(2 * self.num_permutations, dtype=np.uint64)
+        draws = splitmix64(splitmix64(np.full(1, self.seed, np.uint64)) + numbers) >> np.uint64(32)
+        factors, offsets = draws.astype(np.uint32).reshape(2, -1)
+        return (factors | np.uint32(1))[:, None], offsets[:, None]
 
 
-def shingle_hashes(units_N: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
-    """Hash every run of `size` units, or the one shorter run that there is."""
+def shingle_hashes(units_N: NDArray[np.uint64], size: int) -> NDArray[np.uint32]:
+    """Hash every run of `size` units to 32 bits, or the one shorter run that there is."""
     size = min(size, len(units_N))
     hashed = np.zeros(len(units_N) - size + 1, np.uint64)
     for place in range(size):
         hashed = hashed * _BASE + units_N[place : place + len(hashed)]
-    return splitmix64(hashed)
-
-
-def splitmix64(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter numbers over 64 bits, one to one (Steele et al., 2014)."""
-    z = numbers + _GOLDEN
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return scattered
-
-
-def _hashed(units: Sequence[str], known: dict[str, int]) -> NDArray[np.uint64]:
-    for unit in set(units).difference(known):
-        known[unit] = int.from_bytes(blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-    return np.fromiter(map(known.__getitem__, units), np.uint64, len(units))
+    return (splitmix64(hashed) >> np.uint64(32)).astype(np.uint32)

@@ -58,7 +58,7 @@ class PersonalData:
     name: ClassVar = "personal_data"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
-    batch_size: ClassVar = 256
+    batch_size: ClassVar = 64
     columns: ClassVar = {column: pl.Int32() for column in COLUMNS.values()}
 
     @property

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
 from tokenmill.filters.text_units import units_of
+from tokenmill.filters.unit_hashes import splitmix64
 
 TOP, REPEATED = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -40,7 +41,7 @@ class Repetition:
     name: ClassVar = "repetition"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
-    batch_size: ClassVar = 256
+    batch_size: ClassVar = 64
     columns: ClassVar = {
         **{f"repeated_{what}_ratio": pl.Float32() for what in ("line", "line_char", "paragraph", "paragraph_char")},
         **{f"top_{n}gram_char_ratio": pl.Float32() for n in TOP},
@@ -95,7 +96,7 @@ def ngram_shares(texts: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     units = _numbered(texts)
     found: dict[str, list[float]] = {}
     place = np.arange(len(units.owner_N))
-    key = units.hashes_N + _mixed(units.owner_N.astype(np.uint64)) if len(place) else units.hashes_N
+    key = units.hashes_N + splitmix64(units.owner_N.astype(np.uint64)) if len(place) else units.hashes_N
     for n in (*TOP, *REPEATED):
         inside = place + n <= units.end_N[place]
         place, key = place[inside], key[inside]
@@ -123,18 +124,9 @@ def _numbered(texts: Sequence[Sequence[str]]) -> _Units:
     ends = np.cumsum(sizes)
     total = before[ends] - before[ends - sizes]
     return _Units(
-        hashes_N=_mixed(ids + np.uint64(2**32)), owner_N=owner, end_N=ends[owner], chars_N=chars, before_N=before,
+        hashes_N=splitmix64(ids + np.uint64(2**32)), owner_N=owner, end_N=ends[owner], chars_N=chars, before_N=before,
         total_T=np.maximum(total, 1).astype(np.float64),
     )  # fmt: skip
-
-
-def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scatter numbers over 64 bits (splitmix64), so that sums of products of them do not meet by chance."""
-    z = numbers * _BASE
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
-    return scattered
 
 
 def _in_groups_of_two(fresh: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -8,9 +8,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from typing import Any
 
-from tokenmill.filters.character_classes import UNSPACED, ranges_of
+import numpy as np
+from numpy.typing import NDArray
 
+from tokenmill.filters.character_classes import UNSPACED_RANGES, ranges_of
+
+UNSPACED = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in UNSPACED_RANGES)
 _SPACED_UNITS = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
@@ -23,6 +28,14 @@ def plain_units(text: str) -> list[str]:
     """Split a text into units that spelling does not change: NFKC, lower case, without punctuation and symbols."""
     folded = unicodedata.normalize("NFKC", text).lower()
     return _ascii_words().findall(folded) if folded.isascii() else _plain_pattern().findall(folded)
+
+
+def is_unspaced(codes: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Tell of code points whether they belong to a script without spaces."""
+    inside = np.zeros(len(codes), dtype=bool)
+    for first, last in UNSPACED_RANGES:
+        inside |= (codes >= first) & (codes <= last)
+    return inside
 
 
 @cache
