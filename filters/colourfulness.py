@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.scorer import Columns, Image, fingerprint_of
+from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
 from tokenmill.filters.shrink import shrink
 
 _OPPONENTS = np.array([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])  # red-green, yellow-blue
@@ -29,7 +29,7 @@ class Colourfulness:
     """Hasler–Süsstrunk colourfulness (Measuring colourfulness in natural images, 2003, eq. 1 with M^(3)).
 
     Args:
-        longest_side_px: pictures are shrunk to this before.
+        longest_side_px: pictures are shrunk to this before, JPEGs while they are decoded.
         monochrome_below: `colour_spread` (8-bit levels) below which a picture counts as monochrome; grey ones have 0,
             sepia JPEGs 2 to 10 (median 5), the palest of 12 colour photographs 9.4.
     """
@@ -38,18 +38,23 @@ class Colourfulness:
     monochrome_below: Annotated[float, Field(ge=0)] = 6.0
 
     name: ClassVar = "colourfulness"
-    version: ClassVar = 1
+    version: ClassVar = 2
     takes: ClassVar[Literal["image"]] = "image"
-    batch_size: ClassVar = 64
+    batch_size: ClassVar = 1
     columns: ClassVar = {"colourfulness": pl.Float32(), "colour_spread": pl.Float32(), "is_monochrome": pl.Boolean()}
 
     @property
     def fingerprint(self) -> str:
         return fingerprint_of(self)
 
-    def score(self, batch: Sequence[Image]) -> Columns:
-        """Score HWC images one by one."""
-        moments = [_moments(shrink(image, self.longest_side_px)) for image in batch]
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (View(longest_side_px=self.longest_side_px),)
+
+    def score(self, batch: Sequence[Picture]) -> Columns:
+        """Score pictures one by one."""
+        images = [picture.view(*self.views) for picture in batch]
+        moments = [_moments(shrink(image, self.longest_side_px)) for image in images]
         spreads = [_spread(covariance) for _, covariance in moments]
         return {
             "colourfulness": [_colourfulness(*moment) for moment in moments],

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.scorer import Columns, Image, fingerprint_of
+from tokenmill.filters.picture import BASE, luma_of
+from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
 
 _SIDE_PX, _LOW = 32, 8
 _FLAT = 1.0  # standard deviation of the 32 x 32 luma, in 8-bit levels
@@ -25,26 +26,26 @@ class PerceptualHash:
     """The hash as an unsigned 64-bit number, first row of the DCT in the high bits; compare by Hamming distance."""
 
     name: ClassVar = "perceptual_hash"
-    version: ClassVar = 1
+    version: ClassVar = 2
     takes: ClassVar[Literal["image"]] = "image"
-    batch_size: ClassVar = 64
+    batch_size: ClassVar = 1
+    views: ClassVar[tuple[View, ...]] = (BASE,)
     columns: ClassVar = {"phash": pl.UInt64()}
 
     @property
     def fingerprint(self) -> str:
         return fingerprint_of(self)
 
-    def score(self, batch: Sequence[Image]) -> Columns:
-        """Hash HWC images one by one."""
-        return {"phash": [perceptual_hash(image) for image in batch]}
+    def score(self, batch: Sequence[Picture]) -> Columns:
+        """Hash pictures one by one."""
+        return {"phash": [perceptual_hash(picture.view(BASE)) for picture in batch]}
 
 
 def perceptual_hash(image: Image) -> int | None:
     """Hash one HWC image; None when it has no structure to hash."""
     import cv2
 
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(luma_of(image), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     if small.std() < _FLAT:
         return None
     low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW]

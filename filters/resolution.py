@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from tokenmill.filters.scorer import Columns, Image, fingerprint_of
+from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class Resolution:
     name: ClassVar = "resolution"
     version: ClassVar = 1
     takes: ClassVar[Literal["image"]] = "image"
-    batch_size: ClassVar = 64
+    batch_size: ClassVar = 1
+    views: ClassVar[tuple[View, ...]] = ()
     columns: ClassVar = {
         "width_px": pl.Int32(),
         "height_px": pl.Int32(),
@@ -30,9 +31,9 @@ class Resolution:
     def fingerprint(self) -> str:
         return fingerprint_of(self)
 
-    def score(self, batch: Sequence[Image]) -> Columns:
-        """Read the sizes of HWC images."""
-        sizes = [image.shape[:2] for image in batch]
+    def score(self, batch: Sequence[Picture]) -> Columns:
+        """Read the sizes of pictures."""
+        sizes = [(picture.height_px, picture.width_px) for picture in batch]
         return {
             "width_px": [width for _, width in sizes],
             "height_px": [height for height, _ in sizes],

@@ -11,21 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
+from tokenmill.filters.picture import BASE, Image, Picture, View
 from tokenmill.manifests.identity import digest_of
 from tokenmill.plugins import build
 
-Image = NDArray[np.uint8]  # height, width, 3 channels (RGB)
+__all__ = ["BASE", "Columns", "Image", "Picture", "PreparedScorer", "Scorer", "View", "build_scorer"]
+
 Columns = Mapping[str, Sequence[Any]]  # column -> one value a sample, None where there is none
 
 ENTRY_POINT_GROUP = "tokenmill.scorers"
 BUILT_IN = {
     "resolution": "tokenmill.filters.resolution:Resolution",
+    "sha256": "tokenmill.filters.sha256:Sha256",
     "colourfulness": "tokenmill.filters.colourfulness:Colourfulness",
     "sharpness": "tokenmill.filters.sharpness:Sharpness",
+    "entropy": "tokenmill.filters.entropy:Entropy",
     "perceptual_hash": "tokenmill.filters.perceptual_hash:PerceptualHash",
     "text_coverage": "tokenmill.filters.text_coverage:TextCoverage",
     "text_statistics": "tokenmill.filters.text_statistics:TextStatistics",
@@ -51,14 +53,17 @@ class Scorer(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many samples a call gets; part of the fingerprint only where it can change a value."""
+        """How many samples a call gets, at most 64; part of the fingerprint only where it can change a value.
+
+        1: pictures are scored one by one in the threads that decode them.
+        """
 
     @property
     def fingerprint(self) -> str:
         """Hex sha256 over all that determines the values, see `fingerprint`."""
 
     def score(self, batch: Sequence[Any]) -> Columns:
-        """Score images (HWC uint8 RGB, any sizes, down to 1 x 1) or texts (str)."""
+        """Score pictures (`Picture`, any size, down to 1 x 1) or texts (str)."""
 
 
 @runtime_checkable
@@ -68,13 +73,23 @@ class PreparedScorer(Scorer, Protocol):
     `score(batch)` equals `score_prepared(prepare(batch))`.
     """
 
-    def prepare(self, batch: Sequence[Image]) -> Sequence[Image]:
-        """Resize images to what the model sees (HWC uint8, tens of kB each); no model is loaded for this."""
+    def prepare(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """Make of each sample what the model sees (HWC uint8, token ids: tens of kB); no model is loaded for this."""
         ...
 
-    def score_prepared(self, batch: Sequence[Image]) -> Columns:
+    def score_prepared(self, batch: Sequence[Any]) -> Columns:
         """Score what `prepare` returned."""
         ...
+
+
+def views_of(scorer: Scorer) -> tuple[View, ...]:
+    """Return what a scorer of pictures looks at: its attribute `views`, by default every pixel in colour."""
+    return tuple(getattr(scorer, "views", (View(),)))
+
+
+def reads_caption(scorer: Scorer) -> bool:
+    """Tell whether a scorer's values hang on captions too: its attribute `reads_caption`."""
+    return bool(getattr(scorer, "reads_caption", False))
 
 
 def build_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:

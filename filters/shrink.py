@@ -6,11 +6,11 @@ of 50 megapixels. Shrinking 12 megapixels takes 28 ms, after which colourfulness
 
 from __future__ import annotations
 
-from tokenmill.filters.scorer import Image
+from tokenmill.filters.picture import Image
 
 
 def shrink(image: Image, longest_side_px: int) -> Image:
-    """Scale HWC `image` so that its longest side is at most `longest_side_px`; smaller ones come back untouched."""
+    """Scale HWC or HW pixels to a longest side of at most `longest_side_px`; smaller ones come back untouched."""
     import cv2
 
     height, width = image.shape[:2]

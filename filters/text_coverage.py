@@ -20,7 +20,7 @@ import polars as pl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.scorer import Columns, Image, fingerprint_of
+from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
 from tokenmill.filters.shrink import shrink
 from tokenmill.filters.text_detector import text_boxes, weights_digest
 
@@ -36,7 +36,7 @@ class TextCoverage:
     longest_side_px: Annotated[int, Field(ge=32)] = 480
 
     name: ClassVar = "text_coverage"
-    version: ClassVar = 1
+    version: ClassVar = 2
     takes: ClassVar[Literal["image"]] = "image"
     batch_size: ClassVar = 16  # one by one all the same: batching gains nothing on a CPU
     columns: ClassVar = {"text_coverage": pl.Float32(), "text_boxes": pl.Int32()}
@@ -45,13 +45,17 @@ class TextCoverage:
     def fingerprint(self) -> str:
         return fingerprint_of(self, weights=weights_digest())
 
-    def score(self, batch: Sequence[Image]) -> Columns:
-        """Score HWC images one by one."""
+    @property
+    def views(self) -> tuple[View, ...]:
+        return (View(longest_side_px=self.longest_side_px),)
+
+    def score(self, batch: Sequence[Picture]) -> Columns:
+        """Score pictures one by one."""
         return self.score_prepared(self.prepare(batch))
 
-    def prepare(self, batch: Sequence[Image]) -> Sequence[Image]:
-        """Shrink images to `longest_side_px`."""
-        return [shrink(image, self.longest_side_px) for image in batch]
+    def prepare(self, batch: Sequence[Picture]) -> Sequence[Image]:
+        """Shrink pictures to `longest_side_px`, HWC."""
+        return [shrink(picture.view(*self.views), self.longest_side_px) for picture in batch]
 
     def score_prepared(self, batch: Sequence[Image]) -> Columns:
         """Score shrunken images."""

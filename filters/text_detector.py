@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
-from tokenmill.filters.scorer import Image
+from tokenmill.filters.picture import Image
 from tokenmill.manifests.identity import sha256_hex
 
 WEIGHTS = "PP-OCRv6_det_small.onnx"

@@ -6,8 +6,10 @@ row end the run: a wrong path or a broken decoder is not ten million bad samples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +19,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.pipelines.decode_image import decode_image
+from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice
 from tokenmill.pipelines.sources.source import Source, open_source
 
+S = TypeVar("S")
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 Found = tuple[bytes, str, str]  # what was read, its extension, the sha256 of the sample in the index
@@ -56,6 +60,7 @@ class SampleReader:
         self.name = name
         self._decoder: VideoDecoder | None = None
         self._failures = 0
+        self.read_s = 0.0  # spent waiting for bytes so far
 
     def close(self) -> None:
         if self._decoder is not None:
@@ -82,8 +87,47 @@ class SampleReader:
         def decode(found: Found) -> Pixels | SampleError:
             return _attempt(lambda: decode_image(self._payload(found), max_pixels=self.limits.max_pixels))
 
+        return self._counted(self.ahead(decode, self._found(piece, rows)))
+
+    def pictures(
+        self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `look(picture, seconds it took to decode)` to every picture of a slice; a clip's is its middle frame.
+
+        Pictures are looked at ahead, in the decoding threads.
+
+        What comes as SampleError could not be opened, or not be decoded as far as `BASE`.
+        """
+        if self.source.modality == "video":
+            mark, frames = time.perf_counter(), self.clips(rows, self.middle_frame)
+            digests, captions = rows["sha256"], rows["caption"]
+            for frame, sha256, caption in zip(frames, digests, captions, strict=True):
+                if isinstance(frame, SampleError):
+                    yield frame
+                else:
+                    yield look(Picture.of(frame, sha256=sha256, caption=caption), time.perf_counter() - mark)
+                mark = time.perf_counter()
+            return
+
+        def seen(item: tuple[Found, str | None]) -> T | SampleError:
+            mark = time.perf_counter()
+            picture = _attempt(self._picture, *item)
+            return picture if isinstance(picture, SampleError) else look(picture, time.perf_counter() - mark)
+
+        found = zip(self._found(piece, rows), rows["caption"], strict=True)
+        yield from self._counted(self.ahead(seen, found))
+
+    def ahead(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Apply a function in the decoding threads, in order."""
         threads = self.limits.threads
-        return self._counted(ordered_map(decode, self._found(piece, rows), threads=threads, window=4 * threads))
+        return ordered_map(function, items, threads=threads, window=4 * threads)
+
+    def _picture(self, found: Found, caption: str | None) -> Picture:
+        data = self._payload(found)
+        image = open_image(data, max_pixels=self.limits.max_pixels)
+        picture = Picture(partial(_decoded, image), *image.size, data=data, sha256=found[2], caption=caption)
+        picture.view(BASE)
+        return picture
 
     def clips(self, rows: pl.DataFrame, decode: Callable[[Path, dict[str, Any]], T]) -> Iterator[T | SampleError]:
         """Apply `decode(local path, row)` to every clip or video; a remote file is fetched once for its clips."""
@@ -103,7 +147,16 @@ class SampleReader:
         return np.ascontiguousarray(frames[0])
 
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
-        return zip(self._bytes(piece, rows), rows["extension"], rows["sha256"], strict=True)
+        return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)
+
+    def _timed(self, data: Iterator[bytes]) -> Iterator[bytes]:
+        while True:
+            mark = time.perf_counter()
+            one = next(data, None)
+            self.read_s += time.perf_counter() - mark
+            if one is None:
+                return
+            yield one
 
     def _payload(self, found: Found) -> bytes:
         """Return a sample's own bytes; raises SampleError if they are not those that were indexed."""
@@ -132,6 +185,14 @@ class SampleReader:
             if self._failures > self.limits.failure_budget:
                 raise RunError(f"{self.name}: {self._failures} samples failed in a row, the last with: {sample}")
             yield sample
+
+
+def _decoded(image: EncodedImage, kind: Kind, scale: int) -> Pixels:
+    """Decode a view; whatever hostile bytes make the decoder raise is a SampleError."""
+    pixels = _attempt(image, kind, scale)
+    if isinstance(pixels, SampleError):
+        raise pixels
+    return pixels
 
 
 def _attempt(function: Callable[..., T], *arguments: Any, **options: Any) -> T | SampleError:

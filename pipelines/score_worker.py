@@ -1,17 +1,20 @@
 """The worker of stage score: decode, cheap scorers and resizing first, then the models, then one table a scorer.
 
-In one process these are three calls in a row; as two operators they run where CPUs and where devices are. Chunks have
-at most 32 samples, so batches, and with them every value, are the same either way.
+A picture is opened once. The scorers without a gate look at it in the thread that decodes it, and its pixels are let go
+before the next one comes, so a unit's memory does not hang on how large its pictures are; gated scorers decode what
+they need of the few that come through. In one process `prepare`, `compute` and `complete` are three calls in a row; as
+two operators they run where CPUs and where devices are. Batches lie within a chunk, and a chunk is so many samples of
+the unit, so every value is the same either way.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import polars as pl
 
@@ -23,35 +26,11 @@ from tokenmill.manifests.records import Counts
 from tokenmill.pipelines.decoding import SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS, SampleSlice
+from tokenmill.pipelines.score_chunk import Chunk, Look, Looked, Part, Sheet, add_seconds
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass
 
-_CHUNK_ROWS = 32
-_CHUNK_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Some decoded samples on their way to the models: what is known of them, and what the models need to see.
-
-    `seen` maps a scorer to the samples it may score, by their place in the chunk, and what it takes of them: resized
-    pixels, or for a scorer that cannot resize beforehand and hangs on one that does, the whole sample.
-    """
-
-    keys: list[str]
-    errors: list[SampleError | None]
-    columns: dict[str, list[Any]]
-    seen: dict[str, dict[int, Any]]
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A chunk after the models: columns alone."""
-
-    keys: list[str]
-    errors: list[SampleError | None]
-    columns: dict[str, list[Any]]
-    seconds: dict[str, float]
+_CHUNK_ROWS = {"image": 64, "video": 64, "text": 256}  # a batch is never larger
+_CHUNK_BYTES = 128 * 2**20  # of encoded samples
 
 
 class ScoreWorker:
@@ -75,36 +54,33 @@ class ScoreWorker:
         """Decode a unit and run the scorers that need no model, chunk by chunk."""
         piece: SampleSlice = job.unit.payload["slice"]
         used = {name for scorer in self._wanted(job) for name in (scorer, *self._pass.needs[scorer])}
+        specs = [spec for spec in self._pass.specs if spec.name in used]
         rows = piece.read()
-        seconds: dict[str, float] = defaultdict(float)
-        first = 0
-        for samples in self._chunks(piece, rows, seconds):
-            keys = rows["key"].slice(first, len(samples)).to_list()
-            first += len(samples)
-            yield self._prepared(keys, samples, used, seconds)
-            seconds = defaultdict(float)
+        samples = self._samples(piece, rows, specs)
+        lengths = rows["length"].to_list() if "length" in rows.columns else [0] * rows.height  # a clip has none
+        for size in _chunk_sizes(lengths, _CHUNK_ROWS[self._pass.modality]):
+            keys, rows, read_s = rows["key"].head(size).to_list(), rows.slice(size), self._reader.read_s
+            chunk = self._prepared(keys, list(islice(samples, size)), specs)
+            add_seconds(chunk.sheet.seconds, "read", self._reader.read_s - read_s)
+            yield chunk
 
     def compute(self, chunk: Chunk) -> Part:
         """Run the models over what `prepare` left for them."""
-        seconds, columns = defaultdict(float, chunk.seconds), dict(chunk.columns)
         for spec in self._pass.specs:
             if spec.name in chunk.seen:
-                seen = chunk.seen[spec.name]
                 scorer = self._pass.scorers[spec.name]
-                score = scorer.score_prepared if isinstance(scorer, PreparedScorer) else scorer.score
-                self._score(spec, score, seen, columns, len(chunk.keys), seconds)
-        return Part(keys=chunk.keys, errors=chunk.errors, columns=columns, seconds=dict(seconds))
+                if isinstance(scorer, PreparedScorer):
+                    self._in_batches(spec, scorer.score_prepared, chunk.seen[spec.name], chunk.sheet, "model")
+                else:
+                    self._score(spec, chunk.seen[spec.name], chunk.sheet)
+        return chunk.sheet
 
     def complete(self, job: Job, parts: Sequence[Part]) -> JobResult:
         """Write the columns of all parts, one table and record a scorer."""
         started = time.perf_counter()
-        keys = [key for part in parts for key in part.keys]
-        errors = [error for part in parts for error in part.errors]
-        columns = {
-            name: [v for part in parts for v in part.columns[name]] for name in (parts[0].columns if parts else ())
-        }
-        outputs = [self._output(keys, errors, columns, name) for name in self._wanted(job)]
-        commits = [publish(job, target, output) for target, output in zip(job.targets, outputs, strict=True)]
+        commits = []
+        for target, name in zip(job.targets, self._wanted(job), strict=True):
+            commits.append(publish(job, target, self._output(parts, name)))
         seconds: Counter[str] = Counter()
         for part in parts:
             seconds.update(part.seconds)
@@ -114,97 +90,148 @@ class ScoreWorker:
     def _wanted(self, job: Job) -> list[str]:
         return [target.folder.config.settings["scorer"] for target in job.targets]
 
-    def _samples(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterable[Any]:
+    def _samples(
+        self, piece: SampleSlice, rows: pl.DataFrame, specs: Sequence[ScorerSpec]
+    ) -> Iterator[Looked | str | SampleError]:
         if self._pass.modality == "text":
             return self._reader.texts(piece, rows)
-        if self._pass.modality == "video":
-            return self._reader.clips(rows, self._reader.middle_frame)
-        return self._reader.images(piece, rows)
+        return self._reader.pictures(piece, rows, Look([self._pass.scorers[s.name] for s in specs if self._at_once(s)]))
 
-    def _chunks(self, piece: SampleSlice, rows: pl.DataFrame, seconds: dict[str, float]) -> Iterator[list[Any]]:
-        """Yield decoded samples some at a time: bounded memory, and borders that depend on the unit alone."""
-        chunk: list[Any] = []
-        size, mark = 0, time.perf_counter()
-        for sample in self._samples(piece, rows):
-            chunk.append(sample)
-            size += getattr(sample, "nbytes", 0)
-            if len(chunk) >= _CHUNK_ROWS or size >= _CHUNK_BYTES:
-                seconds["decode"] += time.perf_counter() - mark
-                yield chunk
-                chunk, size, mark = [], 0, time.perf_counter()
-        seconds["decode"] += time.perf_counter() - mark
-        if chunk:
-            yield chunk
+    def _at_once(self, spec: ScorerSpec) -> bool:
+        """Tell whether a scorer looks at every picture in the thread that decodes it."""
+        scorer = self._pass.scorers[spec.name]
+        if isinstance(scorer, PreparedScorer):
+            return not spec.when or spec.name in self._pass.late
+        return not spec.when and scorer.batch_size == 1
 
-    def _prepared(self, keys: list[str], samples: list[Any], used: set[str], seconds: dict[str, float]) -> Chunk:
+    def _prepared(
+        self, keys: list[str], samples: Sequence[Looked | str | SampleError], specs: Sequence[ScorerSpec]
+    ) -> Chunk:
         errors = [sample if isinstance(sample, SampleError) else None for sample in samples]
-        good = {index: samples[index] for index, error in enumerate(errors) if error is None}
-        columns: dict[str, list[Any]] = {}
+        sheet = Sheet(keys=keys, errors=errors)
+        good = {place: sample for place, sample in enumerate(samples) if not isinstance(sample, SampleError)}
         seen: dict[str, dict[int, Any]] = {}
-        for spec in self._pass.specs:
-            if spec.name not in used:
-                continue
+        for looked in good.values():
+            for what, seconds in looked.seconds.items() if isinstance(looked, Looked) else ():
+                add_seconds(sheet.seconds, what, seconds)
+        for spec in specs:
             scorer = self._pass.scorers[spec.name]
-            if isinstance(scorer, PreparedScorer) or spec.name in self._pass.late:
-                seen[spec.name] = self._small(spec, scorer, good, columns, seconds)
+            sheet.begin(scorer)
+            whole = {p: sample.picture if isinstance(sample, Looked) else sample for p, sample in good.items()}
+            if self._pass.modality != "text" and self._at_once(spec):
+                small = _gathered(spec.name, cast(Mapping[int, Looked], good), sheet)
+                if isinstance(scorer, PreparedScorer):
+                    seen[spec.name] = small
+            elif isinstance(scorer, PreparedScorer):
+                seen[spec.name] = self._small(spec, scorer, whole, sheet)
+            elif spec.name in self._pass.late:
+                seen[spec.name] = whole
             else:
-                self._score(spec, scorer.score, good, columns, len(samples), seconds)
-        return Chunk(keys=keys, errors=errors, columns=columns, seen=seen, seconds=dict(seconds))
+                self._score(spec, whole, sheet)
+        return Chunk(sheet=sheet, seen=seen)
 
     def _small(
-        self, spec: ScorerSpec, scorer: Scorer, good: Mapping[int, Any], columns: dict[str, list[Any]],
-        seconds: dict[str, float],
-    ) -> dict[int, Any]:  # fmt: skip
-        """Return what a scorer has to see, leaving out what its gate keeps back if that is known by now."""
-        known = spec.name not in self._pass.late
-        indexes = self._through_gate(spec, columns, list(good)) if known else list(good)
-        if not isinstance(scorer, PreparedScorer):
-            return {index: good[index] for index in indexes}
-        started = time.perf_counter()
-        small = scorer.prepare([good[index] for index in indexes])
-        seconds["resize"] += time.perf_counter() - started
-        return dict(zip(indexes, small, strict=True))
+        self, spec: ScorerSpec, scorer: PreparedScorer, samples: Mapping[int, Any], sheet: Sheet
+    ) -> dict[int, Any]:
+        """Return what a scorer's model has to see of the samples that come through its gate."""
+        places = list(samples) if spec.name in self._pass.late else self._through_gate(spec, sheet, list(samples))
+        if self._pass.modality != "text":
+            return self._looked_at(scorer, {place: samples[place] for place in places}, sheet)
+        mark = time.perf_counter()
+        small = scorer.prepare([samples[place] for place in places])
+        add_seconds(sheet.seconds, "resize", time.perf_counter() - mark)
+        return dict(zip(places, small, strict=True))
 
-    def _score(
-        self, spec: ScorerSpec, score: Callable[[list[Any]], Columns], seen: Mapping[int, Any],
-        columns: dict[str, list[Any]], num_samples: int, seconds: dict[str, float],
-    ) -> None:  # fmt: skip
-        """Add a scorer's columns: null where a sample failed or stays behind the gate."""
-        started = time.perf_counter()
+    def _score(self, spec: ScorerSpec, samples: Mapping[int, Any], sheet: Sheet) -> None:
+        """Run a scorer without a model over whole samples: pictures in threads, or in the batches it asks for."""
         scorer = self._pass.scorers[spec.name]
-        indexes = self._through_gate(spec, columns, list(seen))
-        for column in scorer.columns:
-            columns[column] = [None] * num_samples
-        for begin in range(0, len(indexes), scorer.batch_size):
-            some = indexes[begin : begin + scorer.batch_size]
-            for column, values in score([seen[index] for index in some]).items():
-                for index, value in zip(some, values, strict=True):
-                    columns[column][index] = value
-        kind = "model" if isinstance(scorer, PreparedScorer) else "score"  # two pools: who does it
-        seconds[f"{kind}:{spec.name}"] += time.perf_counter() - started
+        through = {place: samples[place] for place in self._through_gate(spec, sheet, list(samples))}
+        if self._pass.modality == "text":
+            self._in_batches(spec, scorer.score, through, sheet, "score")
+        elif scorer.batch_size == 1:
+            self._looked_at(scorer, through, sheet)
+        else:
+            for some in _batches(list(through), scorer.batch_size):
+                self._looked_at(scorer, {place: through[place] for place in some}, sheet, release=False)
+                faults = sheet.faults.get(spec.name, {})
+                decoded = {place: through[place] for place in some if place not in faults}
+                self._in_batches(spec, scorer.score, decoded, sheet, "score")
+                for picture in decoded.values():
+                    picture.release()
 
-    def _through_gate(self, spec: ScorerSpec, columns: Mapping[str, list[Any]], good: list[int]) -> list[int]:
-        if not spec.when or not good:
-            return good
-        known = self._pass.columns
-        frame = pl.DataFrame(dict(columns), schema={name: known[name] for name in columns}, strict=False)
-        passes = Gate.parse(spec.when, {name: known[name] for name in columns}).apply(frame)
-        return [index for index in good if passes[index]]
+    def _looked_at(
+        self, scorer: Scorer, pictures: Mapping[int, Any], sheet: Sheet, *, release: bool = True
+    ) -> dict[int, Any]:
+        """Let one scorer look at some pictures in the decoding threads; return what its model is to see of them."""
+        looked = list(self._reader.ahead(Look([scorer], release=release), pictures.values()))
+        for one in looked:
+            for what, seconds in one.seconds.items():
+                add_seconds(sheet.seconds, what, seconds)
+        return _gathered(scorer.name, dict(zip(pictures, looked, strict=True)), sheet)
 
-    def _output(
-        self, keys: Sequence[str], errors: Sequence[SampleError | None], columns: Mapping[str, list[Any]], name: str
-    ) -> UnitOutput:
+    def _in_batches(
+        self, spec: ScorerSpec, score: Callable[[list[Any]], Columns], seen: Mapping[int, Any], sheet: Sheet, kind: str
+    ) -> None:
+        """Add what a scorer says of the samples that come through its gate; the phase's name tells which pool it is."""
+        started = time.perf_counter()
+        for some in _batches(self._through_gate(spec, sheet, list(seen)), self._pass.scorers[spec.name].batch_size):
+            sheet.put(some, score([seen[place] for place in some]))
+        add_seconds(sheet.seconds, f"{kind}:{spec.name}", time.perf_counter() - started)
+
+    def _through_gate(self, spec: ScorerSpec, sheet: Sheet, places: list[int]) -> list[int]:
+        if not spec.when or not places:
+            return places
+        known = {name: self._pass.columns[name] for name in sheet.columns}
+        frame = pl.DataFrame(sheet.columns, schema=known, strict=False)
+        passes = Gate.parse(spec.when, known).apply(frame)
+        return [place for place in places if passes[place]]
+
+    def _output(self, parts: Sequence[Part], name: str) -> UnitOutput:
         schema = dict(self._pass.scorers[name].columns)
+        columns: dict[str, list[Any]] = {column: [v for p in parts for v in p.columns[column]] for column in schema}
+        errors = [
+            error or part.faults.get(name, {}).get(place) for part in parts for place, error in enumerate(part.errors)
+        ]
         failures = [failure_values("score", error) for error in errors]
         frame = pl.concat(
             [
-                pl.DataFrame({"key": keys}, schema={"key": pl.String}),
-                pl.DataFrame({c: columns.get(c, []) for c in schema}, schema=schema, strict=False),
+                pl.DataFrame({"key": [key for part in parts for key in part.keys]}, schema={"key": pl.String}),
+                pl.DataFrame(columns, schema=schema, strict=False),
                 pl.DataFrame(failures, schema=FAILURE_COLUMNS, orient="row"),
             ],
             how="horizontal",
         )
         failed = Counter(error.reason for error in errors if error)
-        kept = len(keys) - sum(failed.values())
-        counts = Counts(rows_in=len(keys), kept=kept, out=kept, failed=dict(sorted(failed.items())))
+        kept = len(errors) - sum(failed.values())
+        counts = Counts(rows_in=len(errors), kept=kept, out=kept, failed=dict(sorted(failed.items())))
         return UnitOutput(rows=frame, counts=counts, digests={"values": rows_digest(frame)})
+
+
+def _gathered(name: str, looked: Mapping[int, Looked], sheet: Sheet) -> dict[int, Any]:
+    """Put a scorer's values and faults into the sheet; return what its model is to see, by place."""
+    small: dict[int, Any] = {}
+    for place, one in looked.items():
+        if name in one.faults:
+            sheet.faults.setdefault(name, {})[place] = one.faults[name]
+        elif name in one.values:
+            sheet.put([place], one.values[name])
+        elif name in one.small:
+            small[place] = one.small[name]
+    return small
+
+
+def _batches(places: list[int], size: int) -> Iterator[list[int]]:
+    for begin in range(0, len(places), size):
+        yield places[begin : begin + size]
+
+
+def _chunk_sizes(lengths: Sequence[int], most_rows: int) -> Iterator[int]:
+    """Cut samples of these encoded sizes into chunks: a function of the unit alone."""
+    rows = size = 0
+    for length in lengths:
+        rows, size = rows + 1, size + length
+        if rows >= most_rows or size >= _CHUNK_BYTES:
+            yield rows
+            rows = size = 0
+    if rows:
+        yield rows
