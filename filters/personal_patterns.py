@@ -44,7 +44,9 @@ def find(text: str, phone_regions: Sequence[str]) -> list[Span]:
     return sorted(found, key=lambda span: span.start)
 
 
-_LETTER = "A-Za-z\u00c0-\u058f"  # scripts with spaces that addresses are written in; Han before an address is no part of it
+_LETTER = (
+    "A-Za-z\u00c0-\u058f"  # scripts with spaces that addresses are written in; Han before an address is no part of it
+)
 _EMAIL = re.compile(
     rf"(?<![{_LETTER}0-9._%+'-])[{_LETTER}0-9_%+'-][{_LETTER}0-9._%+'-]{{0,63}}@"
     rf"(?:[{_LETTER}0-9](?:[{_LETTER}0-9-]{{0,61}}[{_LETTER}0-9])?\.){{1,8}}[{_LETTER}]{{2,24}}(?![{_LETTER}0-9_])"

@@ -31,6 +31,15 @@ BUILT_IN = {
     "perceptual_hash": "tokenmill.filters.perceptual_hash:PerceptualHash",
     "text_coverage": "tokenmill.filters.text_coverage:TextCoverage",
     "text_statistics": "tokenmill.filters.text_statistics:TextStatistics",
+    "caption_quality": "tokenmill.filters.caption_quality:CaptionQuality",
+    "blocklist": "tokenmill.filters.blocklist:Blocklist",
+    "language": "tokenmill.filters.language:Language",
+    "repetition": "tokenmill.filters.repetition:Repetition",
+    "character_ratios": "tokenmill.filters.character_ratios:CharacterRatios",
+    "personal_data": "tokenmill.filters.personal_data:PersonalData",
+    "perplexity": "tokenmill.filters.perplexity:Perplexity",
+    "minhash": "tokenmill.filters.minhash:MinHash",
+    "text_blocklist": "tokenmill.filters.text_blocklist:TextBlocklist",
 }
 
 

@@ -43,9 +43,7 @@ def splitmix64(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return scattered
 
 
-def _span_hashes(
-    codes: NDArray[np.uint32], begins: NDArray[np.intp], ends: NDArray[np.intp]
-) -> NDArray[np.uint64]:
+def _span_hashes(codes: NDArray[np.uint32], begins: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.uint64]:
     """Hash codes[begin:end] of every span: the sum of (code + 1) * base^place, moved to place 0."""
     size = 1 << max(10, len(codes).bit_length())
     weighted = (codes.astype(np.uint64) + np.uint64(1)) * _powers(_BASE, size)[: len(codes)]
