@@ -1,7 +1,7 @@
 """Whether a picture's caption says anything: length, language, repetition, and the captions that are none.
 
-Of captions on the web a good part is file names, addresses, dates and `image may contain` boilerplate. Null wherever the
-source has no caption; a caption of white space is empty and has length 0.
+Of captions on the web a good part is file names, addresses, dates and `image may contain` boilerplate. Null wherever
+the source has no caption; a caption of white space is empty and has length 0.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.character_classes import CATEGORIES, SPACE, UNICODE, classes_of
+from tokenmill.filters.character_classes import CATEGORIES, SPACE, UNICODE, counts_of
 from tokenmill.filters.language import Language
 from tokenmill.filters.scorer import Columns, Picture, fingerprint_of
 from tokenmill.filters.text_units import plain_units, units_of
@@ -23,10 +22,13 @@ from tokenmill.filters.text_units import plain_units, units_of
 _LETTERS = [place for place, category in enumerate(CATEGORIES) if category[0] in "LM"]
 _CONTROL = CATEGORIES.index("Cc")
 _EXTENSIONS = "jpe?g|jpe|png|gif|webp|bmp|tiff?|heic|heif|avif|svg|raw|cr2|nef|arw|dng|psd|mp4|mov|pdf"
-_CAMERA = "img|dsc[fn]?|dscn|pict?|p|imag|image|photo|picture|pxl|mvimg|screenshot|screen shot|scan|fb_img|wp|sam|gopr|mg|vlcsnap"
+_CAMERA = (
+    "img|dsc[fn]?|dscn|pict?|p|imag|image|photo|picture|pxl|mvimg|screenshot|screen shot|scan|fb_img|wp|sam|gopr|mg|"
+    "vlcsnap"
+)
 _FILE_NAME = re.compile(
-    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})|_?(?:{_CAMERA})[\s_-]*[\d_-]{{2,}}(?:[\s_()-]*\w{{0,8}})?|[0-9a-f]{{16,}}"
-    r"|[\w-]*\d[\w-]*_[\w-]{0,200}|\d{5,}", re.IGNORECASE,
+    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})|_?(?:{_CAMERA})[\s_-]*[\d_-]{{2,}}(?:[\s_()-]*\w{{0,8}})?"
+    r"|[0-9a-f]{16,}|[\w-]*\d[\w-]*_[\w-]{0,200}|\d{5,}", re.IGNORECASE,
 )  # fmt: skip
 _URL = re.compile(
     r"(?:[a-z][a-z0-9+.-]{1,20}://|www\.)\S+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|io|co|de|fr|ru|cn|jp|uk)(?:/\S*)?",
@@ -98,7 +100,7 @@ def measured(caption: str) -> dict[str, Any]:
     folded = [unit.casefold() for unit in units]
     kind = kind_of(text)
     found = Language().score([text]) if kind in ("text", "boilerplate") else None
-    counts = np.bincount(classes_of(caption), minlength=SPACE + 1)
+    counts = counts_of(caption)
     visible = int(counts.sum() - counts[SPACE])
     return {
         "caption_chars": len(text),

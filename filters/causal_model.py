@@ -1,4 +1,4 @@
-"""A causal language model of Hugging Face as a judge of texts; safetensors only, no code of the model's folder is run."""
+"""A causal language model of Hugging Face as a judge of texts; safetensors only, and no code of its folder runs."""
 
 from __future__ import annotations
 

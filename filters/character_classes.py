@@ -33,12 +33,13 @@ UNSPACED_RANGES = (
 def classes_of(text: str) -> NDArray[np.uint8]:
     """Return the class of every character: its place in `CATEGORIES`, or `SPACE`."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    return class_table()[codes]
+    classes: NDArray[np.uint8] = class_table()[codes]
+    return classes
 
 
-def counts_of(text: str) -> list[int]:
+def counts_of(text: str) -> NDArray[np.intp]:
     """Count a text's characters by class."""
-    return np.bincount(classes_of(text), minlength=len(CATEGORIES) + 1).tolist()
+    return np.bincount(classes_of(text), minlength=SPACE + 1)
 
 
 def ranges_of(major: str) -> str:

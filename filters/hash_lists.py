@@ -1,7 +1,7 @@
-"""Lists of hashes that others keep: one hexadecimal hash a line; blank lines and lines that begin with `#` are left out.
+"""Lists of hashes that others keep: one hexadecimal hash a line; blank lines and `#` comments are skipped.
 
-Held as sorted numbers: a million SHA-256 take 32 MB. What a list says is part of a scorer's fingerprint, by the digest of
-its hashes, so a comment or another order changes nothing and another hash makes new columns.
+Held as sorted numbers: a million SHA-256 take 32 MB. What a list says is part of a scorer's fingerprint, by the
+digest of its hashes, so a comment or another order changes nothing and another hash makes new columns.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def identify(text: str) -> tuple[str | None, float | None]:
 
 
 def sampled(text: str, most_bytes: int) -> str:
-    """Return a text of at most `most_bytes` in UTF-8 as it is, of a longer one pieces of its beginning, middle and end."""
+    """Return a text of at most `most_bytes` in UTF-8 as it is, of a longer one its beginning, middle and end."""
     data = text.encode()
     if len(data) <= most_bytes:
         return text
@@ -98,7 +98,8 @@ def model_digest() -> str:
 def _model_path() -> Path:
     from py3langid.langid import MODEL_DIR, MODEL_FILE
 
-    return Path(MODEL_DIR) / MODEL_FILE
+    folder, file = Path(MODEL_DIR), str(MODEL_FILE)
+    return folder / file
 
 
 @cache

@@ -1,7 +1,7 @@
 """MinHash signatures: the share of equal places of two signatures estimates how alike two texts are (Broder, 1997).
 
-Alike is the Jaccard index J of their sets of shingles, runs of `shingle_units` units (`text_units.plain_units`: NFKC, lower
-case, no punctuation; words, or characters where a script puts no spaces). The estimate's standard error is
+Alike is the Jaccard index J of their sets of shingles, runs of `shingle_units` units (`text_units.plain_units`: NFKC,
+lower case, no punctuation; words, or characters where a script puts no spaces). The estimate's standard error is
 sqrt(J (1 - J) / num_permutations): at most .044 for 128, .035 at J = .8.
 
 Ours rather than a library's, because signatures lie on disk for years and have to be compared with those of later
@@ -68,7 +68,7 @@ class MinHash:
             mixed_PN = factors_P1 * shingles_N[start : start + step]
             mixed_PN += offsets_P1
             np.minimum(least_P, mixed_PN.min(axis=1), out=least_P)
-        return least_P.tolist()  # type: ignore[no-any-return]
+        return least_P.tolist()
 
     @cached_property
     def _permutations(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

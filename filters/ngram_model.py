@@ -1,7 +1,8 @@
 """An n-gram language model with back-off, read from the ARPA format that KenLM, SRILM and others write.
 
-Held as dictionaries, about 150 bytes an n-gram: for models of up to some ten million. KenLM's binary files are not read.
-A line of a text is a sentence, from `<s>` to `</s>`; words are what white space separates, as the model was trained.
+Held as dictionaries, about 150 bytes an n-gram: for models of up to some ten million. KenLM's binary files are not
+read. A line of a text is a sentence, from `<s>` to `</s>`; words are what white space separates, as the model was
+trained.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class NgramModel:
         return total * _LN10, number
 
     def _log10(self, words: Sequence[str], place: int) -> float:
-        """Return the probability of a word after those before it: of the longest n-gram known, with back-off weights."""
+        """Return the probability of a word after those before it: the longest n-gram known, with back-off weights."""
         weight = 0.0
         for start in range(max(0, place - self._order + 1), place + 1):
             found = self._entries.get(tuple(words[start : place + 1]))

@@ -1,8 +1,9 @@
 """How surprised a language model of your choice is by a text: low for prose like its training data, high for debris.
 
-The model is a causal language model of Hugging Face (a folder or a hub name, safetensors only) or an n-gram model in ARPA
-format, as KenLM and SRILM write it (a file that ends in .arpa or .arpa.gz). Perplexity is exp of the mean negative natural
-logarithm of a token's probability, so models with different tokens cannot be compared with each other.
+The model is a causal language model of Hugging Face (a folder or a hub name, safetensors only) or an n-gram model in
+ARPA format, as KenLM and SRILM write it (a file that ends in .arpa or .arpa.gz). Perplexity is exp of the mean
+negative natural logarithm of a token's probability, so models with different tokens cannot be compared with each
+other.
 """
 
 from __future__ import annotations

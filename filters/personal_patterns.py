@@ -165,6 +165,7 @@ def _valid_phones(candidate: str, regions: Sequence[str]) -> Iterator[tuple[int,
     """Yield the telephone numbers of a candidate: with a country code any valid one, without one well grouped ones."""
     import phonenumbers
 
+    tries: list[tuple[str | None, int]]
     if "+" in candidate:
         tries = [(None, phonenumbers.Leniency.VALID)]
     else:

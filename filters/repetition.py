@@ -1,11 +1,11 @@
 """How much of a text is said twice: Gopher's measures of repetition (Rae et al., arXiv 2112.11446, A.1.1, table A1).
 
-Gopher drops a text above: repeated lines .30, paragraphs .30, their characters .20 each; most frequent 2-, 3-, 4-gram .20,
-.18, .16; repeated 5- to 10-grams .15, .14, .13, .12, .11, .10. Those are for text with spaces: where characters are the
-units (`text_units.py`), ordinary prose repeats more, so take your own from the histogram in the report.
+Gopher drops a text above: repeated lines .30, paragraphs .30, their characters .20 each; most frequent 2-, 3-, 4-gram
+.20, .18, .16; repeated 5- to 10-grams .15, .14, .13, .12, .11, .10. Those are for text with spaces: where characters
+are the units (`text_units.py`), ordinary prose repeats more, so take your own from the histogram in the report.
 
-All texts of a batch are counted at once in numpy. An n-gram can only be repeated where its first n - 1 units are, so each
-round looks at what the last one left: nine lengths cost about as much as two.
+All texts of a batch are counted at once in numpy. An n-gram can only be repeated where its first n - 1 units are, so
+each round looks at what the last one left: nine lengths cost about as much as two.
 """
 
 from __future__ import annotations
@@ -81,26 +81,29 @@ def repeated_shares(parts: Sequence[str]) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Units:
-    """The units of all texts of a batch, one after the other (N), and which of the T texts each belongs to."""
+    """The units of all texts of a batch, one after the other (N), and which of the T texts each belongs to.
 
-    hashes_N: NDArray[np.uint64]
-    owner_N: NDArray[np.intp]
-    end_N: NDArray[np.intp]  # where the unit's text ends
-    chars_N: NDArray[np.intp]
-    before_N: NDArray[np.intp]  # characters before the unit, one more at the end
-    total_T: NDArray[np.float64]  # characters of each text, at least 1
+    All arrays have a number a unit, but `before` (N + 1) and `total` (T).
+    """
+
+    hashes: NDArray[np.uint64]
+    owner: NDArray[np.intp]
+    end: NDArray[np.intp]  # where the unit's text ends
+    chars: NDArray[np.intp]
+    before: NDArray[np.intp]  # characters before the unit, one more at the end
+    total: NDArray[np.float64]  # characters of each text, at least 1
 
 
 def ngram_shares(texts: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     """Return the n-gram columns of texts that are given as units."""
     units = _numbered(texts)
     found: dict[str, list[float]] = {}
-    place = np.arange(len(units.owner_N))
-    key = units.hashes_N + splitmix64(units.owner_N.astype(np.uint64)) if len(place) else units.hashes_N
+    place = np.arange(len(units.owner))
+    key = units.hashes + splitmix64(units.owner.astype(np.uint64)) if len(place) else units.hashes
     for n in (*TOP, *REPEATED):
-        inside = place + n <= units.end_N[place]
+        inside = place + n <= units.end[place]
         place, key = place[inside], key[inside]
-        key = key * _BASE + units.hashes_N[place + n - 1]
+        key = key * _BASE + units.hashes[place + n - 1]
         order = np.argsort(key, kind="stable")
         fresh = np.ones(len(order), dtype=bool)
         fresh[1:] = key[order[1:]] != key[order[:-1]]
@@ -124,8 +127,8 @@ def _numbered(texts: Sequence[Sequence[str]]) -> _Units:
     ends = np.cumsum(sizes)
     total = before[ends] - before[ends - sizes]
     return _Units(
-        hashes_N=splitmix64(ids + np.uint64(2**32)), owner_N=owner, end_N=ends[owner], chars_N=chars, before_N=before,
-        total_T=np.maximum(total, 1).astype(np.float64),
+        hashes=splitmix64(ids + np.uint64(2**32)), owner=owner, end=ends[owner], chars=chars, before=before,
+        total=np.maximum(total, 1).astype(np.float64),
     )  # fmt: skip
 
 
@@ -142,20 +145,20 @@ def _top_shares(units: _Units, sorted_place: NDArray[np.intp], fresh: NDArray[np
     counts = np.diff(np.append(begins, len(fresh)))
     begins, counts = begins[counts > 1], counts[counts > 1]
     first = sorted_place[begins]
-    chars = units.before_N[first + n] - units.before_N[first]
-    best = np.lexsort((chars, counts, units.owner_N[first]))  # the last of a text is its top
-    share = np.zeros(len(units.total_T))
-    share[units.owner_N[first][best]] = (counts * chars)[best]
-    return _list(np.minimum(share / units.total_T, 1))
+    chars = units.before[first + n] - units.before[first]
+    best = np.lexsort((chars, counts, units.owner[first]))  # the last of a text is its top
+    share = np.zeros(len(units.total))
+    share[units.owner[first][best]] = (counts * chars)[best]
+    return _list(np.minimum(share / units.total, 1))
 
 
 def _covered_shares(units: _Units, again: NDArray[np.intp], n: int) -> list[float]:
     """Return each text's share of characters in n-grams that begin at `again`, each character once."""
-    size = len(units.owner_N)
+    size = len(units.owner)
     steps = np.bincount(again, minlength=size + 1) - np.bincount(again + n, minlength=size + 1)
     covered = np.cumsum(steps[:size]) > 0
-    chars = np.bincount(units.owner_N, weights=units.chars_N * covered, minlength=len(units.total_T))
-    return _list(chars / units.total_T)
+    chars = np.bincount(units.owner, weights=units.chars * covered, minlength=len(units.total))
+    return _list(chars / units.total)
 
 
 def _list(values: NDArray[Any]) -> list[float]:

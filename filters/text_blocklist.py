@@ -1,8 +1,9 @@
 """Texts that must not be in: those on lists of hashes, as they are or however they are spelled, and words on lists.
 
-`text_sha256` lists hold the SHA-256 of a text in UTF-8; `plain_sha256` lists that of its plain units joined by single spaces
-(`text_units.plain_units`: NFKC, lower case, without punctuation; `plain_text` makes it). A word list has a word or phrase a
-line, compared in plain units, so `Foo-Bar` blocks `foo bar` and a Chinese word blocks its characters in a row.
+`text_sha256` lists hold the SHA-256 of a text in UTF-8; `plain_sha256` lists that of its plain units joined by single
+spaces (`text_units.plain_units`: NFKC, lower case, without punctuation; `plain_text` makes it). A word list has a
+word or phrase a line, compared in plain units, so `Foo-Bar` blocks `foo bar` and a Chinese word blocks its characters
+in a row.
 """
 
 from __future__ import annotations

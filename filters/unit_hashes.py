@@ -1,7 +1,8 @@
 """The plain units of texts as 64-bit hashes, all of a batch at once: 1 MB takes 40 ms, 5 times less than one by one.
 
-The units are those of `text_units.plain_units`. A unit's hash is the polynomial over its code points, taken from running
-sums (the base is odd, so its powers have inverses modulo 2^64), scattered by splitmix64. It is the same in every batch.
+The units are those of `text_units.plain_units`. A unit's hash is the polynomial over its code points, taken from
+running sums (the base is odd, so its powers have inverses modulo 2^64), scattered by splitmix64. It is the same in
+every batch.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tokenmill.errors import RecipeError
+from tokenmill.filters.personal_data import known_regions
+from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.filters.rules import Rules
 from tokenmill.filters.scenes import SceneSettings
 from tokenmill.manifests.plans import Plan
@@ -274,7 +276,19 @@ class Chain:
             fps=tokens.video.fps,
             max_seconds=tokens.video.max_seconds,
             licence=self.recipe.sources[name].licence,
+            mask=self.mask,
         )
+
+    @cached_property
+    def mask(self) -> PersonalMask | None:
+        """What replaces personal data in texts, checked; None where the recipe masks nothing."""
+        wanted = self.recipe.tokenize.mask
+        if not wanted.kinds:
+            return None
+        try:
+            return PersonalMask(kinds=wanted.kinds, phone_regions=known_regions(wanted.phone_regions))
+        except ValueError as error:
+            raise RecipeError(f"tokenize.mask.phone_regions: {error}") from error
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:

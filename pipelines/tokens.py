@@ -21,6 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
+from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.manifests.archive import ArchiveWriter, npy_bytes
 from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
@@ -58,6 +59,7 @@ class TokenSettings:
         min_area, max_area: pixels of a picture (or frame) after resizing; max_aspect: longer ones fail.
         fps: frames a second taken of a clip; max_seconds: only the clip's first so many seconds.
         licence: of the source, stored with every sample.
+        mask: replaces personal data in bodies and captions; None leaves them as they are.
     """
 
     modality: str
@@ -69,6 +71,7 @@ class TokenSettings:
     fps: float
     max_seconds: float
     licence: str = ""
+    mask: PersonalMask | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -78,6 +81,8 @@ class TokenSettings:
             "vocabulary": dict(self.vocabulary),
             "licence": self.licence,
         }
+        if self.mask is not None:
+            value["mask"] = self.mask.identity
         if self.modality != "text":
             value["vision"] = dict(self.vision)
             value["area"] = [self.min_area, self.max_area, self.max_aspect]
@@ -199,7 +204,10 @@ class TokenWorker:
             answered = table.filter(pl.col("fail_reason").is_null())
             captions = dict(answered.select("key", "captions").iter_rows())
             rows = rows.filter(pl.col("key").is_in(list(captions)))
-        samples = [_Sample(row=row, captions=captions.get(row["key"], ())) for row in rows.iter_rows(named=True)]
+        samples = [
+            _Sample(row=row, captions=[self._shown(text) for text in captions.get(row["key"], ())])
+            for row in rows.iter_rows(named=True)
+        ]
         self._fill(part, rows, samples)
         commit = self._write(job, part.carried(), samples)
         return JobResult(commits=(commit,), seconds=dict(self._seconds))
@@ -210,11 +218,15 @@ class TokenWorker:
                 if isinstance(text, SampleError):
                     sample.error = text
                 else:
-                    sample.body = text
+                    sample.body = self._shown(text)
         elif self._settings.modality == "image":
             self._encode_images(part, rows, samples)
         else:
             self._encode_clips(rows, samples)
+
+    def _shown(self, text: str) -> str:
+        """Return a text as the archive may hold it."""
+        return text if self._settings.mask is None else self._settings.mask(text)
 
     def _encode_images(self, part: Selected, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
         assert self._vision is not None

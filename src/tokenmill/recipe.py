@@ -161,11 +161,21 @@ class ClipSettings(Area):
     max_seconds: float = Field(default=20.0, gt=0)
 
 
+class MaskSettings(Section):
+    """Personal data that is replaced in every text before it is tokenized: `<EMAIL>`, `<PHONE>`, …."""
+
+    kinds: tuple[Literal["credentials", "secret", "email", "iban", "card", "ip", "phone"], ...] = ()
+    phone_regions: tuple[str, ...] = Field(
+        default=("US",), description="countries whose numbers are known without a country code"
+    )
+
+
 class TokenizeSettings(Section):
-    """Vocabulary and vision tokenizer."""
+    """Vocabulary, vision tokenizer, and what is masked in texts and captions."""
 
     vocabulary: dict[str, Any] = Field(default_factory=lambda: {"name": "bytes"})
     vision: VisionSettings = Field(default_factory=lambda: VisionSettings(name="scenes"))
+    mask: MaskSettings = Field(default_factory=MaskSettings)
     image: Area = Field(default_factory=Area)
     video: ClipSettings = Field(default_factory=ClipSettings)
 
