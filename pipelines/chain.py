@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.personal_data import known_regions
@@ -29,7 +30,7 @@ from tokenmill.pipelines.plan import run_plan
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
-from tokenmill.pipelines.score import score_work
+from tokenmill.pipelines.score import caption_score_work, score_work
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work
 from tokenmill.pipelines.sources.source import open_source
@@ -39,6 +40,7 @@ from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tok
 from tokenmill.recipe import FilterSettings, Recipe
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
+K = TypeVar("K")
 STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize", "plan")
 MODALITIES = ("image", "video", "text")
 
@@ -120,14 +122,17 @@ class Chain:
 
     @cached_property
     def score(self) -> dict[str, tuple[Snapshot, ...]]:
-        works = {
-            name: score_work(self.store, self.passes[self.modality[name]], self.pieces[name], self.limits,
-                             self._parents(name, self.ingest, self.split))
-            for name in self.recipe.sources
-            if self.passes[self.modality[name]].specs and self.pieces[name]
-        }  # fmt: skip
+        works = {}
+        for name in (name for name in self.recipe.sources if self.pieces[name]):
+            scoring, parents = self.passes[self.modality[name]], self._parents(name, self.ingest, self.split)
+            for describe in (score_work, caption_score_work):
+                work = describe(self.store, scoring, self.pieces[name], self.limits, parents)
+                if work.folders:
+                    works[name, describe.__name__] = work
         found = self._run("score", works)
-        return {name: found.get(name, ()) for name in self.recipe.sources}
+        return {
+            n: tuple(one for key, some in found.items() if key[0] == n for one in some) for n in self.recipe.sources
+        }
 
     @cached_property
     def passes(self) -> dict[str, ScoringPass]:
@@ -304,12 +309,10 @@ class Chain:
         found = [stage[name] for stage in stages if name in stage]
         return {snapshot.folder.config.stage: snapshot.digest for snapshot in found}
 
-    def _single(self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False) -> dict[str, Snapshot]:
+    def _single(self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False) -> dict[K, Snapshot]:
         return {name: snapshots[0] for name, snapshots in self._run(stage, works, inline=inline).items()}
 
-    def _run(
-        self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False
-    ) -> dict[str, tuple[Snapshot, ...]]:
+    def _run(self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False) -> dict[K, tuple[Snapshot, ...]]:
         options = self._run_options(stage)
         found = run_stage(stage, list(works.values()), replace(options, pool=None) if inline else options)
         return dict(zip(works, found, strict=True))

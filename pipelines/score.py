@@ -1,7 +1,8 @@
 """Stage score: samples → columns, one folder a scorer, one decode for all scorers that lack a unit.
 
 A gated scorer leaves null behind its gate; the cheap scorers its gate reads are run again beside it where they are not
-part of the pass, which costs less than reading their tables.
+part of the pass, which costs less than reading their tables. Scorers that read captions are works of their own: their
+units hang on the captions as well as on the bytes, so a changed caption costs nobody else anything.
 """
 
 from __future__ import annotations
@@ -22,13 +23,33 @@ from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pa
 def score_work(
     store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits, parents: Mapping[str, str]
 ) -> StageWork:
-    """Describe the scoring of one source."""
+    """Describe the scoring of one source by scorers that see nothing but the samples themselves."""
+    return _work(store, scoring, pieces, limits, parents, captions=False)
+
+
+def caption_score_work(
+    store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits, parents: Mapping[str, str]
+) -> StageWork:
+    """Describe the scoring of one source by scorers that read captions too, or hang on one that does."""
+    return _work(store, scoring, pieces, limits, parents, captions=True)
+
+
+def _work(
+    store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits,
+    parents: Mapping[str, str], *, captions: bool,
+) -> StageWork:  # fmt: skip
     source, settings = pieces[0].source, pieces[0].settings
-    folders = tuple(StageDir(store=store, source=source, config=scoring.config(spec, limits)) for spec in scoring.specs)
+    folders = tuple(
+        StageDir(store=store, source=source, config=scoring.config(spec, limits))
+        for spec in scoring.specs_that_read(captions)
+    )
     return StageWork(
-        title=f"score {source}",
+        title=f"score {source} captions" if captions else f"score {source}",
         folders=folders,
-        units=[Unit(inputs=(piece.reference("content"),), payload={"slice": piece}) for piece in pieces],
+        units=[
+            Unit(inputs=(piece.reference("rows" if captions else "content"),), payload={"slice": piece})
+            for piece in pieces
+        ],
         make_worker=partial(_make_worker, source, dict(settings), scoring.modality, scoring.specs, limits),
         parents=parents,
     )

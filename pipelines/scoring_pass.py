@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Gate, columns_of
-from tokenmill.filters.scorer import PreparedScorer, Scorer, build_scorer
+from tokenmill.filters.scorer import PreparedScorer, Scorer, build_scorer, reads_caption
 from tokenmill.manifests.stagedir import StageConfig
 from tokenmill.pipelines.decoding import DecodeLimits
 
@@ -44,6 +44,11 @@ class ScoringPass:
         """The scorers whose gate hangs on a scorer with a model: they come after it, in the second half."""
         models = {name for name, scorer in self.scorers.items() if isinstance(scorer, PreparedScorer)}
         return frozenset(name for name, needed in self.needs.items() if models.intersection(needed))
+
+    def specs_that_read(self, captions: bool) -> list[ScorerSpec]:
+        """Return the scorers whose values hang on captions, by themselves or by their gate, or those that don't."""
+        reading = {name for name, scorer in self.scorers.items() if reads_caption(scorer)}
+        return [spec for spec in self.specs if bool(reading & {spec.name, *self.needs[spec.name]}) is captions]
 
     def check_halves(self) -> None:
         """Raise RecipeError where whole pictures would have to travel to the models."""

@@ -113,7 +113,8 @@ def test_image_scorer_takes_any_size(name, size):
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     black = np.zeros((*size, 3), np.uint8)
     scorer = build_scorer(name)
-    table = pl.DataFrame(dict(scorer.score([Picture.of(noise), Picture.of(black)])), schema=dict(scorer.columns), strict=True)
+    scored = scorer.score([Picture.of(noise), Picture.of(black)])
+    table = pl.DataFrame(dict(scored), schema=dict(scorer.columns), strict=True)
     floats = table.select(pl.selectors.float())
     assert floats.width == 0 or floats.select(pl.all().is_finite().all()).row(0) == (True,) * floats.width
 

@@ -1,0 +1,192 @@
+"""Views of a picture: one rule for their scale, the bits Pillow gives, and the same faults for every view."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from tokenmill.errors import SampleError
+from tokenmill.filters.colourfulness import Colourfulness
+from tokenmill.filters.entropy import Entropy
+from tokenmill.filters.perceptual_hash import PerceptualHash
+from tokenmill.filters.picture import BASE, Picture, View, luma_of
+from tokenmill.filters.sharpness import Sharpness
+from tokenmill.pipelines.decode_image import decode_image, open_image
+
+JPEGS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive": {"progressive": True},
+    "coarse": {"quality": 10},
+    "restarts": {"restart_marker_rows": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    return Image.fromarray(skimage.data.astronaut()).resize((1150, 863), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind="JPEG", **options):
+    file = BytesIO()
+    image.save(file, kind, **{"quality": 90, **options})
+    return file.getvalue()
+
+
+def picture(data):
+    image = open_image(data, max_pixels=10**8)
+    return Picture(image, *image.size, data=data)
+
+
+def by_pillow(data, mode, scale):
+    image = Image.open(BytesIO(data))
+    image.draft(mode, tuple(side // scale for side in image.size))
+    return np.asarray(image.convert(mode))
+
+
+@pytest.mark.parametrize(
+    ("view", "size", "scale"),
+    [
+        (View(), (8000, 6000), 1),
+        (View(longest_side_px=512), (511, 300), 1),
+        (View(longest_side_px=512), (1023, 700), 1),
+        (View(longest_side_px=512), (1024, 700), 2),
+        (View(longest_side_px=512), (700, 2048), 4),
+        (View(longest_side_px=512), (4096, 4096), 8),
+        (View(longest_side_px=512), (65_000, 65_000), 8),
+        (View(longest_side_px=512), (4096, 127), 4),  # a side of 15 pixels would be too short
+        (View(longest_side_px=512), (4096, 20), 1),
+        (View(min_side_px=224), (4096, 500), 2),
+        (View(min_side_px=224), (4096, 447), 1),
+    ],
+)
+def test_view_of_a_size_has_the_largest_scale_that_leaves_enough_pixels(view, size, scale):
+    assert view.scale(*size) == view.scale(*size[::-1]) == scale
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_of_any_make_has_pillows_bits_at_every_scale(photograph, mode, options):
+    data = encoded(photograph, **options)
+    image = open_image(data, max_pixels=10**8)
+    for scale in (1, 2, 4, 8):
+        pixels = image("rgb" if mode == "RGB" else "luma", scale)
+        assert np.array_equal(pixels, by_pillow(data, mode, scale))
+        assert pixels.flags.c_contiguous
+
+
+def test_grey_jpeg_has_pillows_bits_at_every_scale(photograph):
+    data = encoded(photograph.convert("L"))
+    image = open_image(data, max_pixels=10**8)
+    for scale in (1, 2, 4, 8):
+        assert np.array_equal(image("luma", scale), by_pillow(data, "L", scale))
+        assert np.array_equal(image("rgb", scale), by_pillow(data, "L", scale)[..., None].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_picture_is_decoded_whole_for_every_view(photograph, kind):
+    data = encoded(photograph.convert("CMYK"), kind)
+    seen = picture(data)
+    assert seen.view(BASE).shape == (863, 1150, 3)
+    assert np.array_equal(seen.luma(), luma_of(seen.rgb()))
+
+
+def test_jpeg_stored_as_rgb_keeps_its_colours(photograph):
+    data = encoded(photograph, keep_rgb=True)
+    seen = picture(data)
+    assert np.array_equal(seen.rgb(), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+    assert np.abs(seen.luma().astype(int) - luma_of(seen.rgb())).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_every_view_and_the_size(photograph, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = picture(encoded(photograph.crop((0, 0, 1150, 862)), exif=exif))
+    assert (seen.height_px, seen.width_px) == seen.rgb().shape[:2]
+    turned = Image.fromarray(seen.rgb()).reduce(2)
+    difference = np.asarray(turned).astype(int) - seen.rgb(longest_side_px=512)
+    assert np.abs(difference).mean() < 3
+    assert seen.luma(longest_side_px=512).shape == seen.rgb(longest_side_px=512).shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_truncated_picture_fails_in_every_view(photograph, kind):
+    data = encoded(photograph, kind)[:-2000]
+    for view in (BASE, View(), View(kind="luma"), View(min_side_px=100)):
+        with pytest.raises(SampleError) as caught:
+            picture(data).view(view)
+        assert caught.value.reason in ("truncated", "corrupt")
+
+
+def test_jpeg_with_flipped_bytes_has_the_fate_that_pillow_gives_it(photograph):
+    sound = bytearray(encoded(photograph.resize((230, 172))))
+    random = np.random.default_rng(5)
+    fates = set()
+    for _ in range(300):
+        data = bytearray(sound)
+        for place in random.integers(2, len(data), size=3):
+            data[place] = random.integers(256)
+        fates.add(_fate(bytes(data)))
+    assert {"same", "failed"} <= fates and "other" not in fates
+
+
+def _fate(data):
+    try:
+        pixels = decode_image(data, max_pixels=10**7)
+    except SampleError:
+        pixels = None
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+        theirs = None if image.size != (230, 172) else np.asarray(image.convert("RGB"))
+    except Exception:
+        return "failed" if pixels is None else "other"
+    return "same" if pixels is None or theirs is None or np.array_equal(pixels, theirs) else "other"
+
+
+def test_picture_decodes_each_view_once_and_lets_go_of_large_ones():
+    calls = []
+
+    def decode(kind, scale):
+        calls.append((kind, scale))
+        return np.zeros((3000 // scale, 4000 // scale, 3), np.uint8)
+
+    seen = Picture(decode, 4000, 3000)
+    for _ in range(2):
+        seen.view(BASE), seen.rgb(), seen.rgb(longest_side_px=600)
+    assert calls == [("rgb", 4), ("rgb", 1)]
+    seen.release()
+    seen.view(BASE), seen.rgb()
+    assert calls == [("rgb", 4), ("rgb", 1), ("rgb", 1)]
+
+
+def test_exact_sharpness_is_that_of_every_pixel(photograph):
+    import cv2
+
+    data = encoded(photograph)
+    (exact,) = Sharpness(longest_side_px=None).score([picture(data)])["sharpness"]
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert exact == pytest.approx(cv2.Laplacian(grey, cv2.CV_64F).var(), rel=1e-6)
+
+
+def test_figures_of_scaled_views_stay_close_to_those_of_whole_pictures():
+    names = ["astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry"]
+    for name in names:
+        whole = Image.fromarray(getattr(skimage.data, name)()).resize((1200, 900), Image.Resampling.BICUBIC)
+        data = encoded(whole)
+        scaled, full = picture(data), Picture.of(decode_image(data, max_pixels=10**8))
+        assert scaled.view(BASE).shape[1] == 600
+        for scorer, column, tolerance in (
+            (Colourfulness(), "colourfulness", 1.0),
+            (Entropy(), "entropy_bits", 0.06),
+        ):
+            (a,), (b,) = scorer.score([scaled])[column], scorer.score([full])[column]
+            assert a == pytest.approx(b, abs=tolerance)
+        (a,), (b,) = PerceptualHash().score([scaled])["phash"], PerceptualHash().score([full])["phash"]
+        assert (a ^ b).bit_count() <= 2
