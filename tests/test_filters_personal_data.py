@@ -100,7 +100,9 @@ def test_mask_leaves_nothing_of_its_kinds_and_all_else_as_it_is():
     assert "https://<CREDENTIALS>@host.example/x" in masked
 
 
-PIECES = st.sampled_from([*(t for texts in HOLD.values() for t in texts), *HOLD_NOTHING, "@", ".", "-", " ", "1", "a", ":"])
+PIECES = st.sampled_from(
+    [*(t for texts in HOLD.values() for t in texts), *HOLD_NOTHING, "@", ".", "-", " ", "1", "a", ":"]
+)
 
 
 @given(st.lists(PIECES, max_size=8).map("".join))

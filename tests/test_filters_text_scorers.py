@@ -29,7 +29,9 @@ HOSTILE = [
     "x" * 1_000_000, "a " * 300_000, "中" * 100_000, "@." * 100_000, "+1" * 100_000, "-----BEGIN PRIVATE KEY-----" * 3_000,
 ]  # fmt: skip
 # What (scorer, version) gives for GOLDEN_TEXT. A change without a new version is a mistake.
-GOLDEN_TEXT = "# Der Hund\nDer Hund läuft. Der Hund läuft…\n- Post an a.b@example.org, 8.8.8.8\nDer Hund läuft. Der Hund läuft…\n"
+GOLDEN_TEXT = (
+    "# Der Hund\nDer Hund läuft. Der Hund läuft…\n- Post an a.b@example.org, 8.8.8.8\nDer Hund läuft. Der Hund läuft…\n"
+)
 GOLDEN = {
     ("language", 1): {"language": "de", "language_confidence": 0.6},
     ("repetition", 1): {
@@ -261,7 +263,9 @@ def test_minhash_does_not_see_case_punctuation_and_width():
 
 
 def test_minhash_of_this_version_gives_its_golden_values():
-    signature = build_scorer("minhash").score(["The quick brown fox jumps over the lazy dog. 敏捷的棕色狐狸"])["minhash"][0]
+    signature = build_scorer("minhash").score(["The quick brown fox jumps over the lazy dog. 敏捷的棕色狐狸"])[
+        "minhash"
+    ][0]
     assert signature[:3] == [63421489, 222935625, 235372580]
     other = build_scorer("minhash", {"seed": 2}).score(["The quick brown fox jumps over the lazy dog"])["minhash"][0]
     assert len(set(signature) & set(other)) < 5
@@ -298,5 +302,11 @@ def test_recipe_that_sets_a_text_scorer_wrongly_says_what_is_allowed(name, setti
 
 
 def test_fingerprint_of_a_text_scorer_covers_its_settings():
-    for name, settings in (("language", {"sample_bytes": 90}), ("minhash", {"seed": 5}), ("personal_data", {"phone_regions": ["GB"]})):
-        assert build_scorer(name, settings).fingerprint != build_scorer(name).fingerprint == build_scorer(name).fingerprint
+    for name, settings in (
+        ("language", {"sample_bytes": 90}),
+        ("minhash", {"seed": 5}),
+        ("personal_data", {"phone_regions": ["GB"]}),
+    ):
+        assert (
+            build_scorer(name, settings).fingerprint != build_scorer(name).fingerprint == build_scorer(name).fingerprint
+        )
