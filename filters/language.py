@@ -47,7 +47,7 @@ class Language:
     """
 
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.1
-    sample_bytes: Annotated[int, Field(ge=60)] = 450
+    sample_bytes: Annotated[int, Field(ge=60)] = 360
 
     name: ClassVar = "language"
     version: ClassVar = 1
