@@ -2,14 +2,15 @@
 
     python benchmarks/text_scorers.py [--json] [--megabytes 2] [--languages]
 
-The texts are the demo's: Python's manual and django's sentences in 14 scripts, about 1,000 bytes each. Every scorer gets
-32 texts a call, as the score stage gives them. `--languages` counts instead how many of django's sentences, in every
-language it has enough of, each installed identifier gets right (py3langid, fasttext, pycld2, lingua).
+The texts are the demo's: Python's manual and django's sentences in 14 scripts, about 1,000 bytes each. Every scorer
+gets 32 texts a call, as the score stage gives them. `--languages` counts instead how many of django's sentences, in
+every language it has enough of, each installed identifier gets right (py3langid, fasttext, pycld2, lingua).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -105,10 +106,8 @@ def measure(megabytes: float) -> dict[str, Any]:
         ours = seconds(build_scorer(name).score, texts)
         total += ours if name in TOGETHER else 0
         row = {"mb_per_s": round(size / ours, 2), "texts_per_s": round(len(texts) / ours)}
-        try:
+        with contextlib.suppress(ImportError, KeyError):  # a library that is not installed; no plain rival
             row["ratio_vs_plain"] = round(seconds(PLAIN[name], texts) / ours, 2)
-        except (ImportError, KeyError):
-            pass
         result["scorers"][name] = row
     result["together_mb_per_s"] = round(size / total, 2)
     return result

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
-from tokenmill.filters.unit_hashes import hashed_units, splitmix64
+from tokenmill.filters.unit_hashes import hashed_plain_units, splitmix64
 
 _BASE = np.uint64(0xD1B54A32D192ED03)
 _BLOCK_NUMBERS = 2**16  # of 4 bytes: what is mixed at a time stays in the second-level cache
@@ -55,7 +55,7 @@ class MinHash:
 
     def score(self, batch: Sequence[str]) -> Columns:
         """Sign texts; a text's signature does not depend on the others."""
-        return {"minhash": [self._signature(units) for units in hashed_units(batch)]}
+        return {"minhash": [self._signature(units) for units in hashed_plain_units(batch)]}
 
     def _signature(self, units_N: NDArray[np.uint64]) -> list[int] | None:
         if not len(units_N):

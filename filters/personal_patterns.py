@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -86,6 +87,7 @@ _ISSUERS = re.compile(
 _IPV4 = re.compile(r"(?<![A-Za-z0-9_.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9_]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{6,39}(?![A-Za-z0-9_:])")
 _DIGITS = re.compile(r"\d+")
+_MOST_DIGITS = 17
 _MOST_GROUPS = 8  # of digits in a telephone number; more is a row of a table
 _PHONE = re.compile(r"(?<![A-Za-z0-9_.,+])(?:\+|\(\+?)?\d(?:[ \u00a0().\-/\u2010-\u2015]{0,3}\d){6,16}(?![A-Za-z0-9_])")
 
@@ -154,11 +156,22 @@ def _identifies(candidate: str) -> bool:
 
 
 def _phones(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
+    fewest = min(map(_fewest_digits, regions), default=_MOST_DIGITS + 1)
     for match in _PHONE.finditer(text):
-        if len(_DIGITS.findall(match.group())) > _MOST_GROUPS:
+        groups = _DIGITS.findall(match.group())
+        if len(groups) > _MOST_GROUPS or ("+" not in match.group() and sum(map(len, groups)) < fewest):
             continue
         for start, end in _valid_phones(match.group(), regions):
             yield match.start() + start, match.start() + end
+
+
+@cache
+def _fewest_digits(region: str) -> int:
+    """Return how many digits the shortest number of a country has, its area code included."""
+    from phonenumbers import PhoneMetadata
+
+    described = PhoneMetadata.metadata_for_region(region).general_desc
+    return min(length for length in described.possible_length if length > 0)
 
 
 def _valid_phones(candidate: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:

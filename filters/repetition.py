@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,8 +21,7 @@ from numpy.typing import NDArray
 
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
-from tokenmill.filters.text_units import units_of
-from tokenmill.filters.unit_hashes import splitmix64
+from tokenmill.filters.unit_hashes import hashed_units, splitmix64
 
 TOP, REPEATED = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -61,7 +59,7 @@ class Repetition:
             "repeated_line_char_ratio": [share for _, share in lines],
             "repeated_paragraph_ratio": [share for share, _ in paragraphs],
             "repeated_paragraph_char_ratio": [share for _, share in paragraphs],
-            **ngram_shares([units_of(text) for text in batch]),
+            **ngram_shares(batch),
         }
 
 
@@ -94,9 +92,9 @@ class _Units:
     total: NDArray[np.float64]  # characters of each text, at least 1
 
 
-def ngram_shares(texts: Sequence[Sequence[str]]) -> dict[str, list[float]]:
-    """Return the n-gram columns of texts that are given as units."""
-    units = _numbered(texts)
+def ngram_shares(texts: Sequence[str]) -> dict[str, list[float]]:
+    """Return the n-gram columns of texts."""
+    units = _placed(texts)
     found: dict[str, list[float]] = {}
     place = np.arange(len(units.owner))
     key = units.hashes + splitmix64(units.owner.astype(np.uint64)) if len(place) else units.hashes
@@ -116,18 +114,14 @@ def ngram_shares(texts: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     return found
 
 
-def _numbered(texts: Sequence[Sequence[str]]) -> _Units:
-    number: dict[str, int] = {}
-    flat = list(chain.from_iterable(texts))
-    ids = np.fromiter((number.setdefault(unit, len(number)) for unit in flat), np.uint64, len(flat))
-    chars = np.fromiter(map(len, flat), np.intp, len(flat))
-    sizes = np.fromiter(map(len, texts), np.intp, len(texts))
-    owner = np.repeat(np.arange(len(texts)), sizes)
-    before = np.concatenate(([0], np.cumsum(chars)))
-    ends = np.cumsum(sizes)
-    total = before[ends] - before[ends - sizes]
+def _placed(texts: Sequence[str]) -> _Units:
+    found = hashed_units(texts)
+    before = np.concatenate(([0], np.cumsum(found.chars)))
+    ends = np.cumsum(found.sizes)
+    owner = np.repeat(np.arange(len(texts)), found.sizes)
+    total = before[ends] - before[ends - found.sizes]
     return _Units(
-        hashes=splitmix64(ids + np.uint64(2**32)), owner=owner, end=ends[owner], chars=chars, before=before,
+        hashes=found.hashes, owner=owner, end=ends[owner], chars=found.chars, before=before,
         total=np.maximum(total, 1).astype(np.float64),
     )  # fmt: skip
 

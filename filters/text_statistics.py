@@ -10,14 +10,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import polars as pl
 
+from tokenmill.filters.character_classes import CATEGORIES, counts_of
 from tokenmill.filters.scorer import Columns, fingerprint_of
 
 _SCRIPTS = {"CJK": "HAN", "HIRAGANA": "KANA", "KATAKANA": "KANA", "KATAKANA-HIRAGANA": "KANA"}
 _SCRIPT_SAMPLE_CHARS = 2000
+_SYMBOLS = [place for place, category in enumerate(CATEGORIES) if category[0] in "PSCZ"]  # white space is apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def _measure(text: str) -> dict[str, Any]:
     words = text.split()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     visible = sum(map(len, words))
-    symbols = sum(1 for char in text if not (char.isalnum() or char.isspace() or unicodedata.category(char)[0] == "M"))
+    symbols = int(counts_of(text)[_SYMBOLS].sum())
     return {
         "num_chars": len(text),
         "num_words": len(words),
@@ -65,8 +68,13 @@ def _measure(text: str) -> dict[str, Any]:
 def _script(text: str) -> str | None:
     """Name the commonest script among the first letters, from their Unicode names; None without letters."""
     letters = [char for char in text[:_SCRIPT_SAMPLE_CHARS] if char.isalpha()]
-    scripts = Counter(unicodedata.name(char, "UNKNOWN").split(" ", 1)[0] for char in letters)
+    scripts = Counter(map(_first_word_of_name, letters))
     if not scripts:
         return None
     first = min(scripts, key=lambda script: (-scripts[script], script))
     return _SCRIPTS.get(first, first).lower()
+
+
+@lru_cache(maxsize=100_000)
+def _first_word_of_name(char: str) -> str:
+    return unicodedata.name(char, "UNKNOWN").split(" ", 1)[0]

@@ -38,7 +38,7 @@ ngram 2=4
 
 @pytest.fixture(scope="module")
 def texts():
-    return [document["text"][:300] for document in english()][:9] + ["", "x", "a dog"]
+    return [*[document["text"][:300] for document in english()][:9], "", "x", "a dog"]
 
 
 @pytest.fixture(scope="module")
@@ -181,5 +181,5 @@ def test_ngram_model_that_is_missing_or_cut_is_named(tmp_path):
     path.write_bytes(gzip.compress(ARPA.encode())[:50])
     with pytest.raises(RecipeError, match=r"cut.arpa.gz' cannot be read"):
         build_scorer("perplexity", {"model": str(path)}).score(["a"])
-    with pytest.raises(RecipeError, match="model: Field required|missing"):
+    with pytest.raises(RecipeError, match="model"):
         build_scorer("perplexity", {})

@@ -1,4 +1,4 @@
-"""Scorers of texts on real texts: Python's manual, django's catalogues in 22 languages, and texts made to break them."""
+"""Scorers of texts on real texts: Python's manual, django's catalogues in 27 languages, and texts to break them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from tokenmill.filters.character_classes import classes_of
 from tokenmill.filters.language import sampled
 from tokenmill.filters.scorer import build_scorer
 from tokenmill.filters.text_units import plain_units, units_of
-from tokenmill.filters.unit_hashes import hashed_units
+from tokenmill.filters.unit_hashes import hashed_plain_units, hashed_units
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.recipe import check_recipe
 
 NAMES = ["language", "repetition", "character_ratios", "personal_data", "minhash"]
-LANGUAGES = "ar bg bn cs de el es fa fr he hi hu it ja ka ko nl pl pt ru sv ta th tr uk vi zh_Hans".split()
+LANGUAGES = (
+    "ar", "bg", "bn", "cs", "de", "el", "es", "fa", "fr", "he", "hi", "hu", "it", "ja", "ka", "ko", "nl", "pl", "pt",
+    "ru", "sv", "ta", "th", "tr", "uk", "vi", "zh_Hans",
+)  # fmt: skip
 HOSTILE = [
-    "", " \n\t", "a", "1", "\u0301", "\x00\x01\x1b[0m", "\u202e\u200d\ufeff", "\U0010ffff", "…", "@", "a@", "://:@", "\r\n" * 9,
-    "x" * 1_000_000, "a " * 300_000, "中" * 100_000, "@." * 100_000, "+1" * 100_000, "-----BEGIN PRIVATE KEY-----" * 3_000,
+    "", " \n\t", "a", "1", "\u0301", "\x00\x01\x1b[0m", "\u202e\u200d\ufeff", "\U0010ffff", "…", "@", "a@", "://:@",
+    "\r\n" * 9, "x" * 1_000_000, "a " * 300_000, "中" * 100_000, "@." * 100_000, "+1" * 100_000,
+    "-----BEGIN PRIVATE KEY-----" * 3_000,
 ]  # fmt: skip
 # What (scorer, version) gives for GOLDEN_TEXT. A change without a new version is a mistake.
 GOLDEN_TEXT = (
@@ -121,9 +125,15 @@ def test_character_classes_are_those_of_python(text):
 @given(st.lists(st.text(), min_size=1, max_size=3))
 def test_hashed_units_are_the_plain_units(texts):
     known = {}
-    for text, hashes in zip(texts, hashed_units(texts), strict=True):
+    for text, hashes in zip(texts, hashed_plain_units(texts), strict=True):
         for unit, value in zip(plain_units(text), hashes.tolist(), strict=True):
             assert known.setdefault(unit, value) == value
+    found = hashed_units(texts)
+    units = [unit for text in texts for unit in units_of(text)]
+    assert [len(units_of(text)) for text in texts] == found.sizes.tolist()
+    assert [len(unit) for unit in units] == found.chars.tolist()
+    for unit, value in zip(units, found.hashes.tolist(), strict=True):
+        assert known.setdefault(unit, value) == value
     assert len(set(known.values())) == len(known)
 
 
