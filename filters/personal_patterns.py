@@ -35,7 +35,10 @@ def find(text: str, phone_regions: Sequence[str]) -> list[Span]:
     """
     found: list[Span] = []
     taken = bytearray()
+    has_numbers = bool(_SEVEN_DIGITS.search(text))
     for kind in KINDS:
+        if kind in ("card", "phone") and not has_numbers:
+            continue
         spans = _phones(text, phone_regions) if kind == "phone" else _FINDERS[kind](text)
         for start, end in spans:
             taken = taken or bytearray(len(text))
@@ -86,10 +89,13 @@ _ISSUERS = re.compile(
 )
 _IPV4 = re.compile(r"(?<![A-Za-z0-9_.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9_]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?=[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{6,39}(?![A-Za-z0-9_:])")
+_TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_SEPARATORS = r"[ \u00a0().\-/\u2010-\u2015]{0,3}"
+_SEVEN_DIGITS = re.compile(rf"\d(?:{_SEPARATORS}\d){{6}}")
 _DIGITS = re.compile(r"\d+")
 _MOST_DIGITS = 17
 _MOST_GROUPS = 8  # of digits in a telephone number; more is a row of a table
-_PHONE = re.compile(r"(?<![A-Za-z0-9_.,+])(?:\+|\(\+?)?\d(?:[ \u00a0().\-/\u2010-\u2015]{0,3}\d){6,16}(?![A-Za-z0-9_])")
+_PHONE = re.compile(rf"(?<![A-Za-z0-9_.,+])(?:\+|\(\+?)?\d(?:{_SEPARATORS}\d){{6,16}}(?![A-Za-z0-9_])")
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
@@ -143,7 +149,7 @@ def _luhn(digits: str) -> bool:
 def _ips(text: str) -> Iterator[tuple[int, int]]:
     if text.count(".") >= 3:
         yield from (match.span() for match in _IPV4.finditer(text) if _identifies(match.group()))
-    if text.count(":") >= 2:
+    if _TWO_COLONS.search(text):
         yield from (match.span() for match in _IPV6.finditer(text) if _identifies(match.group()))
 
 
