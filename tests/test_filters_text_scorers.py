@@ -20,6 +20,8 @@ from tokenmill.filters.scorer import build_scorer
 from tokenmill.filters.text_units import plain_units, units_of
 from tokenmill.filters.unit_hashes import hashed_plain_units, hashed_units
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.report_data import Run
+from tokenmill.pipelines.report_scores import scores_section
 from tokenmill.recipe import check_recipe
 
 NAMES = ["language", "repetition", "character_ratios", "personal_data", "minhash"]
@@ -295,6 +297,8 @@ def test_minhash_column_keeps_its_type_through_a_run(tmp_path):
     text = json.loads((tmp_path / "data" / "text" / "texts.jsonl").read_bytes().split(b"\n")[0])["text"]
     assert good["minhash"][0].to_list() == score("minhash", text)["minhash"]
     assert sum(commit.counts.kept for commit in chain.select["text"].commits) == 9
+    histograms = str(scores_section(Run(chain)))
+    assert "language_confidence" in histograms and "minhash" not in histograms  # a vector has none
 
 
 @pytest.mark.parametrize(
