@@ -28,6 +28,7 @@ from tokenmill.filters.text_units import plain_units, units_of
 CHUNK = 32
 TOGETHER = ("language", "repetition", "character_ratios", "personal_data", "minhash")
 _LEAST_CHARS, _LEAST_SENTENCES, _PIECE = 20, 25, 8
+_LEFT_OUT = ("ia", "io", "nn")  # constructed languages but Esperanto; the second Norwegian
 _SAME = {"zh_Hans": "zh", "zh_Hant": "zh", "nb": "no", "nn": "no", "iw": "he"}
 
 
@@ -122,7 +123,8 @@ def sentences() -> Iterator[tuple[str, list[str]]]:
             for old, new in read_catalogue(path.read_bytes()).items():
                 if new != old and len(new) >= _LEAST_CHARS and not re.search(r"[%{<\0\n]|_\(", new):
                     found[new] = None
-        if len(found) >= _LEAST_SENTENCES and len(folder.name.partition("_")[2]) != 2:
+        language, _, variant = folder.name.partition("_")
+        if len(found) >= _LEAST_SENTENCES and len(language) == 2 and len(variant) != 2 and language not in _LEFT_OUT:
             yield folder.name, list(found)
 
 

@@ -1,18 +1,17 @@
 """Which language a text is in, by py3langid: its model (140 languages, 4.6 MB) comes in the wheel.
 
-Compared on one core with 4,186 single sentences (20 characters and more) and 1,379 pieces of eight sentences in 71
+Compared on one core with 4,546 single sentences (20 characters and more) and 1,478 pieces of eight sentences in 77
 languages, from django's message catalogues (`benchmarks/text_scorers.py --languages`; software texts, which may flatter
 a library that learned from such):
 
-    library                licence             MB    sentences right, MB/s    pieces right, MB/s    lacks of the 71
-    py3langid 0.4          BSD-3               4.6   .936   1.4               .984   2.5            none
-    fastText lid.176.ftz   MIT, CC-BY-SA-3     1     .836   3.9               .958   5.7            none
-    pycld2 0.42            Apache-2.0          14    .886   4.5               raises on some        none
-    lingua 2.1 (Rust)      Apache-2.0          96    .818   0.1               .851   0.5            nine
-    lingua, low accuracy   Apache-2.0          96    .758   0.4               .851   0.5            nine
+    library                licence             MB    sentences right, MB/s    pieces right, MB/s
+    py3langid 0.4          BSD-3               4.6   .907   1.4               .965   2.5
+    fastText lid.176.ftz   MIT, CC-BY-SA-3     1     .792   3.9               .934   5.7
+    lingua 2.1 (Rust)      Apache-2.0          96    .736   0.1               .807   0.5
+    pycld2 0.42            Apache-2.0          14    raises on some valid texts
 
-py3langid's confidence says what it promises: of the sentences at .5 to .6, 81 % are right, at .8 and more 99.8 %.
-It reads a byte at a time in Python, so of a long text only a sample is read.
+py3langid's confidence says what it promises: of sentences at .5 to .6, 81 % are right, at .8 and more 99.8 %. It reads
+a byte at a time in Python, so of a long text only a sample is read.
 """
 
 from __future__ import annotations

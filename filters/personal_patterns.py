@@ -176,8 +176,9 @@ def _fewest_digits(region: str) -> int:
     """Return how many digits the shortest number of a country has, its area code included."""
     from phonenumbers import PhoneMetadata
 
-    described = PhoneMetadata.metadata_for_region(region).general_desc
-    return min(length for length in described.possible_length if length > 0)
+    plan = PhoneMetadata.metadata_for_region(region)
+    described = plan.general_desc if plan else None
+    return min((length for length in (described.possible_length if described else ()) if length > 0), default=1)
 
 
 def _valid_phones(candidate: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
