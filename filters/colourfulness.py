@@ -29,12 +29,13 @@ class Colourfulness:
     """Hasler–Süsstrunk colourfulness (Measuring colourfulness in natural images, 2003, eq. 1 with M^(3)).
 
     Args:
-        longest_side_px: pictures are averaged to this (to less than twice as much) before.
+        longest_side_px: pictures are averaged to this (to less than twice as much) before; on 240 pictures of a
+            megapixel the figure keeps its rank (0.9998) down to here.
         monochrome_below: `colour_spread` (8-bit levels) below which a picture counts as monochrome; grey ones have 0,
             sepia JPEGs 2 to 10 (median 5), the palest of 12 colour photographs 9.4.
     """
 
-    longest_side_px: Annotated[int, Field(ge=16)] = 256
+    longest_side_px: Annotated[int, Field(ge=16)] = 128
     monochrome_below: Annotated[float, Field(ge=0)] = 6.0
 
     name: ClassVar = "colourfulness"

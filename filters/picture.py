@@ -113,15 +113,17 @@ class _Frame:
 
 
 def reduced(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Average blocks of factor x factor pixels; what is left over at the right and below is cut off."""
-    if factor == 1:
-        return image
+    """Halve pixels (HWC or HW) as often as `factor`, a power of two, says; odd last rows and columns are cut off.
+
+    By halves, because blocks of 2 x 2 are averaged in 0.1 ms where blocks of 4 x 4 take 0.5 (a quarter megapixel).
+    """
     import cv2
 
-    height, width = (side // factor for side in image.shape[:2])
-    whole = image[: height * factor, : width * factor]
-    found: NDArray[np.uint8] = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
-    return found
+    while factor > 1:
+        height, width = (side // 2 for side in image.shape[:2])
+        image = cv2.resize(image[: height * 2, : width * 2], (width, height), interpolation=cv2.INTER_AREA)
+        factor //= 2
+    return image
 
 
 def luma_of(image: Image) -> Luma:

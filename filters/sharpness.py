@@ -71,5 +71,6 @@ def _scaled(luma: Luma, longest_side_px: int) -> Luma:
 def _laplacian_variance(luma: Luma) -> float:
     import cv2
 
-    _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
-    return float(deviation[0, 0]) ** 2
+    edges = cv2.Laplacian(luma, cv2.CV_16S)
+    mean = cv2.sumElems(edges)[0] / edges.size  # sums of whole numbers, exact; a third of meanStdDev's time
+    return float(max(cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - mean**2, 0.0))

@@ -23,5 +23,6 @@ def shrink(image: Image, longest_side_px: int) -> Image:
 
 
 def reduce_to(image: Image, longest_side_px: int) -> Image:
-    """Average whole blocks of pixels until the longest side is below twice `longest_side_px`: 20 times faster."""
-    return reduced(image, max(1, min(max(image.shape[:2]) // longest_side_px, min(image.shape[:2]))))
+    """Halve pixels while the longest side stays at least `longest_side_px`: 20 times faster than `shrink`."""
+    factor = min(max(image.shape[:2]) // longest_side_px, min(image.shape[:2]))
+    return reduced(image, 1 << max(0, factor.bit_length() - 1))
