@@ -21,6 +21,7 @@ from tokenmill.filters.text_units import plain_units, units_of
 
 _LETTERS = [place for place, category in enumerate(CATEGORIES) if category[0] in "LM"]
 _CONTROL = CATEGORIES.index("Cc")
+_LANGUAGE = Language()
 _EXTENSIONS = "jpe?g|jpe|png|gif|webp|bmp|tiff?|heic|heif|avif|svg|raw|cr2|nef|arw|dng|psd|mp4|mov|pdf"
 _CAMERA = (
     "img|dsc[fn]?|dscn|pict?|p|imag|image|photo|picture|pxl|mvimg|screenshot|screen shot|scan|fb_img|wp|sam|gopr|mg|"
@@ -79,7 +80,7 @@ class CaptionQuality:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(self, weights=f"{UNICODE} {Language().fingerprint}")
+        return fingerprint_of(self, weights=f"{UNICODE} {_LANGUAGE.fingerprint}")
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Measure the captions of pictures; the pictures are not looked at."""
@@ -99,7 +100,7 @@ def measured(caption: str) -> dict[str, Any]:
     units = units_of(text)
     folded = [unit.casefold() for unit in units]
     kind = kind_of(text)
-    found = Language().score([text]) if kind in ("text", "boilerplate") else None
+    found = _LANGUAGE.score([text]) if kind in ("text", "boilerplate") else None
     counts = counts_of(caption)
     visible = int(counts.sum() - counts[SPACE])
     return {

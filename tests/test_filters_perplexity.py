@@ -9,10 +9,13 @@ import shutil
 
 import polars as pl
 import pytest
+from tests import tiny
 
 from tokenmill.demo.text_lines import english
 from tokenmill.errors import RecipeError
 from tokenmill.filters.scorer import PreparedScorer, build_scorer
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.recipe import check_recipe
 
 ARPA = """\\data\\
 ngram 1=6
@@ -149,6 +152,24 @@ def test_perplexity_of_an_ngram_model_follows_the_back_off(tmp_path, name):
         pytest.approx(10 ** (-known / 3)), pytest.approx(10 ** (-backed_off / 5)), None, None,
     ]  # fmt: skip
     assert found["perplexity_tokens"].to_list() == [3, 5, 0, 0]
+
+
+def test_perplexity_behind_a_gate_is_null_and_the_rest_is_scored(tmp_path):
+    tiny.write_data(tmp_path / "data")
+    path = arpa(tmp_path / "model.arpa")
+    scorers = {"text_statistics": {}, "perplexity": {"model": path, "when": "num_chars >= 300"}}
+    value = tiny.recipe(tmp_path / "data", str(tmp_path / "root"), {"filter.text.scorers": scorers}, sources=["text"])
+    chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
+    tables = {}
+    for snapshot in chain.score["text"]:
+        rows = [snapshot.folder.read_rows(commit) for commit in snapshot.commits]
+        tables[snapshot.folder.config.settings["scorer"]] = pl.concat(rows).filter(pl.col("fail_reason").is_null())
+    found = tables["text_statistics"].join(tables["perplexity"], on="key")
+    assert found.height == 9 and 0 < found["perplexity"].null_count() < 9
+    assert found.filter((pl.col("num_chars") >= 300) != pl.col("perplexity").is_not_null()).is_empty()
+    lines = (tmp_path / "data" / "text" / "texts.jsonl").read_bytes().splitlines()
+    text = json.loads(lines[-1])["text"]
+    assert found["perplexity"][-1] == table(build_scorer("perplexity", {"model": path}), [text])["perplexity"][0]
 
 
 def test_perplexity_in_lower_case_reads_folded_text(tmp_path):
