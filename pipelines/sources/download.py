@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import random
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from tokenmill.pipelines.sources.polite_hosts import PoliteHosts
 from tokenmill.pipelines.sources.safe_addresses import PrivateAddressError, parse_networks, socket_maker
 
 _LONGEST_URL = 8192
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
 _CHUNK_BYTES = 65_536
 _EXPECTED_BYTES = 2**18  # of a picture, until its server says or sends more
 _DNS_THREADS, _DNS_CACHE_S = 32, 300
@@ -184,7 +186,7 @@ def parsed_url(text: str) -> URL:
         raise SampleError("bad_url", "empty, too long, or with control characters")
     try:
         url = URL(text, encoded=text.isascii() and " " not in text)
-        usable = url.scheme in ("http", "https") and bool(url.host) and url.port is not None
+        usable = url.scheme in ("http", "https") and _HOST.fullmatch(url.raw_host or "") and url.port is not None
     except ValueError as error:
         raise SampleError("bad_url", "not a URL") from error
     if not usable:
