@@ -475,6 +475,69 @@ def test_sample_on_a_takedown_list_is_not_asked_for(tmp_path, server):
     assert [request.path for request in server.asked()] == ["/b"]
 
 
+def test_columns_that_have_our_names_for_something_else_are_kept_under_another(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    folder = _table(
+        tmp_path / "raw",
+        url=["https://example.org/page"],
+        image=[server.url("/a")],
+        key=["000000001"],
+        status=["failed_to_download"],
+        title=["t"],
+    )
+    (row,) = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(folder, url_field="image")))
+    assert json.loads(row["metadata"]) == {
+        "url": server.url("/a"),
+        "image": server.url("/a"),
+        "original_url": "https://example.org/page",
+        "original_key": "000000001",
+        "original_status": "failed_to_download",
+        "title": "t",
+        "status": "success",
+        "http_status": 200,
+        "sha256": hashlib.sha256(_jpeg(1)).hexdigest(),
+    }
+
+
+def test_keys_captions_and_metadata_of_urls_arrive_in_the_token_archives(tmp_path, server):
+    from tests import tiny
+
+    from tokenmill.pipelines.chain import Chain, ChainOptions
+    from tokenmill.recipe import check_recipe
+
+    urls = [server.url(f"/{number}.png") for number in range(4)]
+    server.answers |= {f"/{number}.png": sends(picture(number)) for number in range(4)}
+    folder = _table(tmp_path / "raw", url=urls, caption=["one", "two", "three", "four"], name=["a.b", "c/d", "e", "f"])
+    value = {**tiny.RECIPE, "root": str(tmp_path / "root"), "sources": {"web": _settings(folder, key_field="name")}}
+    value["filter"] = {"image": {"scorers": {"resolution": {}}, "rules": {"size": "min_side_px >= 48"}}}
+    (snapshot,) = Chain(recipe=check_recipe(value, "r"), options=ChainOptions(quiet=True)).snapshots("tokenize")
+    found = {}
+    for commit in snapshot.commits:
+        archive = snapshot.folder.store.local_path(snapshot.folder.at(commit.data.name))
+        for sample in webdataset.WebDataset(str(archive), shardshuffle=False).decode():
+            found[sample["json"]["key"]] = sample["json"]
+    assert set(found) == {"a.b", "c/d", "e", "f"}
+    assert found["a.b"]["caption"] == "one"
+    assert all(url in json.dumps(sample) for url, sample in zip(urls, found.values(), strict=True))
+
+
+def test_rewrite_after_a_takedown_leaves_no_journal(tmp_path):
+    from tokenmill.manifests.takedowns import Takedowns
+    from tokenmill.pipelines.sources.journal import Journal
+    from tokenmill.pipelines.sources.source import IndexRow
+    from tokenmill.pipelines.takedown_rewrite import rewrite
+
+    folder = _table(tmp_path / "raw", url=["http://127.0.0.1:9/a"])
+    root = open_store(str(tmp_path / "root"))
+    snapshot = _ingest(root, _settings(folder, tries=1))
+    journal = Journal(root, snapshot.folder.at("journal/other-unit.0"))
+    rows = [IndexRow(key=str(n), path="p", payload=b"x" * 9, sha256="") for n in range(256)]
+    assert len(list(journal.kept(iter(rows)))) == 256
+    assert [name for name in root.names() if "/journal/" in name]
+    rewrite(root, Takedowns(frozenset({Identifier(kind="key", value="0")})), {("web", "0")})
+    assert not [name for name in root.names() if "/journal/" in name]
+
+
 def test_machine_without_a_network_stops_the_run_and_records_nothing(tmp_path):
     urls = [f"http://127.0.0.{2 + number % 20}:9/{number}" for number in range(150)]
     with pytest.raises(RunError, match=r"hosts in a row could not be reached"):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tokenmill.pipelines.sources.download import Fetched
     from tokenmill.pipelines.sources.download_thread import DownloadThread
 
-_OURS = ("url", "status", "http_status", "sha256")
+_OURS = ("key", "url", "status", "http_status", "sha256")  # what the json of a picture says besides the table's columns
 _WINDOW_ROWS = 1024  # under way or waiting to be packed: many hosts at once, even where neighbours share one
 _OFFLINE_ROWS, _OFFLINE_HOSTS = 100, 10
 _UNREACHED = ("dns", "connect", "timeout")
@@ -156,7 +156,7 @@ class UrlTables:
             return _Pending(IndexRow(key=key, path=path, error=columns), {})
         key = text_or_none(columns.get(self.fields.get("key_field", ""))) or key
         url = text_or_none(columns.get(self.fields["url_field"])) or ""
-        metadata = {f"original_{n}" if n in _OURS[1:] else n: value for n, value in columns.items()} | {"url": url}
+        metadata = _described(columns, key, url)
         caption = text_or_none(columns.get(self.fields["caption_field"]))
         row = IndexRow(key=key, path=path, caption=caption, metadata=metadata_text(metadata))
         refusal = self._refusal(row, url, seen, context)
@@ -187,6 +187,13 @@ class UrlTables:
             yield _succeeded(pending, fetched)
         finally:
             thread.release(len(fetched.payload))
+
+
+def _described(columns: Mapping[str, Any], key: str, url: str) -> dict[str, Any]:
+    """Return all columns of a table and the URL; a column that has one of our names for something else is renamed."""
+    ours = {"key": key, "url": url}
+    named = ((f"original_{n}" if n in _OURS and value != ours.get(n) else n, value) for n, value in columns.items())
+    return {**dict(named), "url": url}
 
 
 def _succeeded(pending: _Pending, fetched: Fetched) -> IndexRow:
