@@ -517,8 +517,10 @@ def test_keys_captions_and_metadata_of_urls_arrive_in_the_token_archives(tmp_pat
         for sample in webdataset.WebDataset(str(archive), shardshuffle=False).decode():
             found[sample["json"]["key"]] = sample["json"]
     assert set(found) == {"a.b", "c/d", "e", "f"}
-    assert found["a.b"]["caption"] == "one"
-    assert all(url in json.dumps(sample) for url, sample in zip(urls, found.values(), strict=True))
+    assert (found["a.b"]["captions"], found["a.b"]["source_caption"]) == (["one"], "one")
+    for url, name in zip(urls, ("a.b", "c/d", "e", "f"), strict=True):
+        assert (found[name]["metadata"]["url"], found[name]["metadata"]["name"]) == (url, name)
+        assert found[name]["metadata"]["status"] == "success"
 
 
 def test_rewrite_after_a_takedown_leaves_no_journal(tmp_path):
