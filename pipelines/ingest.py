@@ -21,7 +21,7 @@ import polars as pl
 from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.identity import digest_of_rows
-from tokenmill.manifests.records import Counts
+from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
@@ -83,6 +83,8 @@ class IngestWorker:
         store = target.folder.store
         journal = None
         if isinstance(self._source, FetchingSource):
+            if target.attempt and (before := _settled(target, job.unit)) is not None:
+                return JobResult(commits=(before,))
             journal = Journal(store, target.folder.at(f"{JOURNAL}/{job.unit.name}.{target.attempt}"))
         with ExitStack() as stack:
             found = stack.enter_context(closing(self._rows(job, target, journal)))
@@ -166,6 +168,13 @@ def index_record(row: IndexRow) -> tuple[Any, ...]:
     if row.error is not None:
         failure = ("ingest", row.error.reason, row.error.message, row.error.transient)
     return (*place, row.sha256, row.caption, row.metadata, *failure)
+
+
+def _settled(target: Target, unit: Unit) -> Commit | None:
+    """Return the record of the attempt before, if none of its failures may pass: nearly every unit has a 404."""
+    commit = target.folder.read_commit(unit.name, target.attempt - 1)
+    failures = target.folder.read_rows(commit, ["fail_transient"])
+    return None if failures["fail_transient"].any() else commit
 
 
 def _known(journal: Journal, target: Target, unit: Unit) -> Iterator[IndexRow | None]:

@@ -464,6 +464,17 @@ def test_retry_that_changes_nothing_asks_again_and_leaves_the_record(tmp_path, s
     assert after.digest == before.digest
 
 
+def test_retry_of_a_unit_whose_failures_all_last_reads_no_archive(tmp_path, server):
+    server.answers |= {"/a": sends(_jpeg(1)), "/b": status(404)}
+    folder = _table(tmp_path / "raw", url=[server.url("/a"), server.url("/b")])
+    root = open_store(str(tmp_path / "root"))
+    before = _ingest(root, _settings(folder))
+    server.forget()
+    root.delete(before.folder.at(before.commits[0].data.name))  # reading it would fail
+    assert _ingest(root, _settings(folder), retry_failed=True).digest == before.digest
+    assert not server.asked()
+
+
 def test_sample_on_a_takedown_list_is_not_asked_for(tmp_path, server):
     server.answers |= {"/a": sends(_jpeg(1)), "/b": sends(_jpeg(2))}
     folder = _table(tmp_path / "raw", url=[server.url("/a"), server.url("/b")], caption=["one", "two"])

@@ -19,7 +19,7 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.sources.image_bytes import image_extension
 from tokenmill.pipelines.sources.metadata import metadata_text, text_or_none
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
-from tokenmill.pipelines.sources.tables import ARROW, JSON_LINES, PARQUET, Row, matching, table_rows, table_shape
+from tokenmill.pipelines.sources.tables import ARROW, JSON_LINES, PARQUET, Row, matching, table_columns, table_rows
 
 Strings = Literal["base64", "path"]
 
@@ -67,7 +67,7 @@ class ParquetRows:
         return matching(list_files(self.store, self.suffixes), self.patterns)
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
-        columns = None if self.suffixes is JSON_LINES else table_shape(self.store, file.path).columns
+        columns = table_columns(self.store, file.path)
         if columns is not None and self.column not in columns:
             raise RunError(f"{file.path}: no column {self.column!r}; it has: {', '.join(columns)}")
         for number, row in table_rows(self.store, file.path):

@@ -74,6 +74,16 @@ def table_shape(store: Store, path: str) -> TableShape:
         return TableShape(sum(1 for fields in reader if fields), columns)
 
 
+def table_columns(store: Store, path: str) -> tuple[str, ...] | None:
+    """Return a table's columns without reading its rows; raises RunError naming the file when it cannot be read."""
+    with _opened(store, path) as stream:
+        if path.endswith(PARQUET):
+            return tuple(pq.ParquetFile(stream).schema_arrow.names)
+        if path.endswith(ARROW):
+            return tuple(_arrow_batches(stream)[0].names)
+        return None if path.endswith(JSON_LINES) else tuple(next(_separated(stream, path), []))
+
+
 def table_rows(store: Store, path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Row]]:
     """Yield (number, row) of the rows [start, end) of a table; a row that cannot be parsed is a SampleError.
 
