@@ -91,16 +91,18 @@ class PictureServer:
         with self._lock:
             count = sum(other.path == handler.path for other in self.requests)
             self.requests.append(request)
+        handler.seen = request  # type: ignore[attr-defined]
         try:
             self.answers.get(handler.path, status(404))(handler, count)
         finally:
-            request.ended = time.monotonic()
+            request.ended = request.ended or time.monotonic()
 
 
 def answer(
     handler: Handler, code: int, data: bytes = b"", headers: Iterable[tuple[str, str]] = (), length: int | None = None
 ) -> None:
     """Send an answer; `length` is what its Content-Length claims (the connection ends where that is not true)."""
+    handler.seen.ended = time.monotonic()  # type: ignore[attr-defined]  # before the client can ask for the next
     handler.send_response(code)
     for name, value in headers:
         handler.send_header(name, value)

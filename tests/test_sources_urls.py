@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import socket
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -198,36 +199,39 @@ def test_opt_out_header_is_read_as_it_is_meant(line, found):
     assert opted_out([line]) == found
 
 
-@pytest.mark.parametrize("fault", [status(503, ("Retry-After", "1")), resets, sends(b"x" * 10, length=500)])
-def test_fault_that_passes_is_tried_again(tmp_path, server, fault):
-    server.answers["/a"] = first(2, fault, sends(_jpeg(1)))
-    (row,) = _fetched(tmp_path, [server.url("/a")], tries=3)
+@pytest.mark.parametrize(
+    ("fault", "pause_s"),
+    [(status(503, ("Retry-After", "1")), 1), (status(500), 0), (resets, 0), (sends(b"x" * 10, length=500), 0)],
+)
+def test_fault_that_passes_is_tried_again(tmp_path, server, fault, pause_s):
+    server.answers["/a"] = first(1, fault, sends(_jpeg(1)))
+    (row,) = _fetched(tmp_path, [server.url("/a")], tries=2)
     assert row["fail_reason"] is None
-    one, two, _ = server.asked("/a")
-    if fault is not resets:
-        assert two.started - one.started < 5
-    if "Retry-After" in str(fault.__closure__):
-        assert two.started - one.started >= 1
+    one, two = server.asked("/a")
+    assert two.started - one.started >= pause_s
 
 
-def test_fault_that_does_not_pass_is_transient_and_a_long_retry_after_is_not_waited_for(tmp_path, server):
-    server.answers |= {
-        "/busy": status(503),
-        "/quiet": status(429, ("Retry-After", "3600")),
-        "/reset": resets,
-        "/short": sends(b"x" * 10, length=500),
-        "/slow": slowly(_jpeg(1), 1.0),
-    }
-    hosts = itertools.count(2)
-    paths = ["/busy", "/reset", "/short", "/slow", "/quiet"]
+def test_fault_that_does_not_pass_is_transient_and_a_long_retry_after_is_not_waited_for(tmp_path):
     with PictureServer(address="0.0.0.0") as everywhere:
-        everywhere.answers = server.answers
-        urls = [everywhere.url(path, f"127.0.0.{next(hosts)}") for path in paths]
-        urls += [everywhere.url("/busy", "127.0.0.6"), "http://127.0.0.9:9/refused"]
-        rows = _fetched(tmp_path, urls, tries=2, read_timeout_s=0.3, per_host=1)
-    reasons = ["http_503", "reset", "incomplete", "timeout", "http_429", "host_busy", "connect"]
+        everywhere.answers |= {
+            "/busy": status(503),
+            "/quiet": status(429, ("Retry-After", "3600")),
+            "/reset": resets,
+            "/short": sends(b"x" * 10, length=500),
+        }
+        paths = ["/busy", "/reset", "/short", "/quiet"]
+        urls = [everywhere.url(path, f"127.0.0.{number}") for number, path in enumerate(paths, 2)]
+        urls += [everywhere.url("/busy", "127.0.0.5"), "http://127.0.0.9:9/refused"]
+        rows = _fetched(tmp_path, urls, tries=2, per_host=1)
+    reasons = ["http_503", "reset", "incomplete", "http_429", "host_busy", "connect"]
     assert [row["fail_reason"] for row in rows] == reasons
     assert all(row["fail_transient"] for row in rows)
+
+
+def test_server_that_is_slow_is_given_up(tmp_path, server):
+    server.answers["/slow"] = slowly(_jpeg(1), 1.0)
+    (row,) = _fetched(tmp_path, [server.url("/slow")], tries=1, read_timeout_s=0.3)
+    assert (row["fail_reason"], row["fail_transient"]) == ("timeout", True)
 
 
 def test_total_time_of_a_request_is_bounded_even_where_bytes_keep_coming(tmp_path, server):
@@ -236,7 +240,7 @@ def test_total_time_of_a_request_is_bounded_even_where_bytes_keep_coming(tmp_pat
         handler.end_headers()
         for _ in range(30):
             handler.wfile.write(b"x")
-            __import__("time").sleep(0.05)
+            time.sleep(0.05)
 
     server.answers["/drip"] = drip
     (row,) = _fetched(tmp_path, [server.url("/drip")], tries=1, total_timeout_s=0.3)
@@ -252,12 +256,12 @@ def test_host_is_asked_by_few_at_once_and_with_pauses(tmp_path, server):
     server.forget()
     _fetched(tmp_path / "paused", urls[:6], per_host=6, host_interval_s=0.1)
     starts = sorted(request.started for request in server.asked())
-    assert all(later - earlier > 0.07 for earlier, later in itertools.pairwise(starts))
+    assert starts[-1] - starts[0] > 0.35  # five pauses, less what a busy machine makes of them
 
 
 def test_hosts_do_not_wait_for_each_other(tmp_path):
     with PictureServer(address="0.0.0.0") as everywhere:
-        everywhere.answers["/a"] = slowly(_jpeg(1), 0.3)
+        everywhere.answers["/a"] = slowly(_jpeg(1), 0.6)
         urls = [everywhere.url("/a", f"127.0.0.{number}") for number in range(2, 12)]
         _fetched(tmp_path, urls, per_host=1)
         assert everywhere.most_at_once() >= 8
@@ -591,6 +595,29 @@ def test_killed_run_goes_on_without_asking_again_and_ends_with_the_same_files(tm
     assert trusted(one) == trusted(two)
     assert not any("/journal/" in name for name in one.names())
     assert not faults_in(one)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        (" http://h/a?x=%2b&y=%7E#part ", "http://h/a?x=%2b&y=%7E"),
+        ("HTTP://h/\u00fc b", "http://h/%C3%BC%20b"),
+        ('http://h/"x"', "http://h/%22x%22"),
+    ],
+)
+def test_url_is_sent_as_it_is_written_where_that_is_a_url(text, sent):
+    from tokenmill.pipelines.sources.download import parsed_url
+
+    assert str(parsed_url(text)) == sent
+
+
+def test_many_urls_of_a_host_that_does_not_exist_have_all_the_same_lasting_reason(tmp_path, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    rows = _fetched(tmp_path, [f"http://nosuch.example/{number}" for number in range(20)])
+    assert {(row["fail_reason"], row["fail_transient"]) for row in rows} == {("dns", False)}
 
 
 @pytest.mark.parametrize(

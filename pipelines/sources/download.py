@@ -30,6 +30,7 @@ from tokenmill.pipelines.sources.polite_hosts import PoliteHosts
 from tokenmill.pipelines.sources.safe_addresses import PrivateAddressError, parse_networks, socket_maker
 
 _LONGEST_URL = 8192
+_PLAIN_URL = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+")
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]+")
 _CHUNK_BYTES = 65_536
 _EXPECTED_BYTES = 2**18  # of a picture, until its server says or sends more
@@ -114,7 +115,9 @@ class Downloader:
 
     async def _follow(self, share: Share, place: URL) -> Fetched:
         for _ in range(self._settings.max_redirects + 1):
-            async with self._hosts.turn(str(place.host)), self._slots:
+            host = str(place.host).lower()
+            async with self._hosts.turn(host), self._slots:
+                await self._hosts.begin(host)
                 found = await self._request(share, place)
             if isinstance(found, Fetched):
                 return found
@@ -123,7 +126,7 @@ class Downloader:
 
     async def _request(self, share: Share, place: URL) -> Fetched | URL:
         """Ask once; returns the picture, or where it lies."""
-        host = str(place.host)
+        host = str(place.host).lower()
         try:
             async with (
                 asyncio.timeout(self._settings.total_timeout_s),
@@ -137,7 +140,8 @@ class Downloader:
                 data = await self._body(share, answer)
         except _BROKEN as error:
             fault = _fault(error)
-            if fault.reason in ("connect", "dns") or isinstance(error, aiohttp.ConnectionTimeoutError):
+            no_answer = fault.reason in ("connect", "dns") or isinstance(error, aiohttp.ConnectionTimeoutError)
+            if no_answer and fault.transient:
                 self._hosts.silent(host)
             raise fault from error
         return Fetched(data, image_extension(data))
@@ -179,13 +183,13 @@ def _check_size(count: int, limit: int) -> None:
 def parsed_url(text: str) -> URL:
     """Return a URL that may be asked for; raises SampleError `bad_url`.
 
-    One that is plain ASCII goes out as it is written: signed URLs do not survive another spelling.
+    One of characters that a URL may have goes out as it is written: signed URLs do not survive another spelling.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST_URL or not text.isprintable():
         raise SampleError("bad_url", "empty, too long, or with control characters")
     try:
-        url = URL(text, encoded=text.isascii() and " " not in text)
+        url = URL(text, encoded=_PLAIN_URL.fullmatch(text) is not None)
         usable = url.scheme in ("http", "https") and _HOST.fullmatch(url.raw_host or "") and url.port is not None
     except ValueError as error:
         raise SampleError("bad_url", "not a URL") from error
@@ -199,7 +203,7 @@ def _redirected(place: URL, answer: aiohttp.ClientResponse) -> URL:
     if not target:
         raise SampleError("bad_redirect", "a redirect to nowhere")
     try:
-        joined = place.join(URL(target, encoded=target.isascii() and " " not in target))
+        joined = place.join(URL(target, encoded=_PLAIN_URL.fullmatch(target) is not None))
         return parsed_url(str(joined))
     except (SampleError, ValueError) as error:
         raise SampleError("bad_redirect", "a redirect to what is no http or https URL") from error

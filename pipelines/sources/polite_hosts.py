@@ -38,10 +38,14 @@ class PoliteHosts:
         """Wait for a turn at a host and hold it; raises SampleError (transient) where waiting is no use."""
         host = self._hosts[name]
         async with host.free:
-            while (wait_s := self._wait_s(host)) > 0:
-                await asyncio.sleep(wait_s)
-            host.next_start = time.monotonic() + self._interval_s
+            await self._wait(host)
             yield
+
+    async def begin(self, name: str) -> None:
+        """Wait for the moment to start a request, right before it: who has a turn may have waited for other things."""
+        host = self._hosts[name]
+        await self._wait(host)
+        host.next_start = time.monotonic() + self._interval_s
 
     def quiet(self, name: str, seconds: float) -> None:
         """Note that a host asked not to be asked for some time."""
@@ -55,6 +59,10 @@ class PoliteHosts:
     def silent(self, name: str) -> None:
         """Note that a host could not be reached."""
         self._hosts[name].silences += 1
+
+    async def _wait(self, host: _Host) -> None:
+        while (wait_s := self._wait_s(host)) > 0:
+            await asyncio.sleep(wait_s)
 
     def _wait_s(self, host: _Host) -> float:
         if host.silences >= _SILENCES:
