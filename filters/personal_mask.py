@@ -36,6 +36,14 @@ class PersonalMask:
             text = _replaced(text, spans)
         return text
 
+    def in_json(self, value: Any) -> Any:
+        """Mask every string in a value that JSON can hold; numbers and the names of fields stay."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, dict):
+            return {name: self.in_json(one) for name, one in value.items()}
+        return [self.in_json(one) for one in value] if isinstance(value, list) else value
+
 
 def _replaced(text: str, spans: Sequence[Span]) -> str:
     pieces, last = [], 0

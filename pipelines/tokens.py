@@ -36,7 +36,7 @@ from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, seg
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-VERSION = 1
+VERSION = 2
 SCHEMA = 1
 _PLACES = ("codes", "text", "json")
 _INDEX_COLUMNS: dict[str, Any] = {
@@ -59,7 +59,7 @@ class TokenSettings:
         min_area, max_area: pixels of a picture (or frame) after resizing; max_aspect: longer ones fail.
         fps: frames a second taken of a clip; max_seconds: only the clip's first so many seconds.
         licence: of the source, stored with every sample.
-        mask: replaces personal data in bodies and captions; None leaves them as they are.
+        mask: replaces personal data in bodies, captions and metadata; None leaves them as they are.
     """
 
     modality: str
@@ -113,7 +113,7 @@ def tokenize_work(
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]
         extra = () if commit is None else (InputRef(name="captions", digest=commit.digests["captions"]),)
-        inputs = (part.piece.reference("content"), part.kept_reference, *extra)
+        inputs = (part.piece.reference("rows"), part.kept_reference, *extra)  # metadata is in the archive
         units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit}))
     return StageWork(
         title=f"tokenize {piece.source}",
@@ -228,6 +228,12 @@ class TokenWorker:
         """Return a text as the archive may hold it."""
         return text if self._settings.mask is None else self._settings.mask(text)
 
+    def _described(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the source says of a sample, as the archive may hold it."""
+        described = {"source_caption": row["caption"], "metadata": json.loads(row["metadata"])}
+        masked: dict[str, Any] = described if self._settings.mask is None else self._settings.mask.in_json(described)
+        return masked
+
     def _encode_images(self, part: Selected, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
         assert self._vision is not None
         buckets = _Buckets(self._vision.batch_size)
@@ -321,11 +327,13 @@ class TokenWorker:
             "key": key,
             "scores": {name: sample.row[name] for name in carried},
             "licence": self._settings.licence,
+            **self._described(sample.row),
         }
         members = {
             "codes.npy": npy_bytes(codes),
             "text.npy": npy_bytes(text_ids),
-            "json": json.dumps(document, sort_keys=True, ensure_ascii=False).encode(),
+            # Half of a surrogate pair, which metadata may hold, becomes JSON's own escape for it.
+            "json": json.dumps(document, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace"),
         }
         placed = writer.add(key, members)
         places = [placed[name] for name in ("codes.npy", "text.npy", "json")]

@@ -130,7 +130,9 @@ def masked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("masked")
     tiny.write_data(folder / "data")
     texts = [f"Dear reader {number}, write to {text} for more of it." for number, text in enumerate(_addresses())]
-    lines = [json.dumps({"id": f"doc-{number}", "text": text}) for number, text in enumerate(texts)]
+    lines = [
+        json.dumps({"id": f"doc-{number}", "text": text, "note": {"by": [text]}}) for number, text in enumerate(texts)
+    ]
     (folder / "data" / "text" / "texts.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "data" / "photos" / "captions.jsonl").write_text(
         "".join(json.dumps({"file": f"photo.{n}.png", "caption": f"By bob{n}@example.org"}) + "\n" for n in range(3))
@@ -176,6 +178,7 @@ def test_masked_archive_holds_no_address_and_as_many_placeholders_as_were_counte
         assert kinds_in(text) == [] and text.startswith("Dear reader")
         scores = json.loads(found[name])["scores"]
         assert {column: text.count(mark) for column, mark in placeholders.items()} == scores
+        assert kinds_in(json.dumps(json.loads(found[name])["metadata"], ensure_ascii=False)) == []
     everything = b"".join(found.values())
     assert not any(text.encode() in everything for text in _addresses())
 
@@ -186,6 +189,8 @@ def test_masked_captions_hold_no_address_in_ids_or_document(masked):
     captions = [json.loads(data)["captions"] for name, data in found.items() if name.endswith(".json")]
     assert captions == [["By <EMAIL>"]] * 3
     assert b"example.org" not in b"".join(found.values())
+    document = json.loads(next(data for name, data in found.items() if name.endswith(".json")))
+    assert document["source_caption"] == "By <EMAIL>"
 
 
 def test_mask_is_part_of_the_token_stage_and_of_nothing_before_it(masked):
