@@ -21,6 +21,7 @@ from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
+from tokenmill.pipelines.duplicates import DuplicateSettings, duplicates_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
@@ -28,8 +29,9 @@ from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_work
+from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
-from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work
+from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import SplitSettings, split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
