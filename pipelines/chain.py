@@ -1,4 +1,4 @@
-"""The stages in their order: ingest → split → score → takedown → duplicates → select → caption → tokenize → plan.
+"""The stages in their order: ingest → split → score → takedown → compare → duplicates → select → caption → …
 
 Every stage is described from the snapshots before it, so `status`, a resume and a fresh run walk the same code; what
 differs is only whether missing units may be worked on. A stage runs for all sources at once, on one pool.
@@ -19,9 +19,12 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
+from tokenmill.pipelines.compare import DuplicateSettings, compare_work
+from tokenmill.pipelines.compare_engines import engines_of
+from tokenmill.pipelines.compare_settings import duplicate_settings
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
-from tokenmill.pipelines.duplicates import DuplicateSettings, duplicates_work
+from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
@@ -39,7 +42,7 @@ from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tok
 from tokenmill.recipe import FilterSettings, Recipe
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
-STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = ("ingest", "split", "score", "takedown", "compare", "duplicates", "select", "caption", "tokenize", "plan")
 MODALITIES = ("image", "video", "text")
 
 
@@ -177,16 +180,44 @@ class Chain:
         return {name: with_takedowns(scored, self.takedown.get(name)) for name, scored in self.scored.items()}
 
     @cached_property
-    def duplicates(self) -> dict[str, Snapshot]:
-        """Copies, by modality: decided over all sources of it at once, in this process."""
-        works = {}
+    def duplicate_settings(self) -> dict[str, DuplicateSettings]:
+        """What counts as a copy and who survives, of the modalities that ask for it; checked."""
+        found = {}
         for modality in MODALITIES:
-            settings = self._filter(modality).duplicates
-            scored = [part for name in self.sources_of(modality) for part in self.judged[name]]
-            if settings is not None and scored:
-                wanted = DuplicateSettings(exact=settings.exact, max_distance=settings.max_distance)
-                works[modality] = duplicates_work(self.store, modality, scored, self.rules[modality], wanted)
-        return self._single("duplicates", works, inline=True)
+            settings = duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
+            if settings is not None and self.sources_of(modality):
+                found[modality] = settings
+        return found
+
+    @cached_property
+    def compare(self) -> dict[str, Snapshot]:
+        """Who is a copy of whom, by modality: decided over all sources of it at once."""
+        engines = engines_of(self.recipe.execution, "compare")
+        works = {
+            modality: compare_work(
+                self.store, modality, self._judged_of(modality), self.rules[modality], settings,
+                duplicates_folder(self.store, modality, settings), engines,
+            )
+            for modality, settings in self.duplicate_settings.items()
+            if self._judged_of(modality)
+        }  # fmt: skip
+        # The decision is taken in this process; what it maps over parts runs on the stage's pool.
+        return self._single("compare", works, inline=True)
+
+    @cached_property
+    def duplicates(self) -> dict[str, Snapshot]:
+        """The verdicts of `compare`, slice by slice."""
+        works = {
+            modality: duplicates_work(
+                duplicates_folder(self.store, modality, self.duplicate_settings[modality]),
+                self._judged_of(modality), self.rules[modality], compared,
+            )
+            for modality, compared in self.compare.items()
+        }  # fmt: skip
+        return self._single("duplicates", works)
+
+    def _judged_of(self, modality: str) -> list[Scored]:
+        return [part for name in self.sources_of(modality) for part in self.judged[name]]
 
     @cached_property
     def select(self) -> dict[str, Snapshot]:

@@ -11,7 +11,7 @@ from functools import partial
 
 from tokenmill.captions.captioner import build_captioner
 from tokenmill.errors import RecipeError
-from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.pipelines.chain import Chain
 from tokenmill.recipe import Recipe
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import build_vocabulary
@@ -20,10 +20,8 @@ from tokenmill.tokenize.vocabulary import build_vocabulary
 def check_chain(chain: Chain) -> None:
     """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
     recipe = chain.recipe
-    _ = chain.modality, chain.passes, chain.rules
+    _ = chain.modality, chain.passes, chain.rules, chain.duplicate_settings
     _check_kinds(chain)
-    for modality in MODALITIES:
-        _check_duplicates(chain, modality)
     for modality, settings in recipe.caption.items():
         _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
@@ -47,16 +45,6 @@ def _check_kinds(chain: Chain) -> None:
                 raise RecipeError(
                     f"plan.templates.{modality}: no template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}"
                 )
-
-
-def _check_duplicates(chain: Chain, modality: str) -> None:
-    settings = chain.recipe.filter.get(modality)  # type: ignore[call-overload]
-    if settings is None or settings.duplicates is None or settings.duplicates.max_distance is None:
-        return
-    if "phash" not in chain.passes[modality].columns:
-        raise RecipeError(
-            f"filter.{modality}.duplicates.max_distance: needs the column phash; add the scorer perceptual_hash"
-        )
 
 
 def _check_areas(recipe: Recipe) -> None:
