@@ -20,7 +20,7 @@ from tokenmill.tokenize.vocabulary import build_vocabulary
 def check_chain(chain: Chain) -> None:
     """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
     recipe = chain.recipe
-    _ = chain.modality, chain.passes, chain.rules
+    _ = chain.modality, chain.passes, chain.rules_of
     _check_kinds(chain)
     for modality in MODALITIES:
         _check_duplicates(chain, modality)

@@ -7,9 +7,10 @@ kept wins over newcomers.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import polars as pl
 
@@ -37,9 +38,12 @@ class DuplicateSettings:
 
 
 def duplicates_work(
-    store: Store, modality: str, scored: Sequence[Scored], rules: Rules, settings: DuplicateSettings
+    store: Store, modality: str, scored: Sequence[Scored], rules: Mapping[str, Rules], settings: DuplicateSettings
 ) -> StageWork:
-    """Describe the search for duplicates over all sources of a modality; one unit a slice, decided together."""
+    """Describe the search for duplicates over all sources of a modality; one unit a slice, decided together.
+
+    `rules` are those of each source.
+    """
     config = StageConfig(
         stage="duplicates",
         version=VERSION,
@@ -47,7 +51,7 @@ def duplicates_work(
         settings={"exact": settings.exact, "max_distance": settings.max_distance},
     )
     folder = StageDir(store=store, source=modality, config=config)
-    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [dict(rules.texts)])
+    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [_identity(rules)])
     previous = _previous(folder, inputs)
     whole = digest_of([inputs, previous])
     return StageWork(
@@ -63,6 +67,13 @@ def duplicates_work(
         make_worker=partial(DuplicatesWorker, folder, tuple(scored), rules, settings, previous),
         parents={"inputs": inputs, "previous": previous},
     )
+
+
+def _identity(rules: Mapping[str, Rules]) -> dict[str, Any]:
+    """Return the rules as JSON values: once, where all sources have the same."""
+    texts = {source: dict(one.texts) for source, one in rules.items()}
+    first, *others = texts.values()
+    return first if all(one == first for one in others) else texts
 
 
 def _previous(folder: StageDir, inputs: str) -> str:
@@ -83,7 +94,8 @@ class DuplicatesWorker:
     """Decides for all slices when the first one is asked for; then hands out each one's part."""
 
     def __init__(
-        self, folder: StageDir, scored: tuple[Scored, ...], rules: Rules, settings: DuplicateSettings, previous: str
+        self, folder: StageDir, scored: tuple[Scored, ...], rules: Mapping[str, Rules],
+        settings: DuplicateSettings, previous: str,
     ) -> None:
         self._folder, self._scored, self._rules, self._settings = folder, scored, rules, settings
         self._previous = previous
@@ -112,7 +124,7 @@ class DuplicatesWorker:
         tables = []
         for number, part in enumerate(self._scored):
             table = part.table()
-            passes = self._rules.apply(table).is_null() & table["fail_reason"].is_null()
+            passes = self._rules[part.piece.source].apply(table).is_null() & table["fail_reason"].is_null()
             table = table.filter(passes).filter(~part.is_excluded())  # nobody is a copy of what is taken down
             tables.append(_for_comparison(table, part.piece.source, number, self._settings, before))
         samples = pl.concat(tables)
