@@ -4,6 +4,9 @@ A rule is one SQL expression per sample (`min_side_px >= 512`); rules are tried 
 reason. Expressions that look at other rows (averages, windows) are refused: a unit's selection must not depend on the
 rows that happen to lie beside it. A score that is missing or NaN never passes silently, it drops the sample as
 `<rule>:null` (polars alone would let NaN pass `aesthetic >= 5.5`).
+
+A rule may have a rescue, as Emu3's has (EMU3.md §1): what does not fulfil the rule, or cannot be judged by it, passes
+after all where the rescue is true. A rescue that is null or NaN rescues nobody.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -43,29 +46,134 @@ class Gate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Ordered selection rules, name → expression."""
+    """Ordered selection rules: name → expression, and for some of them the expression that rescues.
+
+    Attributes:
+        texts: name → what a sample has to fulfil in all, the rescue included (`(keep) OR (rescue)`).
+    """
 
     texts: Mapping[str, str]
     expressions: Mapping[str, pl.Expr]
+    keeps: Mapping[str, str] = field(default_factory=dict)
+    rescues: Mapping[str, str] = field(default_factory=dict)
+    rescue_expressions: Mapping[str, pl.Expr] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str], columns: Mapping[str, pl.DataType], where: str = "rules") -> Rules:
-        """Check all rules against the known `columns`; raises RecipeError naming rule, problem and what is allowed."""
+    def parse(
+        cls,
+        texts: Mapping[str, str],
+        columns: Mapping[str, pl.DataType],
+        where: str = "rules",
+        *,
+        rescues: Mapping[str, str] | None = None,
+        closed: Mapping[str, str] | None = None,
+    ) -> Rules:
+        """Check all rules against the known `columns`.
+
+        Args:
+            rescues: rule → the expression that keeps what fails it.
+            closed: columns that no rule may name → why.
+        Raises:
+            RecipeError: naming rule, problem and what is allowed.
+        """
+        rescues = {name: text for name, text in (rescues or {}).items() if text is not None}
         for name in texts:
             if not _RULE_NAME.fullmatch(name):
                 raise RecipeError(f"{where}: a rule's name is letters, digits, '_', '.', '-', found {name!r}")
-        expressions = {name: _checked(text, columns, f"{where}.{name}") for name, text in texts.items()}
-        return cls(texts=dict(texts), expressions=expressions)
+
+        def checked(text: str, at: str) -> pl.Expr:
+            _refuse_closed(text, closed or {}, at)
+            return _checked(text, columns, at)
+
+        return cls(
+            texts={name: f"({text}) OR ({rescues[name]})" if name in rescues else text for name, text in texts.items()},
+            expressions={name: checked(text, f"{where}.{name}") for name, text in texts.items()},
+            keeps=dict(texts),
+            rescues=rescues,
+            rescue_expressions={name: checked(text, f"{where}.{name}.rescue") for name, text in rescues.items()},
+        )
+
+    @property
+    def identity(self) -> list[list[str]]:
+        """What of the rules determines a selection, as JSON values: name, expression, rescue where there is one."""
+        return [
+            [name, text, *([self.rescues[name]] if name in self.rescues else [])] for name, text in self.keeps.items()
+        ]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns the rules read."""
+        expressions = (*self.expressions.values(), *self.rescue_expressions.values())
+        return frozenset(name for expression in expressions for name in expression.meta.root_names())
 
     def verdicts(self, table: pl.DataFrame) -> pl.DataFrame:
         """Judge every row by each rule alone: a column a rule, null where it passes, else its reason."""
-        return without_nan(table).select(_verdict(name, rule) for name, rule in self.expressions.items())
+        return without_nan(table).select(self.judging())
+
+    def judging(self) -> list[pl.Expr]:
+        """Return what gives the verdict of each rule alone, on a table without NaN."""
+        return [_verdict(name, rule, self.rescue_expressions.get(name)) for name, rule in self.expressions.items()]
 
     def apply(self, table: pl.DataFrame) -> pl.Series:
         """Return the reason each row is dropped for, null for kept rows."""
         if not self.expressions:
             return pl.Series("reason", [None] * table.height, dtype=pl.String)
         return self.verdicts(table).select(pl.coalesce(pl.all()).alias("reason")).to_series()
+
+    def judge(self, table: pl.DataFrame) -> Judgement:
+        """Judge every row by all rules, and say which rules it was rescued from."""
+        verdicts = self.judging()
+        rescued = [
+            _is_rescued(self.expressions[name], rescue).alias(name) for name, rescue in self.rescue_expressions.items()
+        ]
+        found = without_nan(table).select(
+            *(e.name.prefix("v:") for e in verdicts), *(e.name.prefix("r:") for e in rescued)
+        )
+        frames = [
+            pl.DataFrame([found[f"{kind}:{name}"].rename(name) for name in names])
+            for kind, names in (("v", self.expressions), ("r", self.rescue_expressions))
+        ]
+        return Judgement(height=table.height, verdicts=frames[0], rescued=frames[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What rules say of the rows of a table.
+
+    Attributes:
+        verdicts: a column a rule, by each alone: null where a row passes (or is rescued), else the reason.
+        rescued: a column a rule with a rescue: whether the row passes for that alone.
+    """
+
+    height: int
+    verdicts: pl.DataFrame
+    rescued: pl.DataFrame
+
+    def reason(self) -> pl.Series:
+        """Return the first rule's reason each row is dropped for, null for kept rows."""
+        if not self.verdicts.width:
+            return pl.Series("reason", [None] * self.height, dtype=pl.String)
+        return self.verdicts.select(pl.coalesce(pl.all()).alias("reason")).to_series()
+
+    def reached(self) -> pl.DataFrame:
+        """Say of each rule which rows come to it, having passed all before."""
+        found, passing = {}, pl.repeat(True, self.height, eager=True)
+        for verdict in self.verdicts:
+            found[verdict.name] = passing
+            passing = passing & verdict.is_null()
+        return pl.DataFrame(found)
+
+    def rescued_by(self) -> pl.Series:
+        """Name the rules each row came to, failed and was rescued from, joined by commas; null where none."""
+        if not self.rescued.width:
+            return pl.Series("rescued_by", [None] * self.height, dtype=pl.String)
+        reached = self.reached()
+        names = [
+            pl.select(pl.when(column & reached[column.name]).then(pl.lit(column.name))).to_series()
+            for column in self.rescued
+        ]
+        joined = pl.select(pl.concat_str(names, separator=",", ignore_nulls=True)).to_series()
+        return joined.replace("", None).alias("rescued_by")
 
 
 def columns_of(text: str, where: str = "expression") -> tuple[str, ...]:
@@ -86,14 +194,25 @@ def value_expression(text: str, columns: Mapping[str, pl.DataType], where: str) 
     return expression
 
 
+def _verdict(name: str, rule: pl.Expr, rescue: pl.Expr | None) -> pl.Expr:
+    unknown, failed = pl.lit(f"{name}:null"), pl.lit(name)
+    passes = rule if rescue is None else rule | rescue.fill_null(False)  # null OR false stays null
+    return pl.when(passes.is_null()).then(unknown).when(~passes).then(failed).otherwise(None).alias(name)
+
+
+def _is_rescued(rule: pl.Expr, rescue: pl.Expr) -> pl.Expr:
+    return ~rule.fill_null(False) & rescue.fill_null(False)
+
+
 def without_nan(table: pl.DataFrame) -> pl.DataFrame:
-    """Return a table whose NaN are null."""
+    """Return a table whose NaN are null, which is what rules are made for."""
     return table.with_columns(cs.float().fill_nan(None))
 
 
-def _verdict(name: str, rule: pl.Expr) -> pl.Expr:
-    unknown, failed = pl.lit(f"{name}:null"), pl.lit(name)
-    return pl.when(rule.is_null()).then(unknown).when(~rule).then(failed).otherwise(None).alias(name)
+def _refuse_closed(text: Any, closed: Mapping[str, str], where: str) -> None:
+    for column in columns_of(text, where) if closed else ():
+        if column in closed:
+            raise RecipeError(f"{where}: no rule may look at {column!r}: {closed[column]}")
 
 
 def _parsed(text: Any, where: str) -> pl.Expr:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
@@ -22,9 +23,12 @@ from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
 from tokenmill.pipelines.compare_settings import duplicate_settings
+from tokenmill.pipelines.contamination import decontaminate_work, with_contaminated
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
+from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
+from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
@@ -39,10 +43,22 @@ from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import SplitSettings, split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
 from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tokenize_work
-from tokenmill.recipe import FilterSettings, Recipe
+from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
-STAGES = ("ingest", "split", "score", "takedown", "compare", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = (
+    "ingest",
+    "split",
+    "score",
+    "takedown",
+    "decontaminate",
+    "compare",
+    "duplicates",
+    "select",
+    "caption",
+    "tokenize",
+    "plan",
+)
 MODALITIES = ("image", "video", "text")
 
 
@@ -147,19 +163,60 @@ class Chain:
 
     @cached_property
     def rules(self) -> dict[str, Rules]:
+        """The rules of every modality, checked; what a source changes of them is in `rules_of`."""
         found = {}
         for modality in MODALITIES:
             columns = self.passes[modality].columns
             where = f"filter.{modality}"
-            found[modality] = Rules.parse(self._filter(modality).rules, columns, f"{where}.rules")
+            found[modality] = self._parsed_rules(modality, self._filter(modality).rules, f"{where}.rules")
             for name in self._filter(modality).carry:
                 if name not in columns:
                     raise RecipeError(f"{where}.carry: no score {name!r}; allowed: {', '.join(sorted(columns))}")
         return found
 
     @cached_property
+    def rules_of(self) -> dict[str, Rules]:
+        """The rules of every source: its modality's, and what `filter.<modality>.sources` says of it."""
+        found = {name: self.rules[modality] for name, modality in self.modality.items()}
+        for modality in MODALITIES:
+            for name, changes in self._filter(modality).sources.items():
+                where = f"filter.{modality}.sources.{name}"
+                if self.modality.get(name) != modality:
+                    allowed = ", ".join(self.sources_of(modality)) or "none"
+                    raise RecipeError(f"{where}: no {modality} source of that name; allowed: {allowed}")
+                merged = {**self._filter(modality).rules, **changes.rules}
+                rules = {rule: one for rule, one in merged.items() if one is not None}
+                found[name] = self._parsed_rules(modality, rules, f"{where}.rules")
+        return found
+
+    def _parsed_rules(self, modality: str, rules: Mapping[str, RuleSettings], where: str) -> Rules:
+        scoring = self.passes[modality]
+        closed = {
+            column: f"its scorer {name} is score_only (filter.{modality}.scorers.{name}.score_only)"
+            for name in self.score_only(modality)
+            for column in scoring.scorers[name].columns
+        }
+        rescues = {name: rule.rescue for name, rule in rules.items() if rule.rescue is not None}
+        keeps = {name: rule.keep for name, rule in rules.items()}
+        return Rules.parse(keeps, scoring.columns, where, rescues=rescues, closed=closed)
+
+    def score_only(self, modality: str) -> frozenset[str]:
+        """Name the scorers that no rule may look at."""
+        return frozenset(name for name, one in self._filter(modality).scorers.items() if one.score_only)
+
+    def looked_at(self, modality: str) -> frozenset[str]:
+        """Name the scorers a selection looks at: a new one that is `score_only` and not carried touches none."""
+        carry = set(self._filter(modality).carry)
+        scorers = self.passes[modality].scorers
+        closed = self.score_only(modality)
+        return frozenset(n for n, scorer in scorers.items() if n not in closed or carry.intersection(scorer.columns))
+
+    @cached_property
     def scored(self) -> dict[str, list[Scored]]:
-        return {name: scored_slices(self.pieces[name], self.score[name]) for name in self.recipe.sources}
+        return {
+            name: scored_slices(self.pieces[name], self.score[name], self.score_only(self.modality[name]))
+            for name in self.recipe.sources
+        }
 
     @cached_property
     def takedowns(self) -> Takedowns | None:
@@ -176,8 +233,36 @@ class Chain:
 
     @cached_property
     def judged(self) -> dict[str, list[Scored]]:
-        """The scored slices, with what is taken down of them."""
-        return {name: with_takedowns(scored, self.takedown.get(name)) for name, scored in self.scored.items()}
+        """The scored slices, with what is taken down of them and what is a copy of evaluation samples."""
+        return {
+            name: with_contaminated(with_takedowns(scored, self.takedown.get(name)), self.decontaminate.get(name))
+            for name, scored in self.scored.items()
+        }
+
+    @cached_property
+    def evaluation_sets(self) -> dict[str, list[EvaluationSet]]:
+        """Samples of which no copy may be trained on, by modality: indexed and scored, and never a source."""
+        run = partial(self._run, "decontaminate")
+        found = {}
+        for modality in MODALITIES:
+            asked = self._filter(modality).decontaminate
+            if asked and self.sources_of(modality):
+                how, scoring = self.recipe.execution, self.passes[modality]
+                found[modality] = read_sets(self.store, modality, asked, scoring, self.limits, how, run)
+        return found
+
+    @cached_property
+    def decontaminate(self) -> dict[str, Snapshot]:
+        """Copies of evaluation samples in every source; empty where no set is named."""
+        works = {
+            name: decontaminate_work(
+                self.store, name, self.scored[name], sets, self.passes[modality], self.limits
+            )
+            for modality, sets in self.evaluation_sets.items()
+            for name in self.sources_of(modality)
+            if self.scored[name]
+        }  # fmt: skip
+        return self._single("decontaminate", works)
 
     @cached_property
     def duplicate_settings(self) -> dict[str, DuplicateSettings]:
@@ -195,7 +280,7 @@ class Chain:
         engines = engines_of(self.recipe.execution, "compare")
         works = {
             modality: compare_work(
-                self.store, modality, self._judged_of(modality), self.rules[modality], settings,
+                self.store, modality, self._judged_of(modality), self._rules_in(modality), settings,
                 duplicates_folder(self.store, modality, settings), engines,
             )
             for modality, settings in self.duplicate_settings.items()
@@ -210,11 +295,14 @@ class Chain:
         works = {
             modality: duplicates_work(
                 duplicates_folder(self.store, modality, self.duplicate_settings[modality]),
-                self._judged_of(modality), self.rules[modality], compared,
+                self._judged_of(modality), self._rules_in(modality), compared,
             )
             for modality, compared in self.compare.items()
         }  # fmt: skip
         return self._single("duplicates", works)
+
+    def _rules_in(self, modality: str) -> dict[str, Rules]:
+        return {name: self.rules_of[name] for name in self.sources_of(modality)}
 
     def _judged_of(self, modality: str) -> list[Scored]:
         return [part for name in self.sources_of(modality) for part in self.judged[name]]
@@ -226,14 +314,20 @@ class Chain:
             first = 0
             for name in self.sources_of(modality):
                 parents = self._parents(name, self.ingest, self.split)
-                parents |= {f"score/{s.folder.config.settings['scorer']}": s.digest for s in self.score[name]}
+                seen = self.looked_at(modality)
+                parents |= {
+                    f"score/{scorer}": s.digest
+                    for s in self.score[name]
+                    if (scorer := s.folder.config.settings["scorer"]) in seen
+                }
+                scored = [part.only(seen) for part in self.judged[name]]
                 works[name] = select_work(
-                    self.store, name, self.judged[name], self.duplicates.get(modality), first,
-                    self.rules[modality], self._filter(modality).carry, parents,
+                    self.store, name, scored, self.duplicates.get(modality), first,
+                    self.rules_of[name], self._filter(modality).carry, parents,
                 )  # fmt: skip
                 first += len(self.scored[name])
         # A query over small tables: a pool would take longer to start than the work takes.
-        return self._single("select", works, inline=True)
+        return self._single("select", works, inline=True, threads=query_threads(self.store))
 
     @cached_property
     def selected(self) -> dict[str, list[Selected]]:
@@ -269,6 +363,8 @@ class Chain:
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""
         found: Mapping[str, Snapshot | tuple[Snapshot, ...]] = getattr(self, stage)
+        if stage == "decontaminate":  # what was made of the sets belongs to it
+            found = {**found, **{s.source: s.snapshots for sets in self.evaluation_sets.values() for s in sets}}
         return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
 
     def _settings(self, name: str) -> dict[str, object]:
@@ -323,14 +419,16 @@ class Chain:
         found = [stage[name] for stage in stages if name in stage]
         return {snapshot.folder.config.stage: snapshot.digest for snapshot in found}
 
-    def _single(self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False) -> dict[str, Snapshot]:
-        return {name: snapshots[0] for name, snapshots in self._run(stage, works, inline=inline).items()}
+    def _single(self, stage: str, works: Mapping[str, StageWork], **how: Any) -> dict[str, Snapshot]:
+        return {name: snapshots[0] for name, snapshots in self._run(stage, works, **how).items()}
 
     def _run(
-        self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False
+        self, stage: str, works: Mapping[str, StageWork], *, inline: bool = False, threads: int = 1
     ) -> dict[str, tuple[Snapshot, ...]]:
         options = self._run_options(stage)
-        found = run_stage(stage, list(works.values()), replace(options, pool=None) if inline else options)
+        if inline:
+            options = replace(options, pool=None, threads=threads)
+        found = run_stage(stage, list(works.values()), options)
         return dict(zip(works, found, strict=True))
 
     def _run_options(self, stage: str) -> RunOptions:

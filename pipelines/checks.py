@@ -11,7 +11,8 @@ from functools import partial
 
 from tokenmill.captions.captioner import build_captioner
 from tokenmill.errors import RecipeError
-from tokenmill.pipelines.chain import Chain
+from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.pipelines.evaluation_sets import check_sets
 from tokenmill.recipe import Recipe
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import build_vocabulary
@@ -20,7 +21,10 @@ from tokenmill.tokenize.vocabulary import build_vocabulary
 def check_chain(chain: Chain) -> None:
     """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
     recipe = chain.recipe
-    _ = chain.modality, chain.passes, chain.rules, chain.duplicate_settings
+    _ = chain.modality, chain.passes, chain.rules_of, chain.duplicate_settings
+    for modality in MODALITIES:
+        settings = recipe.filter.get(modality)  # type: ignore[call-overload]
+        check_sets(modality, settings.decontaminate if settings else (), chain.passes[modality].columns)
     _check_kinds(chain)
     for modality, settings in recipe.caption.items():
         _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))

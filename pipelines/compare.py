@@ -9,10 +9,11 @@ some 100 bytes a sample (10 million: 1 GB), and names only of samples that someb
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -83,14 +84,17 @@ def compare_work(
     store: Store,
     modality: str,
     scored: Sequence[Scored],
-    rules: Rules,
+    rules: Mapping[str, Rules],
     settings: DuplicateSettings,
     verdicts: StageDir,
     engines: Engines,
 ) -> StageWork:
-    """Describe the decision over all sources of a modality; `verdicts` is the folder of stage `duplicates`."""
+    """Describe the decision over all sources of a modality.
+
+    `rules` are those of each source; `verdicts` is the folder of stage `duplicates`.
+    """
     folder = StageDir(store=store, source=modality, config=settings.config("compare", VERSION, SCHEMA))
-    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [dict(rules.texts)])
+    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [_identity(rules)])
     previous = _previous((folder, verdicts), inputs) if settings.keep_earlier else ""
     asked = Question(
         scored=tuple(scored), rules=rules, settings=settings, folder=verdicts, previous=previous, engines=engines
@@ -103,6 +107,13 @@ def compare_work(
         make_worker=partial(CompareWorker, asked),
         parents={"inputs": inputs, "previous": previous},
     )
+
+
+def _identity(rules: Mapping[str, Rules]) -> dict[str, Any]:
+    """Return the rules as JSON values: once, where all sources have the same."""
+    texts = {source: dict(one.texts) for source, one in rules.items()}
+    first, *others = texts.values()
+    return first if all(one == first for one in others) else texts
 
 
 def _previous(folders: tuple[StageDir, StageDir], inputs: str) -> str:
@@ -128,7 +139,7 @@ class Question:
     """What is to be decided; `folder` and `previous` name the snapshot whose kept samples win (empty: none)."""
 
     scored: tuple[Scored, ...]
-    rules: Rules
+    rules: Mapping[str, Rules]
     settings: DuplicateSettings
     folder: StageDir
     previous: str

@@ -8,6 +8,7 @@ names only for those that somebody is a copy of.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Comparable:
     columns, and as asked `digest_high` and `digest_low` (the first 128 bits of sha256) and `phash`.
     """
 
-    rules: Rules
+    rules: Mapping[str, Rules]
     preference: Preference
     exact: bool
     phash: bool
@@ -52,7 +53,7 @@ class Comparable:
         table = passing(part.scored, self.rules, self.preference.columns | ({PHASH} if self.phash else set()))
         columns = [table.select("row", "key"), self.preference.values(table)]
         if self.exact:
-            columns.append(_digests(table["sha256"]))
+            columns.append(_digests(part.scored.piece.read()["sha256"].gather(table["row"])))
         if self.phash:
             columns.append(table.select(pl.col(PHASH).cast(pl.UInt64)))
         kept = pl.col("key").is_in(kept_keys(part.folder, part.before)) if part.before else pl.lit(False)
@@ -60,11 +61,14 @@ class Comparable:
         return found.with_columns(kept.alias("kept_before"))
 
 
-def passing(scored: Scored, rules: Rules, columns: frozenset[str] | set[str]) -> pl.DataFrame:
-    """Return the samples of a slice that may be kept, with their `row` in it; nobody is a copy of the others."""
-    read = {name for rule in rules.expressions.values() for name in rule.meta.root_names()} | columns
-    table = scored.table(read).with_row_index("row")
-    passes = rules.apply(table).is_null() & table["fail_reason"].is_null()
+def passing(scored: Scored, rules: Mapping[str, Rules], columns: frozenset[str] | set[str]) -> pl.DataFrame:
+    """Return the samples of a slice that may be kept, with their `row` in it; nobody is a copy of the others.
+
+    `rules` are those of each source.
+    """
+    own = rules[scored.piece.source]
+    table = scored.verdict_table(own.columns | columns).with_row_index("row")
+    passes = own.apply(table).is_null() & table["fail_reason"].is_null()
     return table.filter(passes).filter(~scored.is_excluded()).filter(~scored.is_contaminated())
 
 
@@ -100,11 +104,11 @@ class Values:
 
     def __call__(self, asked: tuple[Scored, Rows]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         scored, rows = asked
-        return matrix(scored.table({self.column})[self.column].gather(rows))
+        return matrix(scored.verdict_table({self.column})[self.column].gather(rows))
 
 
 def matrix(values: pl.Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return a column of equally long lists (or float16 in bytes) as an array without the nulls, and where there is one.
+    """Return a column of equally long lists (or float16 in bytes) as an array without nulls, and where there is one.
 
     Raises:
         ValueError: the lists differ in length.

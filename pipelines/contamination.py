@@ -8,7 +8,7 @@ lose or win a sample by it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -98,7 +98,7 @@ class DecontaminateWorker:
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
         part: Scored = job.unit.payload["part"]
-        table = part.table(columns_of_sets([one.asked for one in self._sets]))
+        table = _compared(part, columns_of_sets([one.asked for one in self._sets]))
         copies: list[str | None] = [None] * table.height
         texts = self._texts(part) if any(one.asked.ngram for one in self._sets) else []
         for known in self._known:
@@ -157,14 +157,18 @@ class _Known:
 
 def _known(one: EvaluationSet, read: Any) -> _Known:
     columns = columns_of_sets([one.asked])
-    tables = [part.table(columns) for part in one.scored]
-    table = pl.concat(tables)
+    table = pl.concat([_compared(part, columns) for part in one.scored])
     names = table.select(pl.concat_str(pl.lit(f"{one.asked.name}/"), "key")).to_series()
     sequences = None
     if one.asked.ngram is not None:
         texts = [text for part in one.scored for text in read(part)]
         sequences = WordSequences(texts, one.asked.ngram)
     return _Known(asked=one.asked, names=names, table=table, sequences=sequences)
+
+
+def _compared(part: Scored, columns: frozenset[str]) -> pl.DataFrame:
+    """Return key, sha256 and some score columns of every sample of a slice."""
+    return part.verdict_table(columns).hstack([part.piece.read()["sha256"]])
 
 
 def _by(compare: Any, values: pl.Series, known: pl.Series, threshold: float) -> Found:

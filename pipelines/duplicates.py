@@ -7,7 +7,7 @@ appended to twenty decide over all, and write three units and those of the slice
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import polars as pl
@@ -33,7 +33,9 @@ def duplicates_folder(store: Store, modality: str, settings: DuplicateSettings) 
     return StageDir(store=store, source=modality, config=settings.config("duplicates", VERSION, SCHEMA))
 
 
-def duplicates_work(folder: StageDir, scored: Sequence[Scored], rules: Rules, compared: Snapshot) -> StageWork:
+def duplicates_work(
+    folder: StageDir, scored: Sequence[Scored], rules: Mapping[str, Rules], compared: Snapshot
+) -> StageWork:
     """Describe the writing of a decision's verdicts; one unit a slice."""
     (record,) = compared.commits
     decision = Decision(folder=compared.folder, commit=record)
@@ -54,7 +56,7 @@ def duplicates_work(folder: StageDir, scored: Sequence[Scored], rules: Rules, co
 class DuplicatesWorker:
     """Writes what was decided about one slice after the other."""
 
-    def __init__(self, decision: Decision, rules: Rules) -> None:
+    def __init__(self, decision: Decision, rules: Mapping[str, Rules]) -> None:
         self._decision, self._rules = decision, rules
 
     def close(self) -> None:

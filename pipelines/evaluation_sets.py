@@ -80,7 +80,9 @@ def check_sets(modality: str, sets: Sequence[Decontaminate], columns: Mapping[st
         if modality == "video":
             raise RecipeError(f"{where}: clips are not compared with evaluation samples yet; allowed: image, text")
         if not (asked.exact or columns_of_sets([asked]) or asked.ngram):
-            raise RecipeError(f"{where}: says of no copy what it is; give max_distance, min_cosine, min_jaccard or ngram")
+            raise RecipeError(
+                f"{where}: says of no copy what it is; give max_distance, min_cosine, min_jaccard or ngram"
+            )
         if asked.ngram is not None and modality != "text":
             raise RecipeError(f"{where}.ngram: is for texts")
         if asked.max_distance is not None:

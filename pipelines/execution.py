@@ -52,7 +52,7 @@ class Finished:
 
 def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadline) -> Finished:
     """Do one job, unless its records are there, and report how it ended."""
-    wall, cpu, before, started = time.perf_counter(), _cpu_seconds(), traffic(), time.time()
+    wall, cpu, before, started = time.perf_counter(), cpu_seconds(), traffic(), time.time()
     result, error, fatal = None, "", False
     try:
         with deadline():
@@ -67,7 +67,7 @@ def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadl
         error=error,
         fatal=fatal,
         wall_s=time.perf_counter() - wall,
-        cpu_s=_cpu_seconds() - cpu,
+        cpu_s=cpu_seconds() - cpu,
         traffic=asdict(traffic() - before),
         worker=worker_name(),
         started=started,
@@ -100,7 +100,8 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its children so far."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

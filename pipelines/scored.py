@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -37,9 +37,10 @@ class Excluded:
         return rows.filter(pl.col("drop_reason").is_not_null())["key"]
 
     def copies(self) -> pl.DataFrame:
-        """Return key and `duplicate_of` of the samples that are copies of something outside."""
+        """Return `key`, and `contaminated_by`, the evaluation sample that each sample which is out is a copy of."""
         rows = self.folder.read_rows(self.commit, ["key", "drop_reason", "duplicate_of"])
-        return rows.filter(pl.col("drop_reason").is_not_null()).drop("drop_reason")
+        rows = rows.filter(pl.col("drop_reason").is_not_null())
+        return rows.select("key", pl.col("duplicate_of").alias("contaminated_by"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Scored:
     scores: tuple[tuple[StageDir, Commit], ...]
     excluded: Excluded | None = None
     contaminated: Excluded | None = None
+    silent: frozenset[str] = frozenset()  # scorers whose failures are nobody's (`score_only`)
 
     @property
     def references(self) -> tuple[InputRef, ...]:
@@ -68,25 +70,69 @@ class Scored:
         """Return what is true for the rows of samples that are copies of evaluation samples."""
         return pl.lit(False) if self.contaminated is None else pl.col("key").is_in(self.contaminated.keys().to_list())
 
-    def table(self, columns: Collection[str] | None = None) -> pl.DataFrame:
-        """Return key, digest of the bytes, score columns (None: all) and the first failure of every sample."""
+    def only(self, scorers: Collection[str]) -> Scored:
+        """Return the slice with the scores of some scorers alone."""
+        return replace(self, scores=tuple(s for s in self.scores if _scorer(s[0]) in scorers))
+
+    def verdict_table(self, columns: Collection[str]) -> pl.DataFrame:
+        """Return key, the first failure and some score columns of every sample, reading no more than that.
+
+        The keys come from the scores, which hold one row for each of the slice's, so the index is not read; tables that
+        stand in the same order are not joined.
+        """
+        frame: pl.DataFrame | None = None
+        for folder, commit in self.scores:
+            listens = bool(commit.counts.failed) and _scorer(folder) not in self.silent
+            wanted = ["key", *(["fail_reason"] if listens else [])]
+            scores = folder.read_rows(commit, wanted, optional=columns)
+            if frame is None:
+                frame = scores.select("key") if scores.height == self.piece.num_rows else self._keys()
+                frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias("fail_reason"))
+            frame = _beside(frame, scores)
+        return self._keys().with_columns(pl.lit(None, dtype=pl.String).alias("fail_reason")) if frame is None else frame
+
+    def _keys(self) -> pl.DataFrame:
+        return self.piece.read().select("key")
+
+    def table(self) -> pl.DataFrame:
+        """Return key, digest of the bytes, all score columns and the first failure of every sample."""
         frame = self.piece.read().select("key", "sha256")
         failure = pl.lit(None, dtype=pl.String).alias("fail_reason")
         frame = frame.with_columns(failure)
         for folder, commit in self.scores:
-            if columns is None:
-                scores = folder.read_rows(commit).drop("fail_stage", "fail_message", "fail_transient")
-            else:
-                scores = folder.read_rows(commit, ["key", "fail_reason"], optional=columns)
+            scores = folder.read_rows(commit).drop("fail_stage", "fail_message", "fail_transient")
             frame = frame.join(scores, on="key", how="left", suffix="_new", maintain_order="left")
             frame = frame.with_columns(pl.coalesce("fail_reason", "fail_reason_new").alias("fail_reason"))
             frame = frame.drop("fail_reason_new")
         return frame
 
 
-def scored_slices(pieces: Sequence[SampleSlice], snapshots: Sequence[Snapshot]) -> list[Scored]:
+def _beside(frame: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
+    """Put columns beside those that are there, and a failure where there is none yet."""
+    new = [name for name in scores.columns if name not in frame.columns]
+    if scores["key"].equals(frame["key"]):
+        failures = scores["fail_reason"] if "fail_reason" in scores.columns else None
+        frame = frame.hstack(scores.select(new))
+    else:
+        found = frame.select("key").join(scores, on="key", how="left", maintain_order="left")
+        failures = found["fail_reason"] if "fail_reason" in found.columns else None
+        frame = frame.hstack(found.select(new))
+    if failures is None:
+        return frame
+    return frame.with_columns(pl.coalesce("fail_reason", failures).alias("fail_reason"))
+
+
+def _scorer(folder: StageDir) -> str:
+    return str(folder.config.settings["scorer"])
+
+
+def scored_slices(
+    pieces: Sequence[SampleSlice], snapshots: Sequence[Snapshot], silent: frozenset[str] = frozenset()
+) -> list[Scored]:
     """Pair slices with their records: the units of a scoring snapshot stand in the order of the slices."""
+    commits = [list(snapshot.commits) for snapshot in snapshots]
+    folders = [snapshot.folder for snapshot in snapshots]
     return [
-        Scored(piece=piece, scores=tuple((snapshot.folder, snapshot.commits[index]) for snapshot in snapshots))
-        for index, piece in enumerate(pieces)
+        Scored(piece=piece, scores=tuple(zip(folders, found, strict=True)), silent=silent)
+        for piece, *found in zip(pieces, *commits, strict=True)
     ]

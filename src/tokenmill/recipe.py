@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_train import PlanSettings, TrainSettings
@@ -93,6 +93,7 @@ class ScorerSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     when: str = ""
+    score_only: bool = Field(default=False, description="scored, reported and carried; no rule may look at it")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -161,11 +162,38 @@ class Scenes(Section):
     range_bytes: Positive = Field(default=2**30, description="a larger film is several inputs")
 
 
+class RuleSettings(Section):
+    """What kept samples fulfil, and what keeps a sample that does not; a plain text is a rule without rescue."""
+
+    keep: str = Field(description="SQL expression")
+    rescue: str | None = Field(default=None, description="SQL expression: keeps what fails the rule")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        if isinstance(value, dict | RuleSettings):
+            return value
+        if isinstance(value, str):
+            return {"keep": value}
+        raise ValueError("a rule is an SQL expression such as 'min_side_px >= 512', or keep and rescue")
+
+
+class SourceFilter(Section):
+    """Where one source differs from its modality."""
+
+    rules: dict[str, RuleSettings | None] = Field(
+        default_factory=dict, description="replaces rules of the same name, adds others at the end; null takes one out"
+    )
+
+
 class FilterSettings(Section):
     """How one modality is scored and selected."""
 
     scorers: dict[str, ScorerSettings] = Field(default_factory=dict)
-    rules: dict[str, str] = Field(default_factory=dict, description="name → SQL expression that kept samples fulfil")
+    rules: dict[str, RuleSettings] = Field(
+        default_factory=dict, description="name → what kept samples fulfil, in order"
+    )
+    sources: dict[Name, SourceFilter] = Field(default_factory=dict, description="source → where it differs")
     duplicates: Duplicates | None = None
     decontaminate: tuple[Decontaminate, ...] = Field(default=(), description="evaluation sets; none may be trained on")
     carry: tuple[str, ...] = Field(default=(), description="scores that are stored with the tokens")
