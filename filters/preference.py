@@ -36,8 +36,10 @@ class Preference:
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise RecipeError(f"{where}[{number}]: expected an expression such as 'aesthetic DESC', found {text!r}")
-            direction = _DIRECTION.search(text)
-            expressions.append(value_expression(_DIRECTION.sub("", text), columns, f"{where}[{number}]"))
+            direction, bare = _DIRECTION.search(text), _DIRECTION.sub("", text)
+            if _DIRECTION.search(bare):  # SQL would take the first one for a name
+                raise RecipeError(f"{where}[{number}]: {text!r} names two directions")
+            expressions.append(value_expression(bare, columns, f"{where}[{number}]"))
             descending.append(direction is not None and direction[1].upper() == "DESC")
         return cls(texts=tuple(texts), expressions=tuple(expressions), descending=tuple(descending))
 

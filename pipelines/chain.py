@@ -299,7 +299,8 @@ class Chain:
             )
             for modality, compared in self.compare.items()
         }  # fmt: skip
-        return self._single("duplicates", works)
+        here = self.recipe.execution.executor != "ray"
+        return self._single("duplicates", works, inline=here, threads=query_threads(self.store))
 
     def _rules_in(self, modality: str) -> dict[str, Rules]:
         return {name: self.rules_of[name] for name in self.sources_of(modality)}

@@ -6,14 +6,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.pipelines.compare_kinds import Positions
+from tokenmill.pipelines.execution_threads import available_cpus
 from tokenmill.pipelines.parts import MapInOrder, RayParts, map_here
 from tokenmill.pipelines.pools import stage_pool
+from tokenmill.pipelines.reading import ordered_map
 from tokenmill.recipe import Execution
 
 
@@ -40,30 +44,40 @@ class Engines:
             yield Path(path)
 
     def near_pictures(self, hashes: NDArray[np.uint64], max_distance: int, folder: Path) -> Positions:
-        """Return the leader of each hash, in order of preference."""
-        from tokenmill.filters.duplicates import near_leaders
+        """Return the leader of each perceptual hash, in order of preference."""
+        from tokenmill.filters.near_hashes import hash_leaders
 
-        unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        leaders = near_leaders(unique[order], max_distance)
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
-        return first[order[leaders[rank[inverse]]]]
+        threads = available_cpus()
+        return hash_leaders(
+            hashes, max_distance=max_distance, map_parts=self.map_files, workspace=folder, threads=threads
+        )
 
-    def near_vectors(self, vectors: NDArray[np.generic], min_cosine: float, folder: Path) -> Positions:
+    def near_vectors(self, vectors: NDArray[Any], min_cosine: float, folder: Path) -> Positions:
         """Return the leader of each vector, in order of preference."""
-        raise NotImplementedError
+        from tokenmill.filters.near_vectors import vector_leaders
 
-    def near_texts(self, signatures: NDArray[np.generic], min_jaccard: float, folder: Path) -> Positions:
-        """Return the leader of each signature, in order of preference."""
-        raise NotImplementedError
+        if not len(vectors):
+            return np.empty(0, np.int64)
+        return vector_leaders(vectors, min_cosine=min_cosine, map_parts=self.map_files, workspace=folder)
+
+    def near_texts(self, signatures: NDArray[Any], min_jaccard: float, folder: Path) -> Positions:
+        """Return the leader of each MinHash signature, in order of preference."""
+        from tokenmill.filters.near_texts import text_leaders
+
+        if not len(signatures):
+            return np.empty(0, np.int64)
+        threads = available_cpus()
+        return text_leaders(
+            signatures, min_jaccard=min_jaccard, map_parts=self.map_files, workspace=folder, threads=threads
+        )
 
 
 def engines_of(run: Execution, stage: str) -> Engines:
     """Return how a recipe works on a comparison."""
     workspace = Path(run.workspace).expanduser() if run.workspace else None
     if run.executor != "ray":
-        return Engines(workspace=workspace)
+        threads = available_cpus() + 1  # reading waits for the store, and lets the interpreter go
+        return Engines(map_parts=partial(ordered_map, threads=threads, window=4 * threads), workspace=workspace)
     pool = RayParts(pool=stage_pool(run, stage), tries=run.tries)
     # A cluster started here is this machine alone; another one may see no folder of ours.
     everywhere = run.address is None or workspace is not None

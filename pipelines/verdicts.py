@@ -121,9 +121,11 @@ class Decision:
 
     def of_part(self, part: int, table: int) -> pl.DataFrame:
         """Return `row`, `reason` and `of` of a slice's dropped samples, whose verdicts lie in a table."""
-        if self._table is None or self._table[0] != table:
+        held = self._table  # threads share a decision
+        if held is None or held[0] != table:
             entry = self.commit.file(f"verdicts-{table:05d}")
             if entry is None:
                 raise ManifestError(f"record {self.commit.unit}: names no verdicts {table}")
-            self._table = table, read_table(self.folder.store, self.folder.at(entry.name), sha256=entry.sha256)
-        return self._table[1].filter(pl.col("part") == part).drop("part")
+            held = table, read_table(self.folder.store, self.folder.at(entry.name), sha256=entry.sha256)
+            self._table = held
+        return held[1].filter(pl.col("part") == part).drop("part")
