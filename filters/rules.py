@@ -120,60 +120,36 @@ class Rules:
             return pl.Series("reason", [None] * table.height, dtype=pl.String)
         return self.verdicts(table).select(pl.coalesce(pl.all()).alias("reason")).to_series()
 
-    def judge(self, table: pl.DataFrame) -> Judgement:
-        """Judge every row by all rules, and say which rules it was rescued from."""
-        verdicts = self.judging()
+    def judge(self, table: pl.DataFrame) -> pl.DataFrame:
+        """Judge every row by all rules, in one query.
+
+        Returns:
+            `reason` (the first rule's, null for kept rows), `rescued_by` (the rules the row came to, failed and was
+            rescued from, joined by commas; null where none), and of each rule alone `verdict:<rule>` (as `verdicts`)
+            and, where it has a rescue, `rescued:<rule>`.
+        """
+        verdicts = [one.alias(f"verdict:{name}") for name, one in zip(self.expressions, self.judging(), strict=True)]
         rescued = [
-            _is_rescued(self.expressions[name], rescue).alias(name) for name, rescue in self.rescue_expressions.items()
+            _is_rescued(self.expressions[name], rescue).alias(f"rescued:{name}")
+            for name, rescue in self.rescue_expressions.items()
         ]
-        found = without_nan(table).select(
-            *(e.name.prefix("v:") for e in verdicts), *(e.name.prefix("r:") for e in rescued)
-        )
-        frames = [
-            pl.DataFrame([found[f"{kind}:{name}"].rename(name) for name in names])
-            for kind, names in (("v", self.expressions), ("r", self.rescue_expressions))
-        ]
-        return Judgement(height=table.height, verdicts=frames[0], rescued=frames[1])
+        nothing = pl.lit(None, dtype=pl.String)
+        first = pl.coalesce(f"verdict:{name}" for name in self.texts) if self.texts else nothing
+        by = pl.concat_str(self._rescuers(), separator=",", ignore_nulls=True) if rescued else nothing
+        found = without_nan(table.select(self.columns)).lazy() if self.texts else table.lazy().select("key")
+        found = found.select(*verdicts, *rescued) if self.texts else found
+        return found.with_columns(first.alias("reason"), by.replace("", None).alias("rescued_by")).collect()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What rules say of the rows of a table.
-
-    Attributes:
-        verdicts: a column a rule, by each alone: null where a row passes (or is rescued), else the reason.
-        rescued: a column a rule with a rescue: whether the row passes for that alone.
-    """
-
-    height: int
-    verdicts: pl.DataFrame
-    rescued: pl.DataFrame
-
-    def reason(self) -> pl.Series:
-        """Return the first rule's reason each row is dropped for, null for kept rows."""
-        if not self.verdicts.width:
-            return pl.Series("reason", [None] * self.height, dtype=pl.String)
-        return self.verdicts.select(pl.coalesce(pl.all()).alias("reason")).to_series()
-
-    def reached(self) -> pl.DataFrame:
-        """Say of each rule which rows come to it, having passed all before."""
-        found, passing = {}, pl.repeat(True, self.height, eager=True)
-        for verdict in self.verdicts:
-            found[verdict.name] = passing
-            passing = passing & verdict.is_null()
-        return pl.DataFrame(found)
-
-    def rescued_by(self) -> pl.Series:
-        """Name the rules each row came to, failed and was rescued from, joined by commas; null where none."""
-        if not self.rescued.width:
-            return pl.Series("rescued_by", [None] * self.height, dtype=pl.String)
-        reached = self.reached()
-        names = [
-            pl.select(pl.when(column & reached[column.name]).then(pl.lit(column.name))).to_series()
-            for column in self.rescued
-        ]
-        joined = pl.select(pl.concat_str(names, separator=",", ignore_nulls=True)).to_series()
-        return joined.replace("", None).alias("rescued_by")
+    def _rescuers(self) -> list[pl.Expr]:
+        """Return, for each rule with a rescue, its name where a row came to it and was rescued."""
+        found = []
+        for name in self.rescues:
+            before = list(self.texts)[: list(self.texts).index(name)]
+            reached = (
+                pl.all_horizontal(pl.col(f"verdict:{one}").is_null() for one in before) if before else pl.lit(True)
+            )
+            found.append(pl.when(pl.col(f"rescued:{name}") & reached).then(pl.lit(name)))
+        return found
 
 
 def columns_of(text: str, where: str = "expression") -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import polars as pl
@@ -56,9 +56,15 @@ def rows_digest(frame: pl.DataFrame) -> str:
         return digest_of_rows(frame.columns, frame.iter_rows())
     state = hashlib.sha256(canonical_json(frame.columns).encode())
     for part in frame.iter_slices(_ROWS_AT_ONCE):
-        texts = [_json_text(column) for column in part]
-        lines = pl.select(pl.concat_str([pl.lit("["), pl.concat_str(texts, separator=","), pl.lit("]\n")])).to_series()
-        state.update(lines.str.join("").item().encode())
+        texts = part.select(text for name, kind in part.schema.items() for text in _json_text(name, kind))
+        for name in part.columns:
+            if f"odd:{name}" in texts.columns and texts[f"odd:{name}"].any():
+                places = texts[f"odd:{name}"].fill_null(False).arg_true()
+                values = [canonical_json(_number(value)) for value in part[name].gather(places)]
+                texts = texts.with_columns(texts[f"text:{name}"].scatter(places, values))
+        cells = pl.concat_str([pl.col(f"text:{name}").fill_null("null") for name in part.columns], separator=",")
+        lines = texts.select(pl.concat_str([pl.lit("["), cells, pl.lit("]\n")]).str.join(""))
+        state.update(lines.item().encode())
     return state.hexdigest()
 
 
@@ -66,20 +72,18 @@ def _is_plain(kind: pl.DataType) -> bool:
     return kind.is_integer() or kind.is_float() or kind in (pl.String, pl.Boolean, pl.Null)
 
 
-def _json_text(column: pl.Series) -> pl.Series:
-    """Return each value as canonical JSON; what polars writes otherwise than Python goes through Python."""
-    text = column.cast(pl.Float64 if column.dtype.is_float() else column.dtype).cast(pl.String)
-    odd = pl.Series([False])
-    if column.dtype == pl.String:
-        odd = column.str.contains(_ESCAPED_IN_JSON)
-        text = '"' + column + '"'
-    elif column.dtype.is_float():
-        size = column.cast(pl.Float64).abs()  # shortest digits either way; the forms differ beyond these sizes
-        odd = (size != 0) & ~((size >= 1e-4) & (size < 1e15))
-    if odd.any():
-        places = odd.fill_null(False).arg_true()
-        text = text.scatter(places, [canonical_json(_number(value)) for value in column.gather(places)])
-    return text.fill_null("null")
+def _json_text(name: str, kind: pl.DataType) -> Iterator[pl.Expr]:
+    """Yield a column as canonical JSON and, where Python might write a value otherwise, which rows those are."""
+    column, text, odd = pl.col(name), pl.col(name).cast(pl.String), None
+    if kind == pl.String:
+        text, odd = pl.concat_str(pl.lit('"'), column, pl.lit('"')), column.str.contains(_ESCAPED_IN_JSON)
+    elif kind.is_float():
+        column = column.cast(pl.Float64)
+        text, size = column.cast(pl.String), column.abs()
+        odd = (size != 0) & ~((size >= 1e-4) & (size < 1e15))  # the same digits, but Python may write an exponent
+    yield text.alias(f"text:{name}")
+    if odd is not None:
+        yield odd.alias(f"odd:{name}")
 
 
 def digest_of_rows(columns: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> str:

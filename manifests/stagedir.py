@@ -8,7 +8,7 @@ for people; the full digest is in every record and is compared.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -111,15 +111,9 @@ class StageDir:
         if commit.config != self.config.digest or commit.unit != unit:
             raise ManifestError(f"{name}: written under other settings ({commit.config[:16]}), or renamed")
 
-    def read_rows(
-        self, commit: Commit, columns: list[str] | None = None, *, optional: Collection[str] = ()
-    ) -> pl.DataFrame:
-        """Read a unit's table; raises ManifestError naming the file if it is not what its record says.
-
-        With `columns`, only those, and those of the `optional` ones that the table has.
-        """
-        sha256 = commit.rows.sha256
-        return read_table(self.store, self.at(commit.rows.name), columns, sha256=sha256, optional=optional)
+    def read_rows(self, commit: Commit, columns: list[str] | None = None) -> pl.DataFrame:
+        """Read a unit's table; raises ManifestError naming the file if it is not what its record says."""
+        return read_table(self.store, self.at(commit.rows.name), columns, sha256=commit.rows.sha256)
 
     def publish_bytes(self, unit: str, suffix: str, data: bytes, role: str) -> FileEntry:
         """Publish a small file of a unit under a name that carries its own digest."""
@@ -156,12 +150,7 @@ def table_bytes(frame: pl.DataFrame, schema: int) -> bytes:
 
 
 def read_table(
-    store: Store,
-    path: str,
-    columns: Iterable[str] | None = None,
-    *,
-    sha256: str | None = None,
-    optional: Collection[str] = (),
+    store: Store, path: str, columns: Iterable[str] | None = None, *, sha256: str | None = None
 ) -> pl.DataFrame:
     """Read a Parquet table; raises ManifestError naming it when it cannot be read or does not have its digest.
 
@@ -171,25 +160,20 @@ def read_table(
     if sha256 is not None and sha256_hex(data) != sha256:
         raise ManifestError(f'{path}: sha256 differs from its record; run "tokenmill verify --deep" on its folder')
     try:
-        return parse_table(data, columns, optional)
+        return parse_table(data, columns)
     except ManifestError as error:
         raise ManifestError(f'{path}: {error}; run "tokenmill verify --deep" on its folder') from error
 
 
-def parse_table(data: bytes, columns: Iterable[str] | None = None, optional: Collection[str] = ()) -> pl.DataFrame:
-    """Parse a Parquet table that may be damaged; raises ManifestError when it is, or lacks a column.
-
-    Reads `columns` (None: all) and those of the `optional` ones that are there.
-    """
+def parse_table(data: bytes, columns: Iterable[str] | None = None) -> pl.DataFrame:
+    """Parse a Parquet table that may be damaged; raises ManifestError when it is, or lacks a column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     wanted = None if columns is None else list(columns)
     try:
-        file = pq.ParquetFile(BytesIO(data), page_checksum_verification=True)
-        if wanted is not None:
-            wanted += [name for name in file.schema_arrow.names if name in optional and name not in wanted]
-        frame = pl.DataFrame(file.read(wanted))
+        table = pq.ParquetFile(BytesIO(data), page_checksum_verification=True).read(wanted)
+        frame = pl.DataFrame(table)
     except (pa.ArrowException, OSError, ValueError, pl.exceptions.PanicException) as error:
         raise ManifestError(f"not a readable table ({' '.join(str(error).split())})") from error
     missing = sorted(set(wanted or ()) - set(frame.columns))

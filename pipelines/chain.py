@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
-from tokenmill.filters.scenes import SceneSettings
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
+from tokenmill.pipelines import recipe_sections as sections
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
@@ -32,7 +31,6 @@ from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
-from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_work
@@ -40,11 +38,10 @@ from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
-from tokenmill.pipelines.split import SplitSettings, split_work
+from tokenmill.pipelines.split import split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
-from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tokenize_work
+from tokenmill.pipelines.tokens import tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
-from tokenmill.tokenize.vocabulary import build_vocabulary
 
 STAGES = (
     "ingest",
@@ -90,13 +87,7 @@ class Chain:
 
     @cached_property
     def limits(self) -> DecodeLimits:
-        run = self.recipe.execution
-        return DecodeLimits(
-            max_pixels=run.max_pixels,
-            clip_timeout_s=run.clip_timeout_s,
-            threads=run.decode_threads,
-            failure_budget=run.failure_budget,
-        )
+        return sections.decode_limits(self.recipe.execution)
 
     @cached_property
     def modality(self) -> dict[str, str]:
@@ -116,15 +107,10 @@ class Chain:
     def split(self) -> dict[str, Snapshot]:
         """Clips of the video sources; every clip is a row."""
         works = {
-            name: split_work(
-                self.store,
-                self.ingest[name],
-                self._settings(name),
-                self._split_settings,
-                self.limits,
-            )
+            name: split_work(self.store, self.ingest[name], self._settings(name),
+                             sections.split_settings(self._filter("video").scenes), self.limits)
             for name in self.sources_of("video")
-        }
+        }  # fmt: skip
         return self._single("split", works)
 
     @cached_property
@@ -267,12 +253,11 @@ class Chain:
     @cached_property
     def duplicate_settings(self) -> dict[str, DuplicateSettings]:
         """What counts as a copy and who survives, of the modalities that ask for it; checked."""
-        found = {}
-        for modality in MODALITIES:
-            settings = duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
-            if settings is not None and self.sources_of(modality):
-                found[modality] = settings
-        return found
+        asked = {
+            modality: duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
+            for modality in MODALITIES
+        }
+        return {name: one for name, one in asked.items() if one is not None and self.sources_of(name)}
 
     @cached_property
     def compare(self) -> dict[str, Snapshot]:
@@ -352,8 +337,9 @@ class Chain:
             if self.selected[name]:
                 parents = self._parents(name, self.ingest, self.split, self.select, self.caption)
                 works[name] = tokenize_work(
-                    self.store, self._token_settings(name), self._token_fingerprints(self.modality[name]),
-                    self.selected[name], self.caption.get(name), self.limits, parents,
+                    self.store, sections.token_settings(self.recipe, name, self.modality[name]),
+                    self._fingerprints[self.modality[name]], self.selected[name], self.caption.get(name),
+                    self.limits, parents,
                 )  # fmt: skip
         return self._single("tokenize", works)
 
@@ -370,19 +356,7 @@ class Chain:
 
     def _settings(self, name: str) -> dict[str, object]:
         """Return a source's section, its path made absolute: a worker may run in another folder."""
-        settings = self.recipe.sources[name].model_dump()
-        if "://" not in settings["url"]:
-            settings["url"] = str(Path(settings["url"]).expanduser().absolute())
-        return settings
-
-    @cached_property
-    def _split_settings(self) -> SplitSettings:
-        scenes = self._filter("video").scenes.model_dump()
-        return SplitSettings(
-            short_side_px=scenes.pop("short_side_px"),
-            range_bytes=scenes.pop("range_bytes"),
-            scenes=SceneSettings(**scenes),
-        )
+        return sections.absolute(self.recipe.sources[name].model_dump())
 
     def _filter(self, modality: str) -> FilterSettings:
         return self.recipe.filter.get(modality) or FilterSettings()  # type: ignore[call-overload]
@@ -390,31 +364,6 @@ class Chain:
     def _ingest_work(self, name: str) -> StageWork:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
         return replace(work, units=work.units[: self.options.limit])
-
-    def _token_settings(self, name: str) -> TokenSettings:
-        modality, tokens = self.modality[name], self.recipe.tokenize
-        area = tokens.video if modality == "video" else tokens.image
-        return TokenSettings(
-            modality=modality,
-            vocabulary=tokens.vocabulary,
-            vision=tokens.vision.model_dump(),
-            min_area=area.min_area,
-            max_area=area.max_area,
-            max_aspect=area.max_aspect,
-            fps=tokens.video.fps,
-            max_seconds=tokens.video.max_seconds,
-            licence=self.recipe.sources[name].licence,
-        )
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            "vocabulary": build_vocabulary(self.recipe.tokenize.vocabulary).fingerprint,
-            "vision": fingerprint_of_vision(self.recipe.tokenize.vision.model_dump()),
-        }
-
-    def _token_fingerprints(self, modality: str) -> dict[str, str]:
-        return {name: value for name, value in self._fingerprints.items() if modality != "text" or name != "vision"}
 
     def _parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
         found = [stage[name] for stage in stages if name in stage]
@@ -433,15 +382,14 @@ class Chain:
         return dict(zip(works, found, strict=True))
 
     def _run_options(self, stage: str) -> RunOptions:
-        run = self.recipe.execution
-        return RunOptions(
-            pool=stage_pool(run, stage) if run.executor == "ray" else None,
-            tries=run.tries,
+        return sections.run_options(
+            self.recipe.execution,
+            stage,
             retry_failed=self.options.retry_failed,
             allow_work=stage in self.options.work,
             quiet=self.options.quiet,
-            unit_timeout_s=run.unit_timeout_s,
-            start_timeout_s=run.start_timeout_s,
-            drain_s=run.drain_s,
-            metrics_port=run.metrics_port,
         )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, str]]:
+        return sections.token_fingerprints(self.recipe.tokenize)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError
@@ -21,6 +20,7 @@ from tokenmill.pipelines.compare_settings import need
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
+from tokenmill.pipelines.recipe_sections import absolute
 from tokenmill.pipelines.samples import slices
 from tokenmill.pipelines.score import score_work
 from tokenmill.pipelines.scored import Scored, scored_slices
@@ -91,17 +91,9 @@ def check_sets(modality: str, sets: Sequence[Decontaminate], columns: Mapping[st
             need(columns, asked.cosine_column, f"{where}.min_cosine", "add the scorer that gives it")
         if asked.min_jaccard is not None:
             need(columns, asked.jaccard_column, f"{where}.min_jaccard", "add the scorer that gives it")
-        found = open_source(f"filter.{modality}.decontaminate.{asked.name}", source_settings(asked)).modality
+        found = open_source(f"filter.{modality}.decontaminate.{asked.name}", absolute(asked.source)).modality
         if found != modality:
             raise RecipeError(f"{where}: is of {found}, not of {modality}; see kind and modality")
-
-
-def source_settings(asked: Decontaminate) -> dict[str, Any]:
-    """Return a set's section as that of a source, its path made absolute."""
-    settings = dict(asked.source)
-    if "://" not in settings["url"]:
-        settings["url"] = str(Path(settings["url"]).expanduser().absolute())
-    return settings
 
 
 def read_sets(
@@ -115,7 +107,7 @@ def read_sets(
 ) -> list[EvaluationSet]:
     """Index and score evaluation sets, as far as that is not done; `run` brings some works up to date."""
     sources = {one.name: f"evaluation.{modality}.{one.name}" for one in sets}
-    settings = {one.name: source_settings(one) for one in sets}
+    settings = {one.name: absolute(one.source) for one in sets}
     ingested = run(
         {
             name: ingest_work(store, source, settings[name], unit_bytes=how.unit_bytes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from tokenmill.manifests.packed_table import PackedTable, open_rows
 from tokenmill.manifests.records import Commit, InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
@@ -77,22 +78,34 @@ class Scored:
     def verdict_table(self, columns: Collection[str]) -> pl.DataFrame:
         """Return key, the first failure and some score columns of every sample, reading no more than that.
 
-        The keys come from the scores, which hold one row for each of the slice's, so the index is not read; tables that
-        stand in the same order are not joined.
+        The keys come from the scores, which hold one row for each of the slice's, so the index is not read; tables whose
+        keys are the same bytes as the first one's are not joined, and scores that tell nothing are not opened.
         """
-        frame: pl.DataFrame | None = None
+        keys: pl.Series | None = None
+        found: dict[str, pl.Series] = {}
+        packed: dict[str, list[memoryview]] = {}  # of the first table, and of the last one with failures
+        failures: list[pl.Series] = []
         for folder, commit in self.scores:
-            listens = bool(commit.counts.failed) and _scorer(folder) not in self.silent
-            wanted = ["key", *(["fail_reason"] if listens else [])]
-            scores = folder.read_rows(commit, wanted, optional=columns)
-            if frame is None:
-                frame = scores.select("key") if scores.height == self.piece.num_rows else self._keys()
-                frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias("fail_reason"))
-            frame = _beside(frame, scores)
-        return self._keys().with_columns(pl.lit(None, dtype=pl.String).alias("fail_reason")) if frame is None else frame
+            table = open_rows(folder, commit)
+            wanted = [name for name in table.columns if name in columns and name not in found]
+            if commit.counts.failed and _scorer(folder) not in self.silent:
+                if packed.get("fail_reason") != table.packed("fail_reason") or packed["key"] != table.packed("key"):
+                    wanted.append("fail_reason")
+                packed["fail_reason"] = table.packed("fail_reason")
+            if keys is None and table.num_rows == self.piece.num_rows:
+                keys, packed["key"] = table.read(["key"])["key"], table.packed("key")
+            elif keys is None:
+                keys = self._keys()
+            for column in table.read(wanted) if packed.get("key") == table.packed("key") else _joined(keys, table, wanted):
+                if column.name == "fail_reason":
+                    failures.append(column)
+                else:
+                    found[column.name] = column
+        keys = self._keys() if keys is None else keys
+        return pl.DataFrame([keys, _first(failures, len(keys)), *found.values()])
 
-    def _keys(self) -> pl.DataFrame:
-        return self.piece.read().select("key")
+    def _keys(self) -> pl.Series:
+        return self.piece.read()["key"]
 
     def table(self) -> pl.DataFrame:
         """Return key, digest of the bytes, all score columns and the first failure of every sample."""
@@ -107,19 +120,19 @@ class Scored:
         return frame
 
 
-def _beside(frame: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
-    """Put columns beside those that are there, and a failure where there is none yet."""
-    new = [name for name in scores.columns if name not in frame.columns]
-    if scores["key"].equals(frame["key"]):
-        failures = scores["fail_reason"] if "fail_reason" in scores.columns else None
-        frame = frame.hstack(scores.select(new))
-    else:
-        found = frame.select("key").join(scores, on="key", how="left", maintain_order="left")
-        failures = found["fail_reason"] if "fail_reason" in found.columns else None
-        frame = frame.hstack(found.select(new))
-    if failures is None:
-        return frame
-    return frame.with_columns(pl.coalesce("fail_reason", failures).alias("fail_reason"))
+def _joined(keys: pl.Series, table: PackedTable, columns: list[str]) -> pl.DataFrame:
+    """Return columns of a table in the order of the keys; null where it lacks one."""
+    rows = table.read(["key", *columns])
+    return keys.to_frame().join(rows, on="key", how="left", maintain_order="left").drop("key")
+
+
+def _first(failures: Sequence[pl.Series], height: int) -> pl.Series:
+    """Return the first failure of every sample."""
+    if len(failures) == 1:
+        return failures[0]
+    named = [failure.alias(str(number)) for number, failure in enumerate(failures)]
+    none = pl.Series("none", [None], dtype=pl.String).new_from_index(0, height)
+    return pl.DataFrame([*named, none]).select(pl.coalesce(pl.all()).alias("fail_reason")).to_series()
 
 
 def _scorer(folder: StageDir) -> str:

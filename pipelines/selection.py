@@ -6,12 +6,12 @@ Rules judge a sample by its own columns. What is decided over the whole snapshot
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import polars as pl
 
-from tokenmill.filters.rules import Judgement, Rules
+from tokenmill.filters.rules import Rules
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Commit, Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
@@ -71,47 +71,41 @@ class SelectWorker:
         started = time.perf_counter()
         part: Scored = job.unit.payload["part"]
         table = part.verdict_table(self._columns)
-        judged = self._rules.judge(table)
-        table = table.with_columns(
-            judged.reason().alias("rule"),
-            pl.when(part.is_excluded()).then(pl.lit(REASON)).alias("taken_down"),
-        )
-        table = _with_contaminated(table, part)
-        table = self._with_duplicates(table, job.unit.payload["duplicates"])
         read_s = time.perf_counter() - started
-        rows, rescued = self._verdicts(table, judged)
+        judged = self._rules.judge(table).select(pl.col("reason").alias("rule"), "rescued_by")
+        table = self._with_duplicates(table.hstack(judged), job.unit.payload["duplicates"])
+        table = _with_contaminated(table, part)
+        rows = table.select(*self._verdicts(part.is_excluded()))
         kept = rows.filter(pl.col("keep"))
         counts = Counts(
             rows_in=rows.height,
             kept=kept.height,
             out=kept.height,
-            dropped=_numbers(rows["drop_reason"]),
-            failed=_numbers(rows["fail_reason"]),
+            **_reasons(rows),
         )
         (target,) = job.targets
         output = UnitOutput(
-            rows=rows, counts=counts, digests={"kept": rows_digest(kept.select("key", *self._carry))}, totals=rescued
+            rows=rows,
+            counts=counts,
+            digests={"kept": rows_digest(kept.select("key", *self._carry))},
+            totals=_rescued(rows["rescued_by"]) if self._rules.rescues else {},
         )
         commit = publish(job, target, output)
-        return JobResult(commits=(commit,), seconds={"query": read_s, "write": time.perf_counter() - started - read_s})
+        seconds = {"read": read_s, "query": time.perf_counter() - started - read_s}
+        return JobResult(commits=(commit,), seconds=seconds)
 
-    def _verdicts(self, table: pl.DataFrame, judged: Judgement) -> tuple[pl.DataFrame, dict[str, int]]:
-        """Return the unit's rows, and how many samples came to a rule, failed it and were rescued."""
+    def _verdicts(self, is_excluded: pl.Expr) -> Iterator[pl.Expr]:
+        """Yield the columns of a selection; a sample that failed or was taken down is not judged."""
+        failed = pl.col("fail_reason").is_not_null()
         contaminated = pl.when(pl.col("contaminated_by").is_not_null()).then(pl.lit(CONTAMINATED))
-        why = pl.coalesce("taken_down", "rule", contaminated, "drop_reason")
-        reason = pl.when(pl.col("fail_reason").is_null()).then(why).alias("drop_reason")
+        why = pl.when(is_excluded).then(pl.lit(REASON)).otherwise(pl.coalesce("rule", contaminated, "drop_reason"))
+        reason = pl.when(~failed).then(why)
         of = pl.when(reason == CONTAMINATED).then("contaminated_by").otherwise("duplicate_of").alias("duplicate_of")
-        rows = table.select("key", reason, "fail_reason", of, *self._carry).with_columns(
-            (pl.col("drop_reason").is_null() & pl.col("fail_reason").is_null()).alias("keep")
-        )
-        if not self._rules.rescues:
-            return rows, {}
-        judgeable = table["fail_reason"].is_null() & table["taken_down"].is_null()
-        by = judged.rescued_by().zip_with(judgeable, pl.Series([None], dtype=pl.String))
-        rescued = _numbers(by.str.split(",").explode(keep_nulls=False, empty_as_null=False))
-        return rows.with_columns(by.alias("rescued_by")), {
-            f"rescued.{rule}": number for rule, number in rescued.items()
-        }
+        yield from (pl.col("key"), reason.alias("drop_reason"), pl.col("fail_reason"), of)
+        yield from (pl.col(name) for name in self._carry)
+        yield (reason.is_null() & ~failed).alias("keep")
+        if self._rules.rescues:
+            yield pl.when(~failed & ~is_excluded).then(pl.col("rescued_by")).alias("rescued_by")
 
     def _with_duplicates(self, table: pl.DataFrame, commit: Commit | None) -> pl.DataFrame:
         if commit is None or self._duplicates is None:
@@ -127,6 +121,16 @@ def _with_contaminated(table: pl.DataFrame, part: Scored) -> pl.DataFrame:
     return table.join(part.contaminated.copies(), on="key", how="left", maintain_order="left")
 
 
-def _numbers(reasons: pl.Series) -> dict[str, int]:
-    found = reasons.drop_nulls().value_counts(name="number")
-    return dict(sorted((str(reason), int(number)) for reason, number in found.iter_rows()))
+def _reasons(rows: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Count the rows of each reason."""
+    found = rows.group_by("drop_reason", "fail_reason").len().rows()
+    return {
+        "dropped": {why: number for why, _, number in sorted(found, key=str) if why is not None},
+        "failed": {why: number for _, why, number in sorted(found, key=str) if why is not None},
+    }
+
+
+def _rescued(by: pl.Series) -> dict[str, int]:
+    """Count the rows each rule's rescue kept."""
+    found = by.drop_nulls().str.split(",").explode(empty_as_null=False).value_counts(name="number")
+    return dict(sorted((f"rescued.{rule}", int(number)) for rule, number in found.iter_rows()))
