@@ -43,7 +43,7 @@ PERMUTATIONS = 128
 BILLION = 10**9
 BILLION_SEGMENT = 1 << 25
 
-Near = Callable[[int, NDArray[np.int64]], NDArray[np.bool_]]  # a row, kept rows -> which are near
+Near = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]  # a row, kept rows -> which are near
 
 
 def made_hashes(count: int) -> NDArray[np.uint64]:
@@ -157,12 +157,12 @@ def vectors_step(count: int, sample: int, threads: int) -> dict[str, Any]:
     """Vectors in cells."""
     vectors = made_vectors(count)
     vector_leaders(vectors[:2000], min_cosine=MIN_COSINE)
-    leaders, cost = _timed(lambda: vector_leaders(vectors, min_cosine=MIN_COSINE))
+    leaders, cost = _timed(lambda: vector_leaders(vectors, min_cosine=MIN_COSINE, threads=threads))
     units = vectors.astype(np.float32)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     dropped = np.flatnonzero(leaders != np.arange(count))
     cosines = np.einsum("nd,nd->n", units[dropped], units[leaders[dropped]])
-    missed = _missed(leaders, sample, lambda row, kept: units[kept] @ units[row] >= MIN_COSINE)
+    missed = _missed(leaders, 5 * sample, units, lambda row, kept: kept @ row >= MIN_COSINE)
     return _figures(leaders, cost) | missed | {
         "axes": AXES,
         "min_cosine": MIN_COSINE,
@@ -178,7 +178,7 @@ def texts_step(count: int, sample: int, threads: int) -> dict[str, Any]:
     least = agreeing(PERMUTATIONS, MIN_JACCARD)
     dropped = np.flatnonzero(leaders != np.arange(count))
     agree = (signatures[dropped] == signatures[leaders[dropped]]).sum(axis=1)
-    missed = _missed(leaders, sample // 4, lambda row, kept: (signatures[kept] == signatures[row]).sum(axis=1) >= least)
+    missed = _missed(leaders, sample // 2, signatures, lambda row, kept: (kept == row).sum(axis=1) >= least)
     return _figures(leaders, cost) | missed | {
         "min_jaccard": MIN_JACCARD,
         "bands": choose_banding(PERMUTATIONS, MIN_JACCARD, 0.01)._asdict(),
@@ -219,14 +219,15 @@ def _sample(leaders: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate([generator.choice(group, min(size // 2, len(group)), False) for group in groups]))
 
 
-def _missed(leaders: NDArray[np.int64], size: int, near: Near) -> dict[str, Any]:
+def _missed(leaders: NDArray[np.int64], size: int, rows: NDArray[Any], near: Near) -> dict[str, Any]:
     """Estimate from a sample of kept rows how many should have been dropped."""
     kept = np.flatnonzero(leaders == np.arange(len(leaders)))
-    rows = np.random.default_rng(1).choice(len(kept), min(size, len(kept)), replace=False)
-    missed = sum(bool(near(kept[place], kept[:place]).any()) for place in rows)
+    kept_rows = rows[kept]
+    places = np.random.default_rng(1).choice(len(kept), min(size, len(kept)), replace=False)
+    missed = sum(bool(near(kept_rows[place], kept_rows[:place]).any()) for place in places)
     dropped = len(leaders) - len(kept)
-    recall = dropped / (dropped + missed / len(rows) * len(kept))
-    return {"sample": len(rows), "missed_in_sample": missed, "recall_on_sample": round(recall, 4)}
+    recall = dropped / (dropped + missed / len(places) * len(kept))
+    return {"sample": len(places), "missed_in_sample": missed, "recall_on_sample": round(recall, 4)}
 
 
 def _peak_memory_mb() -> int:
