@@ -8,6 +8,7 @@ double precision and fixed order, because the last digits of a product depend on
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from tokenmill.filters.compiled import compiled
 from tokenmill.filters.parts import MapParts, map_in_process
 from tokenmill.filters.segments import segmented_leaders
 from tokenmill.filters.stars import NOBODY, Positions, star_leaders
-from tokenmill.filters.vector_cells import Vectors, probe, train_cells, unit, usable
+from tokenmill.filters.vector_cells import Vectors, one_thread, probe, train_cells, unit, usable
 
 _ROWS_AT_ONCE = 1 << 20
 _LEAF_ROWS = 1024
 _NUM_PROBES = 8
 _BLOCK = 1 << 12  # rows on either side of one matrix product
 _UNSURE = 1e-4
+_WORTH_A_CELL = 1_500_000  # multiplications that take as long as going through one cell more
 
 _Floats = NDArray[np.float32]
 _Places = NDArray[np.int64]
@@ -39,6 +41,7 @@ def vector_leaders(
     workspace: Path | None = None,
     rows_at_once: int = _ROWS_AT_ONCE,
     num_probes: int = _NUM_PROBES,
+    threads: int = 1,
 ) -> Positions:
     """Return for each vector, in order of preference, the position of the kept one that stands for it.
 
@@ -50,6 +53,7 @@ def vector_leaders(
         workspace: an empty folder that all workers see, for more than `rows_at_once` vectors.
         rows_at_once: vectors compared in memory at once.
         num_probes: cells a vector is looked for in: more find more pairs and take longer.
+        threads: of this process, and of each part.
 
     Raises:
         ValueError: the threshold is out of range, or the vectors are no matrix of floats.
@@ -60,7 +64,7 @@ def vector_leaders(
         raise ValueError(f"vectors must be a matrix of float16 or float32, found {vectors.dtype}, {vectors.shape}")
     centres = train_cells(vectors)
     add_probes = partial(probes_of_columns, centres=centres, num_probes=num_probes)
-    open_rows = partial(VectorNeighbours.of_columns, min_cosine=min_cosine)
+    open_rows = partial(VectorNeighbours.of_columns, min_cosine=min_cosine, threads=threads)
     columns = {"vectors": vectors}
     if workspace is None or len(vectors) <= rows_at_once:
         return star_leaders(open_rows({**columns, **add_probes(columns)}), len(vectors))
@@ -89,27 +93,38 @@ class VectorNeighbours:
 
     leaf_rows = _LEAF_ROWS
 
-    def __init__(self, vectors: Vectors, probes: NDArray[np.int32], *, min_cosine: float) -> None:
+    def __init__(self, vectors: Vectors, probes: NDArray[np.int32], *, min_cosine: float, threads: int = 1) -> None:
         self.vectors = vectors
         self.probes = probes
         self.min_cosine = min_cosine
+        self.threads = threads
 
     @classmethod
-    def of_columns(cls, columns: Mapping[str, NDArray[Any]], *, min_cosine: float) -> VectorNeighbours:
+    def of_columns(cls, columns: Mapping[str, NDArray[Any]], *, min_cosine: float, threads: int) -> VectorNeighbours:
         """Hold the columns `vectors` and `probes`."""
-        return cls(columns["vectors"], columns["probes"], min_cosine=min_cosine)
+        return cls(columns["vectors"], columns["probes"], min_cosine=min_cosine, threads=threads)
 
     def comparable(self) -> Positions:
         return np.flatnonzero(self.probes[:, 0] >= 0)
 
     def among(self, rows: Positions) -> Positions:
         units = unit(self.vectors[rows])
-        return rows[_greedy(units @ units.T, units, self.probes[rows], self.min_cosine)]
+        with one_thread():
+            cosines = units @ units.T
+        return rows[_greedy(cosines, units, self.probes[rows], self.min_cosine)]
 
     def first(self, queries: Positions, kept: Positions) -> Positions:
+        shares = np.array_split(queries, self.threads)
+        with one_thread(), ThreadPoolExecutor(self.threads) as pool:
+            return np.concatenate(list(pool.map(lambda share: self._first_of(share, kept), shares)))
+
+    def _first_of(self, queries: Positions, kept: Positions) -> Positions:
         nobody = len(self.vectors)
         best = np.full(len(queries), nobody)
-        for places, candidates in self._cells(queries, kept):
+        num_cells = int(self.probes[kept, 0].max(initial=0)) + 1
+        together = len(queries) * len(kept) * self.vectors.shape[1] <= num_cells * _WORTH_A_CELL
+        everything = [(np.arange(len(queries)), kept)]
+        for places, candidates in everything if together else self._cells(queries, kept):
             for start in range(0, len(places), _BLOCK):
                 some = places[start : start + _BLOCK]
                 best[some] = np.minimum(best[some], self._first_in_cell(queries[some], candidates))
@@ -134,7 +149,8 @@ class VectorNeighbours:
         for start in range(0, len(kept), _BLOCK):
             some = kept[start : start + _BLOCK]
             candidates = unit(self.vectors[some])
-            found = _first_columns(asking @ candidates.T, asking, candidates, self.min_cosine)
+            cosines, homes = asking @ candidates.T, self.probes[some, 0]
+            found = _first_columns(cosines, asking, candidates, self.probes[queries], homes, self.min_cosine)
             best = np.minimum(best, np.append(some, len(self.vectors))[found])
         return best
 
@@ -154,13 +170,22 @@ def _is_near(cosine: float, one: _Floats, other: _Floats, min_cosine: float) -> 
 
 
 @compiled
-def _first_columns(cosines: _Floats, queries: _Floats, kept: _Floats, min_cosine: float) -> _Places:
+def _first_columns(
+    cosines: _Floats,
+    queries: _Floats,
+    kept: _Floats,
+    probes: NDArray[np.int32],
+    homes: NDArray[np.int32],
+    min_cosine: float,
+) -> _Places:
     """Return for each row of a product the first column that is near; their number where none is."""
     found = np.full(len(queries), len(kept), np.int64)
     for query in range(len(queries)):
         for place in range(len(kept)):
             cosine = cosines[query, place]
-            if cosine >= min_cosine - _UNSURE and _is_near(cosine, queries[query], kept[place], min_cosine):
+            if cosine < min_cosine - _UNSURE or not (probes[query] == homes[place]).any():
+                continue
+            if _is_near(cosine, queries[query], kept[place], min_cosine):
                 found[query] = place
                 break
     return found

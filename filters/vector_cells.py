@@ -8,7 +8,9 @@ docs/duplicates.md. One thread and chunks of one size, because sums of floats de
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +67,8 @@ def train_cells(vectors: Vectors) -> NDArray[np.float32] | None:
     means = faiss.Kmeans(sample.shape[1], num_cells, niter=_ROUNDS, seed=_SEED, spherical=True)
     means.cp.min_points_per_centroid = 1
     means.cp.max_points_per_centroid = 2 * _TRAINED_ON
-    means.train(sample)
+    with one_thread():
+        means.train(sample)
     return np.asarray(means.centroids, np.float32)
 
 
@@ -74,16 +77,29 @@ def probe(vectors: Vectors, centres: NDArray[np.float32], num_probes: int) -> ND
     index = _faiss().IndexFlatIP(centres.shape[1])
     index.add(centres)
     probes = np.full((len(vectors), num_probes), -1, np.int32)
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        chunk = vectors[start : start + _CHUNK_ROWS]
-        good = usable(chunk)
-        if good.any():
-            probes[start : start + _CHUNK_ROWS][good] = index.search(unit(chunk[good]), num_probes)[1]
+    with one_thread():
+        for start in range(0, len(vectors), _CHUNK_ROWS):
+            chunk = vectors[start : start + _CHUNK_ROWS]
+            good = usable(chunk)
+            if good.any():
+                probes[start : start + _CHUNK_ROWS][good] = index.search(unit(chunk[good]), num_probes)[1]
     return probes
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Let a matrix product have one thread meanwhile: small ones gain nothing from more, and wait for them."""
+    return cast(AbstractContextManager[Any], _thread_pools().limit(limits=1))
+
+
+@cache
+def _thread_pools() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    _faiss()  # brings a BLAS of its own
+    return ThreadpoolController()
 
 
 def _faiss() -> Any:
     import faiss
 
-    faiss.omp_set_num_threads(1)
     return faiss

@@ -43,6 +43,19 @@ def greedy_leaders(num_rows: int, near: Callable) -> np.ndarray:
     return leaders
 
 
+def greedy_leaders_of_blocks(num_rows: int, near: Callable) -> np.ndarray:
+    """The same, where `near(rows)` compares a block of rows with all at once."""
+    kept = np.zeros(num_rows, bool)
+    leaders = np.arange(num_rows)
+    for start in range(0, num_rows, 500):
+        rows = np.arange(start, min(start + 500, num_rows))
+        for row, is_near in zip(rows, near(rows), strict=True):
+            found = is_near[:row] & kept[:row]
+            kept[row] = not found.any()
+            leaders[row] = row if kept[row] else found.argmax()
+    return leaders
+
+
 def greedy_hash_leaders(hashes, distance):
     return greedy_leaders(len(hashes), lambda row, kept: np.bitwise_count(hashes[kept] ^ hashes[row]) <= distance)
 

@@ -7,32 +7,10 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.near_rows import flipped, made_hashes
 
-from tokenmill.filters.duplicates import find_duplicates, near_leaders, near_pairs
-
-
-def flipped(hashes, bits, generator):
-    """Flip up to `bits` random bits of each hash."""
-    for _ in range(bits):
-        hashes = hashes ^ (np.uint64(1) << generator.integers(0, 64, len(hashes), dtype=np.uint64))
-    return hashes
-
-
-def synthetic_hashes(count, copies, bits, seed=0):
-    generator = np.random.default_rng(seed)
-    originals = generator.integers(0, 2**64, count - copies, dtype=np.uint64)
-    near = flipped(originals[generator.integers(0, len(originals), copies)], bits, generator)
-    return generator.permutation(np.unique(np.concatenate([originals, near])))
-
-
-def brute_force_leaders(hashes, distance):
-    kept, leaders = [], []
-    for position, value in enumerate(hashes):
-        near = np.flatnonzero(np.bitwise_count(hashes[kept] ^ value) <= distance) if kept else []
-        leaders.append(kept[near[0]] if len(near) else position)
-        if not len(near):
-            kept.append(position)
-    return leaders
+from tokenmill.filters.duplicates import find_duplicates
+from tokenmill.filters.near_hashes import hash_leaders
 
 
 def samples(**columns):
@@ -52,21 +30,6 @@ def outcome(rows, max_distance=4):
     found = find_duplicates(rows, max_distance=max_distance)
     keys = rows["key"].to_list()
     return {keys[row]: (reason, keys[of]) for row, reason, of in found.iter_rows()}
-
-
-@pytest.mark.parametrize("distance", [0, 1, 3, 4, 8, 16])
-def test_near_leaders_equal_brute_force(distance):
-    hashes = np.concatenate([synthetic_hashes(1500, 400, distance), np.arange(100, dtype=np.uint64)])
-    assert near_leaders(hashes, distance).tolist() == brute_force_leaders(hashes, distance)
-
-
-def test_near_pairs_are_complete_and_come_once():
-    hashes = synthetic_hashes(600, 300, 4)
-    first, second = np.triu_indices(len(hashes), 1)
-    near = np.bitwise_count(hashes[first] ^ hashes[second]) <= 4
-    expected = sorted(zip(first[near].tolist(), second[near].tolist(), strict=True))
-    found = np.concatenate(list(near_pairs(hashes, 4)), axis=1).T.tolist()
-    assert sorted(map(tuple, found)) == expected
 
 
 def test_exact_copies_drop_in_favour_of_the_first_key():
@@ -128,7 +91,7 @@ def test_outcome_does_not_depend_on_the_order_of_rows_and_every_drop_is_near_a_s
 
 
 def test_appended_samples_never_drop_what_was_kept_before():
-    hashes = synthetic_hashes(2000, 800, 3)
+    hashes = made_hashes(2000, 800, 3)
     first = samples(phash=hashes[:1000])
     kept = set(range(1000)) - set(find_duplicates(first, max_distance=4)["row"])
     both = samples(phash=hashes, pixels=[1] * 1000 + [9] * (len(hashes) - 1000))
@@ -137,12 +100,12 @@ def test_appended_samples_never_drop_what_was_kept_before():
 
 
 def test_two_hundred_thousand_samples_with_dense_clusters_are_decided():
-    hashes = synthetic_hashes(200_000, 40_000, 4)
+    hashes = made_hashes(200_000, 40_000, 4)
     cluster = flipped(np.full(2000, hashes[0]), 3, np.random.default_rng(1))
     rows = samples(phash=np.concatenate([hashes, cluster]))
     found = find_duplicates(rows, max_distance=4)
     kept = np.delete(rows["phash"].to_numpy(), found["row"])
-    assert sum(pairs.shape[1] for pairs in near_pairs(np.unique(kept), 4)) == 0
+    assert np.array_equal(hash_leaders(kept, max_distance=4), np.arange(len(kept)))
     distances = np.bitwise_count(
         rows["phash"].gather(found["row"]).to_numpy() ^ rows["phash"].gather(found["of"]).to_numpy()
     )
