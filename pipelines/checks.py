@@ -24,7 +24,8 @@ def check_chain(chain: Chain) -> None:
     _ = chain.modality, chain.passes, chain.rules_of, chain.duplicate_settings
     for modality in MODALITIES:
         settings = recipe.filter.get(modality)  # type: ignore[call-overload]
-        check_sets(modality, settings.decontaminate if settings else (), chain.passes[modality].columns)
+        asked = settings.decontaminate if settings else ()
+        check_sets(modality, asked, chain.passes[modality].columns, recipe.sources)
     _check_kinds(chain)
     for modality, settings in recipe.caption.items():
         _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))

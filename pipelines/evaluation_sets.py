@@ -6,7 +6,7 @@ are scored without gates: a small picture is worth recognising, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -73,10 +73,14 @@ def scorers_of_sets(sets: Sequence[Decontaminate], scoring: ScoringPass) -> froz
     return frozenset(name for name, scorer in scoring.scorers.items() if columns.intersection(scorer.columns))
 
 
-def check_sets(modality: str, sets: Sequence[Decontaminate], columns: Mapping[str, Any]) -> None:
+def check_sets(
+    modality: str, sets: Sequence[Decontaminate], columns: Mapping[str, Any], sources: Collection[str]
+) -> None:
     """Check a modality's section `decontaminate`; raises RecipeError naming the key path and what to do."""
     for number, asked in enumerate(sets):
         where = f"filter.{modality}.decontaminate[{number}]"
+        if asked.name in sources:
+            raise RecipeError(f"{where}.name: {asked.name!r} is a source of this recipe; give the set another name")
         if modality == "video":
             raise RecipeError(f"{where}: clips are not compared with evaluation samples yet; allowed: image, text")
         if not (asked.exact or columns_of_sets([asked]) or asked.ngram):

@@ -174,6 +174,11 @@ def test_evaluation_set_that_cannot_be_compared_is_refused(
     assert not (folder / "root").exists()
 
 
+def test_evaluation_set_named_like_a_source_is_refused(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"decontaminate\[0\]\.name: 'scenes' is a source"):
+        make(folder, {"filter.image.decontaminate": [{"name": "scenes", "kind": "images", "url": "x"}]})
+
+
 def test_two_evaluation_sets_of_one_name_are_refused(folder: Path) -> None:
     entry = {"name": "exam", "kind": "images", "url": "x"}
     with pytest.raises(RecipeError, match="two sets have one name"):
