@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,6 @@ def engines_of(run: Execution, stage: str) -> Engines:
         threads = available_cpus() + 1  # reading waits for the store, and lets the interpreter go
         return Engines(map_parts=partial(ordered_map, threads=threads, window=4 * threads), workspace=workspace)
     pool = RayParts(pool=stage_pool(run, stage), tries=run.tries)
-    # A cluster started here is this machine alone; another one may see no folder of ours.
-    everywhere = run.address is None or workspace is not None
+    # A cluster started here is this machine alone; the nodes of another one may see no folder of ours.
+    everywhere = workspace is not None or not (run.address or os.environ.get("RAY_ADDRESS"))
     return Engines(map_parts=pool, map_files=pool if everywhere else map_here, workspace=workspace)

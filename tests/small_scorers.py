@@ -1,4 +1,4 @@
-"""Two scorers of a few lines that give what the large ones give: a vector of a picture, a MinHash signature of a text."""
+"""Two scorers of a few lines that give what large ones give: a vector of a picture, a MinHash signature of a text."""
 
 from __future__ import annotations
 
