@@ -79,7 +79,7 @@ def engines_of(run: Execution, stage: str) -> Engines:
     if run.executor != "ray":
         threads = available_cpus() + 1  # reading waits for the store, and lets the interpreter go
         return Engines(map_parts=partial(ordered_map, threads=threads, window=4 * threads), workspace=workspace)
-    pool = RayParts(pool=stage_pool(run, stage), tries=run.tries)
+    pool = RayParts(pool=stage_pool(run, stage), tries=run.tries, start_timeout_s=run.start_timeout_s)
     # A cluster started here is this machine alone; the nodes of another one may see no folder of ours.
     everywhere = workspace is not None or not (run.address or os.environ.get("RAY_ADDRESS"))
     return Engines(map_parts=pool, map_files=pool if everywhere else map_here, workspace=workspace)

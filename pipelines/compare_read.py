@@ -53,7 +53,7 @@ class Comparable:
         table = passing(part.scored, self.rules, self.preference.columns | ({PHASH} if self.phash else set()))
         columns = [table.select("row", "key"), self.preference.values(table)]
         if self.exact:
-            columns.append(_digests(part.scored.piece.read()["sha256"].gather(table["row"])))
+            columns.append(_digests(part.scored.piece.read(["sha256"])["sha256"].gather(table["row"])))
         if self.phash:
             columns.append(table.select(pl.col(PHASH).cast(pl.UInt64)))
         kept = pl.col("key").is_in(kept_keys(part.folder, part.before)) if part.before else pl.lit(False)
@@ -92,7 +92,7 @@ class KeptNames:
 def names(asked: tuple[Scored, Rows]) -> pl.Series:
     """Return the names (`source/key`) of some rows of a slice."""
     scored, rows = asked
-    keys = scored.piece.read()["key"].gather(rows)
+    keys = scored.piece.read(["key"])["key"].gather(rows)
     return pl.DataFrame({"key": keys}).select(pl.concat_str(pl.lit(f"{scored.piece.source}/"), "key")).to_series()
 
 

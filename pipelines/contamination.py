@@ -168,7 +168,7 @@ def _known(one: EvaluationSet, read: Any) -> _Known:
 
 def _compared(part: Scored, columns: frozenset[str]) -> pl.DataFrame:
     """Return key, sha256 and some score columns of every sample of a slice."""
-    return part.verdict_table(columns).hstack([part.piece.read()["sha256"]])
+    return part.verdict_table(columns).hstack([part.piece.read(["sha256"])["sha256"]])
 
 
 def _by(compare: Any, values: pl.Series, known: pl.Series, threshold: float) -> Found:

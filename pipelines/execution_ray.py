@@ -172,10 +172,10 @@ class Clock:
                 self._waiting_since.setdefault(role, self._looked)
             waited_s = self._looked - self._waiting_since.get(role, self._looked)
             if role not in state.begun_roles and waited_s > self._limits.start_timeout_s:
-                raise RunError(_nobody_began(role, pool, self._limits.start_timeout_s))
+                raise RunError(nobody_began(role, pool, self._limits.start_timeout_s))
 
 
-def _nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
+def nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
     import ray
 
     wants = ", ".join(f"{name} {value:g}" for name, value in pool.reserved.items() if value)

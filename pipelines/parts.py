@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import queue
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,6 +22,7 @@ from tokenmill.pipelines.ray_cluster import RayPool, start_ray
 log = logging.getLogger(__name__)
 P = TypeVar("P")
 R = TypeVar("R")
+_ROLE = "parts"
 _WAVE_PARTS = 1024
 _WAVE_BYTES = 96 * 2**20  # of the parts that wait in Ray's store at once, which may have 256 MiB in all
 
@@ -42,6 +44,7 @@ class RayParts:
 
     pool: RayPool
     tries: int = 3
+    start_timeout_s: float = 600.0
 
     def __call__(self, function: Callable[[P], R], parts: Iterable[P]) -> Iterator[R]:
         for wave in _waves(parts):
@@ -54,14 +57,14 @@ class RayParts:
         """Yield the results of some packed parts in their order, as soon as those before them are there.
 
         Raises:
-            RunError: a part failed after all tries, or with what no other try can mend.
+            RunError: a part failed after all tries, or with what no other try can mend, or no worker began.
         """
         start_ray(self.pool)
         left, found, problem = dict(enumerate(wave)), {}, "its worker died"
         following = count()
         wanted = next(following)
         for _ in range(self.tries):
-            for row in _pass(function, left, self.pool):
+            for row in self._pass(function, left):
                 result, error, fatal = pickle.loads(row["result"])
                 if fatal:
                     raise RunError(error)
@@ -78,6 +81,36 @@ class RayParts:
                 return
         raise RunError(f"{len(left)} parts failed after {self.tries} tries: {problem}")
 
+    def _pass(self, function: Callable[[Any], Any], parts: dict[int, bytes]) -> Iterator[dict[str, Any]]:
+        """Hand some parts out once; what does not come back was lost."""
+        from tokenmill.pipelines.execution_ray import (
+            ENDED,
+            in_background,
+            last_line,
+            mapped,
+            nobody_began,
+            one_block_each,
+        )
+        from tokenmill.pipelines.ray_desk import Desk
+
+        desk = Desk()
+        rows = [{"index": index, "part": part} for index, part in parts.items()]
+        arguments = (pickle.dumps(function), desk.handle)
+        found = in_background(mapped(one_block_each(rows), PartWorker, arguments, self.pool, len(rows), queued=2))
+        waits_until = time.monotonic() + self.start_timeout_s
+        while True:
+            try:
+                row = found.get(timeout=1.0)  # so that signals are heard
+            except queue.Empty:
+                if time.monotonic() > waits_until and not desk.state().begun_roles:
+                    raise RunError(nobody_began(_ROLE, self.pool, self.start_timeout_s)) from None
+                continue
+            if row is ENDED:
+                return
+            if isinstance(row, BaseException):
+                raise RunError(f"Ray: {last_line(row)}") from row
+            yield row
+
 
 def _waves(parts: Iterable[Any]) -> Iterator[list[bytes]]:
     wave: list[bytes] = []
@@ -93,36 +126,18 @@ def _waves(parts: Iterable[Any]) -> Iterator[list[bytes]]:
         yield wave
 
 
-def _pass(function: Callable[[Any], Any], parts: dict[int, bytes], pool: RayPool) -> Iterator[dict[str, Any]]:
-    """Hand some parts out once; what does not come back was lost."""
-    from tokenmill.pipelines.execution_ray import ENDED, in_background, last_line, mapped, one_block_each
-
-    rows = [{"index": index, "part": part} for index, part in parts.items()]
-    dataset = mapped(one_block_each(rows), PartWorker, (pickle.dumps(function),), pool, len(rows), queued=2)
-    found = in_background(dataset)
-    while True:
-        try:
-            row = found.get(timeout=1.0)  # so that signals are heard
-        except queue.Empty:
-            continue
-        if row is ENDED:
-            return
-        if isinstance(row, BaseException):
-            raise RunError(f"Ray: {last_line(row)}") from row
-        yield row
-
-
 class PartWorker:
     """The actor: unpacks the function once, then applies it to a part a call."""
 
-    def __init__(self, function: bytes) -> None:
-        self._packed = function
+    def __init__(self, function: bytes, desk: Any) -> None:
+        self._packed, self._desk = function, desk
         self._function: Callable[[Any], Any] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         result, error, fatal = None, "", False
         try:
             if self._function is None:
+                self._desk.arrive.remote(_ROLE)
                 self._function = pickle.loads(self._packed)
             result = self._function(pickle.loads(batch["part"][0]))
         except Exception as problem:

@@ -77,7 +77,7 @@ def fates(folder: Path, **changes: Any) -> dict[str, tuple[str, str]]:
     value = tiny.recipe(folder / "data", str(folder / "root"), wanted, sources=["scenes", "text"])
     chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
     check_chain(chain)
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for snapshot in chain.select.values():
         rows = pl.concat([snapshot.folder.read_rows(commit) for commit in snapshot.commits])
         dropped = rows.filter(pl.col("drop_reason").is_not_null()).select("key", "drop_reason", "duplicate_of")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import pytest
 from PIL import Image
 from tests import tiny
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.preference import Preference
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.compare_kinds import EXACT, NEAR, TEXT, Stars, gathered
+from tokenmill.pipelines.parts import RayParts
+from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
 from tokenmill.recipe import check_recipe
 
 COLUMNS = {"width_px": pl.Int32(), "height_px": pl.Int32(), "colourfulness": pl.Float32(), "monochrome": pl.Boolean()}
@@ -51,6 +55,13 @@ def folder(tmp_path: Path) -> Path:
         seeds: dict[str, Any] = {f"{shard}-{number}": 10 * shard + number for number in range(4)}
         write_shard(shards / f"{shard:02d}.tar", seeds | ({"3-9": 1, "3-8": (12, 128)} if shard == 3 else {}))
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Let the tests of this file share what cluster they start."""
+    yield
+    stop_ray()
 
 
 def make(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Chain:
@@ -167,9 +178,7 @@ def test_going_back_gives_the_same_decision(folder: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_comparison_on_ray_gives_the_bytes_of_inline_for_one_and_two_workers(folder: Path) -> None:
-    from tokenmill.pipelines.ray_cluster import stop_ray
-
+def test_comparison_on_ray_gives_the_bytes_of_inline_for_one_and_two_workers(folder: Path, local_ray: None) -> None:
     def files(root: str) -> dict[str, bytes]:
         paths = [p for stage in ("compare", "duplicates", "select") for p in (folder / root / stage).rglob("*")]
         return {
@@ -178,14 +187,32 @@ def test_comparison_on_ray_gives_the_bytes_of_inline_for_one_and_two_workers(fol
 
     _ = make(folder).select
     wanted = files("root")
-    for workers in (1, 2):
+    for workers in (2, 1):
         for stage in ("compare", "duplicates", "select"):
             shutil.rmtree(folder / "root" / stage)
-        try:
-            _ = make(folder, {"execution.executor": "ray", "execution.workers": workers}).select
-        finally:
-            stop_ray()
+        _ = make(folder, {"execution.executor": "ray", "execution.workers": workers}).select
         assert files("root") == wanted
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_part_whose_worker_dies_is_handed_out_again_and_stays_in_its_place(tmp_path: Path, local_ray: None) -> None:
+    parts = [(str(tmp_path / "died"), number) for number in range(6)]
+    pool = RayPool(workers=2, cpus=1.0)
+    assert list(RayParts(pool=pool)(square_or_die, parts)) == [0, 1, 4, 9, 16, 25]
+    assert (tmp_path / "died").exists()
+    with pytest.raises(RunError, match="no such part"):
+        list(RayParts(pool=pool)(square_or_die, [("", 1), ("", 2)]))
+
+
+def square_or_die(part: tuple[str, int]) -> int:
+    place, number = part
+    if not place:
+        raise RunError("no such part")
+    if number == 3 and not Path(place).exists():
+        Path(place).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
 
 
 def test_copy_of_a_copy_names_who_is_kept_and_the_weakest_reason() -> None:
