@@ -84,7 +84,7 @@ def test_segments_in_other_processes_give_the_same_as_memory(tmp_path):
 
 
 def test_segments_need_memory_for_two_of_them_and_not_for_all_rows(tmp_path):
-    """Arrays of numpy, as traced: 128 bytes a row of two segments, where all rows in memory take more than twice that."""
+    """Arrays of numpy, as traced: 128 bytes a row of two segments; all rows in memory take twice that and more."""
     np.save(tmp_path / "hashes.npy", made_hashes(60_000, 12_000, 4))
     hashes = np.load(tmp_path / "hashes.npy", mmap_mode="r")
     hash_leaders(hashes[:5000], max_distance=4)
