@@ -1,22 +1,19 @@
-"""Which samples are copies of evaluation samples: all of them within the threshold, not only a star's.
+"""Which samples are copies of evaluation samples by their bytes or their words: all of them, not only a star's.
 
-What "near" means is exactly what it means for duplicates, because the same engines compare; here the evaluation samples
-are the kept ones and nothing stands for anything else. Vectors are compared with every evaluation vector, without the
-cells that may miss a pair: an evaluation set is small.
+Near ones, by hash, vector or signature, are `near_references.py`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-NOBODY = -1
+from tokenmill.filters.stars import NOBODY
+
 Found = NDArray[np.int64]  # for each sample the first evaluation sample it is a copy of, or NOBODY
-_MOST_MISSED = 1e-4  # of the pairs at the threshold, by the bands of MinHash
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -25,45 +22,6 @@ def equal(digests: pl.Series, known: pl.Series) -> Found:
     first = pl.DataFrame({"digest": known}).with_row_index("of").unique("digest", keep="first", maintain_order=True)
     found = pl.DataFrame({"digest": digests}).join(first, on="digest", how="left", maintain_order="left")["of"]
     return found.cast(pl.Int64).fill_null(NOBODY).to_numpy()
-
-
-def near_pictures(hashes: NDArray[np.uint64], known: NDArray[np.uint64], max_distance: int) -> Found:
-    """Find perceptual hashes within `max_distance` bits."""
-    from tokenmill.filters.near_hashes import HashNeighbours
-
-    return _first(HashNeighbours(np.concatenate([known, hashes]), max_distance=max_distance), len(known))
-
-
-def near_vectors(vectors: NDArray[Any], known: NDArray[Any], min_cosine: float) -> Found:
-    """Find vectors with at least such a cosine; those that are NaN, infinite or zero equal nothing."""
-    from tokenmill.filters.near_vectors import VectorNeighbours, probes_of_columns
-
-    columns = {"vectors": np.concatenate([known, vectors])}
-    probes = probes_of_columns(columns, centres=None, num_probes=1)["probes"]
-    return _first(VectorNeighbours(columns["vectors"], probes, min_cosine=min_cosine), len(known))
-
-
-def near_texts(signatures: NDArray[np.uint32], known: NDArray[np.uint32], min_jaccard: float) -> Found:
-    """Find MinHash signatures with at least such an estimated likeness."""
-    from tokenmill.filters.near_texts import TextNeighbours
-    from tokenmill.filters.text_bands import choose_banding
-
-    rows = np.concatenate([known, signatures])
-    banding = choose_banding(rows.shape[1], min_jaccard, _MOST_MISSED)
-    return _first(TextNeighbours(rows, min_jaccard=min_jaccard, banding=banding), len(known))
-
-
-def _first(neighbours: Any, num_known: int) -> Found:
-    rows: NDArray[np.int64] = neighbours.comparable()
-    known, asking = rows[rows < num_known], rows[rows >= num_known]
-    found = np.full(len(_all_rows(neighbours)) - num_known, NOBODY)
-    if len(known) and len(asking):
-        found[asking - num_known] = neighbours.first(asking, known)
-    return found
-
-
-def _all_rows(neighbours: Any) -> Any:
-    return next(getattr(neighbours, name) for name in ("hashes", "vectors", "signatures") if hasattr(neighbours, name))
 
 
 class WordSequences:

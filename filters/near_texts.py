@@ -76,10 +76,10 @@ class TextNeighbours:
     leaf_rows = _LEAF_ROWS
 
     def __init__(self, signatures: Signatures, *, min_jaccard: float, banding: Banding, threads: int = 1) -> None:
-        self.signatures = signatures
+        self.signatures = np.ascontiguousarray(signatures)
         self.agreeing = agreeing(signatures.shape[1], min_jaccard)
         self.threads = threads
-        self.bands = _band_keys(signatures, banding.num_bands, banding.rows)
+        self.bands = _band_keys(self.signatures, banding.num_bands, banding.rows)
 
     @classmethod
     def of_columns(

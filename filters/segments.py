@@ -69,6 +69,17 @@ def segmented_leaders(
     return leaders
 
 
+def first_of(better: Columns, rows: Columns, open_rows: OpenRows) -> Positions:
+    """Return for each row the first of other, better rows that is near, by its place among them; or `NOBODY`."""
+    num_better, num_rows = (len(next(iter(columns.values()))) for columns in (better, rows))
+    neighbours = open_rows({name: np.concatenate([better[name], rows[name]]) for name in better})
+    comparable = neighbours.comparable()
+    queries = comparable[comparable >= num_better]
+    firsts = np.full(num_rows, NOBODY)
+    firsts[queries - num_better] = neighbours.first(queries, comparable[comparable < num_better])
+    return firsts
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segments:
     """Segments in a folder, one file a column; what is done with one of them is a part, and small enough to send."""
@@ -99,13 +110,9 @@ class Segments:
         segment, better = part
         kept, rows = self.read("kept", better), self.read("rows", segment)
         positions = kept.pop("position")
-        neighbours = self.open_rows({name: np.concatenate([kept[name], rows[name]]) for name in kept})
-        comparable = neighbours.comparable()
-        queries = comparable[comparable >= len(positions)]
-        found = neighbours.first(queries, comparable[comparable < len(positions)])
-        near = found != NOBODY
-        pairs = {"row": queries[near] - len(positions), "of": positions[found[near]]}
-        self.write(f"found-{better}", segment, pairs)
+        found = first_of(kept, rows, self.open_rows)
+        near = np.flatnonzero(found != NOBODY)
+        self.write(f"found-{better}", segment, {"row": near, "of": positions[found[near]]})
         return part
 
     def settle_one(self, segment: int) -> int:

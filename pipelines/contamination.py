@@ -8,7 +8,7 @@ lose or win a sample by it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from tokenmill.errors import SampleError
-from tokenmill.filters import contamination as near
-from tokenmill.filters.contamination import NOBODY, Found, WordSequences
+from tokenmill.filters.contamination import Found, WordSequences, equal
+from tokenmill.filters.stars import NOBODY
 from tokenmill.manifests.identity import digest_of, rows_digest
 from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
@@ -140,19 +140,29 @@ class _Known:
                 yield row, self.names[int(found[row])]
 
     def _kinds(self, table: pl.DataFrame, texts: Sequence[str]) -> Iterator[Found]:
+        # Compiled engines: only workers pay for their import.
+        from tokenmill.filters.near_references import hash_references, text_references, vector_references
+
         asked = self.asked
         if asked.exact:
-            yield near.equal(table["sha256"], self.table["sha256"])
+            yield equal(table["sha256"], self.table["sha256"])
         if asked.max_distance is not None:
-            yield _by(near.near_pictures, table[PHASH], self.table[PHASH], asked.max_distance)
+            yield self._near(partial(hash_references, max_distance=asked.max_distance), table, PHASH)
         if asked.min_cosine is not None:
-            column = asked.cosine_column
-            yield _by(near.near_vectors, table[column], self.table[column], asked.min_cosine)
+            yield self._near(partial(vector_references, min_cosine=asked.min_cosine), table, asked.cosine_column)
         if asked.min_jaccard is not None:
-            column = asked.jaccard_column
-            yield _by(near.near_texts, table[column], self.table[column], asked.min_jaccard)
+            yield self._near(partial(text_references, min_jaccard=asked.min_jaccard), table, asked.jaccard_column)
         if self.sequences is not None:
             yield self.sequences.find(texts)
+
+    def _near(self, compare: Callable[[Any, Any], Found], table: pl.DataFrame, column: str) -> Found:
+        """Compare the samples that have a value with the evaluation samples that have one."""
+        some, there = _array(table[column])
+        known, known_there = _array(self.table[column])
+        found = np.full(table.height, NOBODY)
+        if len(some) and len(known):
+            found[there] = np.append(np.flatnonzero(known_there), NOBODY)[compare(some, known)]
+        return found
 
 
 def _known(one: EvaluationSet, read: Any) -> _Known:
@@ -169,18 +179,6 @@ def _known(one: EvaluationSet, read: Any) -> _Known:
 def _compared(part: Scored, columns: frozenset[str]) -> pl.DataFrame:
     """Return key, sha256 and some score columns of every sample of a slice."""
     return part.verdict_table(columns).hstack([part.piece.read(["sha256"])["sha256"]])
-
-
-def _by(compare: Any, values: pl.Series, known: pl.Series, threshold: float) -> Found:
-    """Compare the samples that have a value with the evaluation samples that have one."""
-    some, there = _array(values)
-    others, known_there = _array(known)
-    found = np.full(len(values), NOBODY)
-    if len(some) and len(others):
-        firsts = compare(some, others, threshold)
-        places = np.append(np.flatnonzero(known_there), NOBODY)
-        found[there] = places[firsts]
-    return found
 
 
 def _array(values: pl.Series) -> tuple[Any, Any]:

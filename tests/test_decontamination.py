@@ -9,14 +9,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 from tests import tiny
 
 from tokenmill.errors import RecipeError
-from tokenmill.filters.contamination import NOBODY, WordSequences, equal, near_pictures, near_texts, near_vectors
+from tokenmill.filters.contamination import WordSequences, equal
+from tokenmill.filters.stars import NOBODY
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
@@ -183,36 +183,6 @@ def test_two_evaluation_sets_of_one_name_are_refused(folder: Path) -> None:
     entry = {"name": "exam", "kind": "images", "url": "x"}
     with pytest.raises(RecipeError, match="two sets have one name"):
         make(folder, {"filter.image.decontaminate": [entry, entry]})
-
-
-def test_near_pictures_equal_brute_force() -> None:
-    generator = np.random.default_rng(5)
-    known = generator.integers(0, 2**64, 300, dtype=np.uint64)
-    asked = np.concatenate([known[::3] ^ np.uint64(0b1011), generator.integers(0, 2**64, 500, dtype=np.uint64)])
-    distances = np.bitwise_count(asked[:, None] ^ known[None, :])
-    for limit in (2, 3, 30):
-        near = distances <= limit
-        wanted = np.where(near.any(axis=1), near.argmax(axis=1), NOBODY)
-        assert near_pictures(asked, known, limit).tolist() == wanted.tolist()
-
-
-def test_near_vectors_find_all_within_the_cosine_and_nothing_near_a_useless_one() -> None:
-    generator = np.random.default_rng(6)
-    known = generator.normal(size=(40, 16)).astype(np.float16)
-    known[7] = 0
-    asked = np.concatenate([known + generator.normal(scale=0.05, size=(40, 16)), -known]).astype(np.float16)
-    found = near_vectors(asked, known, 0.95)
-    assert found[:40].tolist() == [NOBODY if row == 7 else row for row in range(40)]
-    assert (found[40:] == NOBODY).all()
-
-
-def test_near_texts_find_signatures_that_share_enough() -> None:
-    generator = np.random.default_rng(7)
-    known = generator.integers(0, 2**32, (30, 128), dtype=np.uint32)
-    asked = known.copy()
-    asked[:, :20] += np.uint32(1)  # 108 of 128 agree: 0.84
-    assert near_texts(asked, known, 0.8).tolist() == list(range(30))
-    assert (near_texts(asked, known, 0.9) == NOBODY).all()
 
 
 def test_equal_digests_name_the_first() -> None:

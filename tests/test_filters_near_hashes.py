@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -80,6 +81,21 @@ def test_segments_in_other_processes_give_the_same_as_memory(tmp_path):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         leaders = hash_leaders(hashes, max_distance=3, workspace=tmp_path, rows_at_once=3000, map_parts=pool.map)
     assert np.array_equal(leaders, hash_leaders(hashes, max_distance=3))
+
+
+def test_segments_need_memory_for_two_of_them_and_not_for_all_rows(tmp_path):
+    """Arrays of numpy, as traced: 128 bytes a row of two segments; all rows in memory take twice that and more."""
+    np.save(tmp_path / "hashes.npy", made_hashes(60_000, 12_000, 4))
+    hashes = np.load(tmp_path / "hashes.npy", mmap_mode="r")
+    hash_leaders(hashes[:5000], max_distance=4)
+    peaks = []
+    for workspace in (tmp_path / "parts", None):
+        tracemalloc.start()
+        hash_leaders(hashes, max_distance=4, workspace=workspace, rows_at_once=4000)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] < 128 * 8000 + 2**20
+    assert peaks[1] > 2 * peaks[0]
 
 
 def test_workspace_with_files_is_refused(tmp_path):
