@@ -96,7 +96,9 @@ class Rules:
     @property
     def identity(self) -> list[list[str]]:
         """What of the rules determines a selection, as JSON values: name, expression, rescue where there is one."""
-        return [[name, text, *([self.rescues[name]] if name in self.rescues else [])] for name, text in self.keeps.items()]
+        return [
+            [name, text, *([self.rescues[name]] if name in self.rescues else [])] for name, text in self.keeps.items()
+        ]
 
     @property
     def columns(self) -> frozenset[str]:
@@ -140,10 +142,10 @@ class Rules:
 
     def _rescuers(self) -> list[pl.Expr]:
         """Return, for each rule with a rescue, its name where a row came to it and was rescued."""
-        found = []
+        found: list[pl.Expr] = []
         for name in self.rescues:
             before = list(self.texts)[: list(self.texts).index(name)]
-            reached = pl.all_horizontal(pl.col(f"verdict:{one}").is_null() for one in before) if before else pl.lit(True)
+            reached = pl.all_horizontal(pl.lit(True), *(pl.col(f"verdict:{one}").is_null() for one in before))
             found.append(pl.when(pl.col(f"rescued:{name}") & reached).then(pl.lit(name)))
         return found
 

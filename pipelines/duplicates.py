@@ -94,8 +94,12 @@ class DuplicatesWorker:
     """Decides for all slices when the first one is asked for; then hands out each one's part."""
 
     def __init__(
-        self, folder: StageDir, scored: tuple[Scored, ...], rules: Mapping[str, Rules],
-        settings: DuplicateSettings, previous: str,
+        self,
+        folder: StageDir,
+        scored: tuple[Scored, ...],
+        rules: Mapping[str, Rules],
+        settings: DuplicateSettings,
+        previous: str,
     ) -> None:
         self._folder, self._scored, self._rules, self._settings = folder, scored, rules, settings
         self._previous = previous
