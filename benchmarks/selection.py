@@ -201,13 +201,13 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     """Do one step in this process and say what it cost."""
     if name == "bare":
         return bare(folder)
-    before = {path.name for path in (folder / "root" / "select").rglob("commits/*.json")}
+    before = {str(path) for path in (folder / "root" / "select").rglob("commits/*.json")}
     started, cpu = time.perf_counter(), time.process_time()
     chain = chain_of(folder, ("takedown", "duplicates", "select"), STEPS[name])
     snapshots = chain.select
     seconds = time.perf_counter() - started
     counts = [snapshot.counts for snapshot in snapshots.values()]
-    written = {path.name for path in (folder / "root" / "select").rglob("commits/*.json")} - before
+    written = {str(path) for path in (folder / "root" / "select").rglob("commits/*.json")} - before
     return {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),

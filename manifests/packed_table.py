@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
-from typing import IO
+from typing import Any
 
 import polars as pl
 
@@ -31,23 +30,21 @@ class PackedTable:
     """
 
     def __init__(self, store: Store, path: str, data: bytes | None = None) -> None:
-        import pyarrow.parquet as pq
-
         self._store, self._path, self._data = store, path, data
-        with self._opened() as stream:
-            self._footer = pq.read_metadata(stream)
-            self.columns: tuple[str, ...] = tuple(self._footer.schema.to_arrow_schema().names)
+        self._file: Any = None
+        with self._opened() as file:
+            self._footer = file.metadata
+            self.columns: tuple[str, ...] = tuple(file.schema_arrow.names)
             self.num_rows: int = self._footer.num_rows
 
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """Parse some columns; raises ManifestError naming the file when it is damaged or lacks one."""
-        import pyarrow.parquet as pq
-
         missing = sorted(set(columns) - set(self.columns))
         if missing:
             raise ManifestError(f"{self._path}: a table without column {missing[0]!r}")
-        with self._opened() as stream:
-            file = pq.ParquetFile(stream, metadata=self._footer, page_checksum_verification=True)
+        if not columns:
+            return pl.DataFrame()
+        with self._opened() as file:
             # Threads of Arrow's own cost more than they bring on tables this small.
             found = file.read(list(columns), use_threads=False)
             return pl.DataFrame({name: found[name] for name in columns})
@@ -66,15 +63,19 @@ class PackedTable:
         return found
 
     @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
+    def _opened(self) -> Iterator[Any]:
+        """Give the file as Arrow's; one in memory is opened once."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         try:
-            if self._data is not None:
-                yield BytesIO(self._data)
-            else:
+            if self._data is None:
                 with self._store.open(self._path) as stream:
-                    yield stream
+                    yield pq.ParquetFile(stream, page_checksum_verification=True)
+            else:
+                if self._file is None:
+                    self._file = pq.ParquetFile(pa.BufferReader(self._data), page_checksum_verification=True)
+                yield self._file
         except (pa.ArrowException, OSError, ValueError, pl.exceptions.PanicException) as error:
             why = f"not a readable table ({' '.join(str(error).split())})"
             raise ManifestError(f'{self._path}: {why}; run "tokenmill verify --deep" on its folder') from error

@@ -144,7 +144,7 @@ def _counted(table: pl.DataFrame, rules: Rules, copies: pl.DataFrame | None) -> 
 
 def _rule_sums(rules: Rules) -> Iterator[pl.Expr]:
     names = list(rules.texts)
-    passes = {name: pl.col(f"verdict:{name}").is_null() for name in names}
+    passes = {name: pl.col(f"passes:{name}").fill_null(False) for name in names}
     good = pl.col("good")
     for number, name in enumerate(names):
         reached = pl.all_horizontal(good, *(passes[one] for one in names[:number]))
@@ -153,7 +153,7 @@ def _rule_sums(rules: Rules) -> Iterator[pl.Expr]:
         yield from (
             reached.sum().alias(f"reached:{name}"),
             (reached & ~passes[name]).sum().alias(f"dropped:{name}"),
-            (reached & (pl.col(f"verdict:{name}") == f"{name}:null")).sum().alias(f"unknown:{name}"),
+            (reached & pl.col(f"passes:{name}").is_null()).sum().alias(f"unknown:{name}"),
             (reached & rescued).sum().alias(f"rescued:{name}"),
             (good & ~passes[name]).sum().alias(f"alone:{name}"),
             (others & ~passes[name]).sum().alias(f"only:{name}"),

@@ -85,10 +85,10 @@ def test_what_if_writes_nothing_and_foretells_the_selection(prepared: Path, tmp_
     folder = tmp_path / "copy"
     value = recipe(folder)
     before = state(folder)
-    found = inspect_recipe(value, what_if=["colour=44.0", "photos/resolution: min_side_px >= 1000"])
+    found = inspect_recipe(value, what_if=["colour=30.5", "photos/resolution: min_side_px >= 1000"])
     assert state(folder) == before
     changes = {"filter.image.rules": {**RULES["filter.image.rules"],
-                                      "colour": {"keep": "colourfulness >= 44.0", "rescue": "width_px >= 70"}},
+                                      "colour": {"keep": "colourfulness >= 30.5", "rescue": "width_px >= 70"}},
                "filter.image.sources": {"photos": {"rules": {"resolution": "min_side_px >= 1000"}}},
                "filter.image.duplicates": None}  # fmt: skip
     real = Chain(recipe=recipe(folder, changes), options=ChainOptions(quiet=True)).select
@@ -98,8 +98,8 @@ def test_what_if_writes_nothing_and_foretells_the_selection(prepared: Path, tmp_
         assert then["kept"] + sum(then["duplicates"].values()) == counts.kept
         assert source["funnel"] != then
     assert [(c["source"], c["rule"], c["after"]) for c in found["what_if"]] == [
-        ("scenes", "colour", "colourfulness >= 44.0"),
-        ("photos", "colour", "colourfulness >= 44.0"),
+        ("scenes", "colour", "colourfulness >= 30.5"),
+        ("photos", "colour", "colourfulness >= 30.5"),
         ("photos", "resolution", "min_side_px >= 1000"),
     ]
     assert any("not compared" in note for note in found["notes"])
