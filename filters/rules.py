@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -44,7 +45,7 @@ class Gate:
         return without_nan(table).select(self.expression.fill_null(False).alias("open")).to_series()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """Ordered selection rules: name → expression, and for some of them the expression that rescues.
 
@@ -100,7 +101,7 @@ class Rules:
             [name, text, *([self.rescues[name]] if name in self.rescues else [])] for name, text in self.keeps.items()
         ]
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """The columns the rules read."""
         expressions = (*self.expressions.values(), *self.rescue_expressions.values())
@@ -132,20 +133,20 @@ class Rules:
         if not self.texts:
             empty = nothing.new_from_index(0, table.height)
             return pl.DataFrame({"reason": empty, "rescued_by": empty})
-        passes = [
-            _passes(rule, self.rescue_expressions.get(name)).alias(f"passes:{name}")
-            for name, rule in self.expressions.items()
-        ]
-        rescued = [
-            _is_rescued(self.expressions[name], rescue).alias(f"rescued:{name}")
-            for name, rescue in self.rescue_expressions.items()
-        ]
-        found = without_nan(table.select(self.columns)).select(*passes, *rescued)
-        found = found.with_columns(self._code(), self._rescuers())
+        found = without_nan(table.select(self.columns)).select(self._passing)
+        found = found.with_columns(self._code, self._rescuers)
         # Codes become words once, which takes a third of building six columns of words.
         words = pl.Series("reason", [word for name in self.texts for word in (name, f"{name}:null")])
         return found.with_columns(words.gather(found["code"])).drop("code")
 
+    @cached_property
+    def _passing(self) -> list[pl.Expr]:
+        """Return `passes:<rule>` of every rule, and `rescued:<rule>`."""
+        expressions, rescues = self.expressions, self.rescue_expressions
+        passes = [_passes(rule, rescues.get(name)).alias(f"passes:{name}") for name, rule in expressions.items()]
+        return passes + [_is_rescued(expressions[name], one).alias(f"rescued:{name}") for name, one in rescues.items()]
+
+    @cached_property
     def _code(self) -> pl.Expr:
         """Return 2 n where rule n is the first that fails, 2 n + 1 where it is the first that cannot be judged."""
         codes = []
@@ -155,6 +156,7 @@ class Rules:
             codes.append(pl.when(passes.is_null()).then(unknown).when(~passes).then(failed))
         return pl.coalesce(codes).alias("code")
 
+    @cached_property
     def _rescuers(self) -> pl.Expr:
         """Return the names of the rules that a row came to and was rescued from."""
         found: list[pl.Expr] = []
