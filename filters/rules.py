@@ -178,6 +178,19 @@ def _passes(rule: pl.Expr, rescue: pl.Expr | None) -> pl.Expr:
     return rule if rescue is None else rule | rescue.fill_null(False)  # null OR false stays null
 
 
+def value_expression(text: str, columns: Mapping[str, pl.DataType], where: str) -> pl.Expr:
+    """Check an SQL expression that gives a value of any kind for each sample by itself.
+
+    Raises:
+        RecipeError: it can't be parsed, reads unknown columns or none, looks at other rows, or gives no single value.
+    """
+    expression = _single(text, columns, where)
+    found = _tried(expression, columns, text, where)
+    if len(found) != 2 or found.dtype.is_nested():
+        raise RecipeError(f"{where}: {text!r} must give one value for each sample, it is {found.dtype}")
+    return expression
+
+
 def _verdict(name: str, rule: pl.Expr, rescue: pl.Expr | None) -> pl.Expr:
     unknown, failed, passes = pl.lit(f"{name}:null"), pl.lit(name), _passes(rule, rescue)
     return pl.when(passes.is_null()).then(unknown).when(~passes).then(failed).otherwise(None).alias(name)
@@ -208,11 +221,17 @@ def _parsed(text: Any, where: str) -> pl.Expr:
 
 
 def _checked(text: str, columns: Mapping[str, pl.DataType], where: str) -> pl.Expr:
+    expression = _single(text, columns, where)
+    _check_type(expression, columns, text, where)
+    return expression
+
+
+def _single(text: str, columns: Mapping[str, pl.DataType], where: str) -> pl.Expr:
+    """Parse an expression that judges each sample by itself, over known columns."""
     expression = _parsed(text, where)
     _check_columns(expression.meta.root_names(), columns, text, where)
     if _OTHER_ROWS & set(_words(json.loads(expression.meta.serialize(format="json")))):
         raise RecipeError(f"{where}: {text!r} looks at more than one row; a rule judges each sample by itself")
-    _check_type(expression, columns, text, where)
     return expression
 
 
@@ -227,14 +246,18 @@ def _check_columns(read: Collection[str], columns: Mapping[str, pl.DataType], te
 
 
 def _check_type(expression: pl.Expr, columns: Mapping[str, pl.DataType], text: str, where: str) -> None:
-    """Run the expression on two empty-handed rows: it must give two truth values."""
-    rows = pl.DataFrame({name: [None, None] for name in columns}, schema=dict(columns))
-    try:
-        result = rows.select(expression.alias("result")).to_series()
-    except pl.exceptions.PolarsError as error:
-        raise RecipeError(f"{where}: {text!r}: {' '.join(str(error).split())[:200]}") from error
+    result = _tried(expression, columns, text, where)
     if result.dtype != pl.Boolean or len(result) != 2:
         raise RecipeError(f"{where}: {text!r} must be true or false for each sample, it is {result.dtype}")
+
+
+def _tried(expression: pl.Expr, columns: Mapping[str, pl.DataType], text: str, where: str) -> pl.Series:
+    """Run the expression on two empty-handed rows."""
+    rows = pl.DataFrame({name: [None, None] for name in columns}, schema=dict(columns))
+    try:
+        return rows.select(expression.alias("result")).to_series()
+    except pl.exceptions.PolarsError as error:
+        raise RecipeError(f"{where}: {text!r}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _words(node: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The stages in their order: ingest → split → score → takedown → duplicates → select → caption → tokenize → plan.
+"""The stages in their order: ingest → split → score → takedown → compare → duplicates → select → caption → …
 
 Every stage is described from the snapshots before it, so `status`, a resume and a fresh run walk the same code; what
 differs is only whether missing units may be worked on. A stage runs for all sources at once, on one pool.
@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
-from tokenmill.filters.scenes import SceneSettings
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
+from tokenmill.pipelines import recipe_sections as sections
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
+from tokenmill.pipelines.compare import DuplicateSettings, compare_work
+from tokenmill.pipelines.compare_engines import engines_of
+from tokenmill.pipelines.compare_settings import duplicate_settings
+from tokenmill.pipelines.contamination import decontaminate_work, with_contaminated
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
-from tokenmill.pipelines.duplicates import DuplicateSettings, duplicates_work
+from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
+from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
 from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
-from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_work
@@ -35,13 +38,24 @@ from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
-from tokenmill.pipelines.split import SplitSettings, split_work
+from tokenmill.pipelines.split import split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
-from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tokenize_work
+from tokenmill.pipelines.tokens import tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
-from tokenmill.tokenize.vocabulary import build_vocabulary
 
-STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = (
+    "ingest",
+    "split",
+    "score",
+    "takedown",
+    "decontaminate",
+    "compare",
+    "duplicates",
+    "select",
+    "caption",
+    "tokenize",
+    "plan",
+)
 MODALITIES = ("image", "video", "text")
 
 
@@ -73,13 +87,7 @@ class Chain:
 
     @cached_property
     def limits(self) -> DecodeLimits:
-        run = self.recipe.execution
-        return DecodeLimits(
-            max_pixels=run.max_pixels,
-            clip_timeout_s=run.clip_timeout_s,
-            threads=run.decode_threads,
-            failure_budget=run.failure_budget,
-        )
+        return sections.decode_limits(self.recipe.execution)
 
     @cached_property
     def modality(self) -> dict[str, str]:
@@ -99,15 +107,10 @@ class Chain:
     def split(self) -> dict[str, Snapshot]:
         """Clips of the video sources; every clip is a row."""
         works = {
-            name: split_work(
-                self.store,
-                self.ingest[name],
-                self._settings(name),
-                self._split_settings,
-                self.limits,
-            )
+            name: split_work(self.store, self.ingest[name], self._settings(name),
+                             sections.split_settings(self._filter("video").scenes), self.limits)
             for name in self.sources_of("video")
-        }
+        }  # fmt: skip
         return self._single("split", works)
 
     @cached_property
@@ -218,21 +221,79 @@ class Chain:
 
     @cached_property
     def judged(self) -> dict[str, list[Scored]]:
-        """The scored slices, with what is taken down of them."""
-        return {name: with_takedowns(scored, self.takedown.get(name)) for name, scored in self.scored.items()}
+        """The scored slices, with what is taken down of them and what is a copy of evaluation samples."""
+        return {
+            name: with_contaminated(with_takedowns(scored, self.takedown.get(name)), self.decontaminate.get(name))
+            for name, scored in self.scored.items()
+        }
+
+    @cached_property
+    def evaluation_sets(self) -> dict[str, list[EvaluationSet]]:
+        """Samples of which no copy may be trained on, by modality: indexed and scored, and never a source."""
+        run = partial(self._run, "decontaminate")
+        found = {}
+        for modality in MODALITIES:
+            asked = self._filter(modality).decontaminate
+            if asked and self.sources_of(modality):
+                how, scoring = self.recipe.execution, self.passes[modality]
+                found[modality] = read_sets(self.store, modality, asked, scoring, self.limits, how, run)
+        return found
+
+    @cached_property
+    def decontaminate(self) -> dict[str, Snapshot]:
+        """Copies of evaluation samples in every source; empty where no set is named."""
+        works = {
+            name: decontaminate_work(
+                self.store, name, self.scored[name], sets, self.passes[modality], self.limits
+            )
+            for modality, sets in self.evaluation_sets.items()
+            for name in self.sources_of(modality)
+            if self.scored[name]
+        }  # fmt: skip
+        return self._single("decontaminate", works)
+
+    @cached_property
+    def duplicate_settings(self) -> dict[str, DuplicateSettings]:
+        """What counts as a copy and who survives, of the modalities that ask for it; checked."""
+        asked = {
+            modality: duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
+            for modality in MODALITIES
+        }
+        return {name: one for name, one in asked.items() if one is not None and self.sources_of(name)}
+
+    @cached_property
+    def compare(self) -> dict[str, Snapshot]:
+        """Who is a copy of whom, by modality: decided over all sources of it at once."""
+        engines = engines_of(self.recipe.execution, "compare")
+        works = {
+            modality: compare_work(
+                self.store, modality, self._judged_of(modality), self._rules_in(modality), settings,
+                duplicates_folder(self.store, modality, settings), engines,
+            )
+            for modality, settings in self.duplicate_settings.items()
+            if self._judged_of(modality)
+        }  # fmt: skip
+        # The decision is taken in this process; what it maps over parts runs on the stage's pool.
+        return self._single("compare", works, inline=True)
 
     @cached_property
     def duplicates(self) -> dict[str, Snapshot]:
-        """Copies, by modality: decided over all sources of it at once, in this process."""
-        works = {}
-        for modality in MODALITIES:
-            settings = self._filter(modality).duplicates
-            scored = [part for name in self.sources_of(modality) for part in self.judged[name]]
-            if settings is not None and scored:
-                rules = {name: self.rules_of[name] for name in self.sources_of(modality)}
-                wanted = DuplicateSettings(exact=settings.exact, max_distance=settings.max_distance)
-                works[modality] = duplicates_work(self.store, modality, scored, rules, wanted)
-        return self._single("duplicates", works, inline=True)
+        """The verdicts of `compare`, slice by slice."""
+        works = {
+            modality: duplicates_work(
+                duplicates_folder(self.store, modality, self.duplicate_settings[modality]),
+                self._judged_of(modality), self._rules_in(modality), compared,
+            )
+            for modality, compared in self.compare.items()
+        }  # fmt: skip
+        here = self.recipe.execution.executor != "ray"
+        return self._single("duplicates", works, inline=here, threads=query_threads(self.store))
+
+    def _rules_in(self, modality: str) -> dict[str, Rules]:
+        return {name: self.rules_of[name] for name in self.sources_of(modality)}
+
+    def _judged_of(self, modality: str) -> list[Scored]:
+        return [part for name in self.sources_of(modality) for part in self.judged[name]]
 
     @cached_property
     def select(self) -> dict[str, Snapshot]:
@@ -278,8 +339,9 @@ class Chain:
             if self.selected[name]:
                 parents = self._parents(name, self.ingest, self.split, self.select, self.caption)
                 works[name] = tokenize_work(
-                    self.store, self._token_settings(name), self._token_fingerprints(self.modality[name]),
-                    self.selected[name], self.caption.get(name), self.limits, parents,
+                    self.store, sections.token_settings(self.recipe, name, self.modality[name]),
+                    self._fingerprints[self.modality[name]], self.selected[name], self.caption.get(name),
+                    self.limits, parents,
                 )  # fmt: skip
         return self._single("tokenize", works)
 
@@ -290,23 +352,13 @@ class Chain:
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""
         found: Mapping[str, Snapshot | tuple[Snapshot, ...]] = getattr(self, stage)
+        if stage == "decontaminate":  # what was made of the sets belongs to it
+            found = {**found, **{s.source: s.snapshots for sets in self.evaluation_sets.values() for s in sets}}
         return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
 
     def _settings(self, name: str) -> dict[str, object]:
         """Return a source's section, its path made absolute: a worker may run in another folder."""
-        settings = self.recipe.sources[name].model_dump()
-        if "://" not in settings["url"]:
-            settings["url"] = str(Path(settings["url"]).expanduser().absolute())
-        return settings
-
-    @cached_property
-    def _split_settings(self) -> SplitSettings:
-        scenes = self._filter("video").scenes.model_dump()
-        return SplitSettings(
-            short_side_px=scenes.pop("short_side_px"),
-            range_bytes=scenes.pop("range_bytes"),
-            scenes=SceneSettings(**scenes),
-        )
+        return sections.absolute(self.recipe.sources[name].model_dump())
 
     def _filter(self, modality: str) -> FilterSettings:
         return self.recipe.filter.get(modality) or FilterSettings()  # type: ignore[call-overload]
@@ -314,31 +366,6 @@ class Chain:
     def _ingest_work(self, name: str) -> StageWork:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
         return replace(work, units=work.units[: self.options.limit])
-
-    def _token_settings(self, name: str) -> TokenSettings:
-        modality, tokens = self.modality[name], self.recipe.tokenize
-        area = tokens.video if modality == "video" else tokens.image
-        return TokenSettings(
-            modality=modality,
-            vocabulary=tokens.vocabulary,
-            vision=tokens.vision.model_dump(),
-            min_area=area.min_area,
-            max_area=area.max_area,
-            max_aspect=area.max_aspect,
-            fps=tokens.video.fps,
-            max_seconds=tokens.video.max_seconds,
-            licence=self.recipe.sources[name].licence,
-        )
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            "vocabulary": build_vocabulary(self.recipe.tokenize.vocabulary).fingerprint,
-            "vision": fingerprint_of_vision(self.recipe.tokenize.vision.model_dump()),
-        }
-
-    def _token_fingerprints(self, modality: str) -> dict[str, str]:
-        return {name: value for name, value in self._fingerprints.items() if modality != "text" or name != "vision"}
 
     def _parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
         found = [stage[name] for stage in stages if name in stage]
@@ -357,15 +384,14 @@ class Chain:
         return dict(zip(works, found, strict=True))
 
     def _run_options(self, stage: str) -> RunOptions:
-        run = self.recipe.execution
-        return RunOptions(
-            pool=stage_pool(run, stage) if run.executor == "ray" else None,
-            tries=run.tries,
+        return sections.run_options(
+            self.recipe.execution,
+            stage,
             retry_failed=self.options.retry_failed,
             allow_work=stage in self.options.work,
             quiet=self.options.quiet,
-            unit_timeout_s=run.unit_timeout_s,
-            start_timeout_s=run.start_timeout_s,
-            drain_s=run.drain_s,
-            metrics_port=run.metrics_port,
         )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, str]]:
+        return sections.token_fingerprints(self.recipe.tokenize)

@@ -60,7 +60,7 @@ def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadl
             result = found_result(job) or work()
     except Exception as problem:
         log.debug("unit %s", job.unit.name, exc_info=True)
-        error, fatal = _told(problem), isinstance(problem, FATAL)
+        error, fatal = told(problem), isinstance(problem, FATAL)
     return Finished(
         index=index,
         result=result,
@@ -77,7 +77,7 @@ def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadl
 def failed(error: BaseException, index: int) -> Finished:
     """Report a job that ended outside `run_one`."""
     return Finished(
-        index=index, error=_told(error), fatal=isinstance(error, FATAL), worker=worker_name(), started=time.time()
+        index=index, error=told(error), fatal=isinstance(error, FATAL), worker=worker_name(), started=time.time()
     )
 
 
@@ -106,7 +106,7 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     if isinstance(error, TokenmillError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]

@@ -51,7 +51,8 @@ class RuleCounts:
 
 @dataclass(kw_only=True)
 class Funnel:
-    """What becomes of some samples: `rows_in = failed + taken_down + dropped by rules + duplicates + kept`.
+    """What becomes of some samples: `rows_in = failed + taken_down + dropped by rules
+    + contaminated + duplicates + kept`.
 
     `undecided` are those among the kept that no search for copies has seen.
     """
@@ -60,12 +61,14 @@ class Funnel:
     failed: Counter[str] = field(default_factory=Counter)
     taken_down: int = 0
     rules: dict[str, RuleCounts] = field(default_factory=dict)
+    contaminated: int = 0
     duplicates: Counter[str] = field(default_factory=Counter)
     undecided: int = 0
     kept: int = 0
 
     def __iadd__(self, other: Funnel) -> Funnel:
         self.rows_in, self.taken_down = self.rows_in + other.rows_in, self.taken_down + other.taken_down
+        self.contaminated += other.contaminated
         self.undecided, self.kept = self.undecided + other.undecided, self.kept + other.kept
         self.failed.update(other.failed)
         self.duplicates.update(other.duplicates)
@@ -80,6 +83,7 @@ class Funnel:
             "failed": dict(sorted(self.failed.items())),
             "taken_down": self.taken_down,
             "rules": {name: counts.to_json() for name, counts in self.rules.items()},
+            "contaminated": self.contaminated,
             "duplicates": dict(sorted(self.duplicates.items())),
             "kept": self.kept,
             "undecided": self.undecided,
@@ -107,7 +111,9 @@ def count_funnels(slices: Sequence[Judged], rules: Sequence[Rules], threads: int
 def count_slice(judged: Judged, rules: Sequence[Rules]) -> list[Funnel]:
     """Count one slice under several sets of rules."""
     table = judged.part.verdict_table(frozenset().union(*(one.columns for one in rules)))
-    table = table.with_columns(judged.part.is_excluded().alias("taken_down"))
+    table = table.with_columns(
+        judged.part.is_excluded().alias("taken_down"), judged.part.is_contaminated().alias("contaminated")
+    )
     copies = None
     if judged.duplicates is not None:
         folder, commit = judged.duplicates
@@ -118,24 +124,29 @@ def count_slice(judged: Judged, rules: Sequence[Rules]) -> list[Funnel]:
 
 
 def _counted(table: pl.DataFrame, rules: Rules, copies: pl.DataFrame | None) -> Funnel:
-    judged = table.select("fail_reason", "taken_down").hstack(rules.judge(table))
+    judged = table.select("fail_reason", "taken_down", "contaminated").hstack(rules.judge(table))
     if copies is not None:
         judged = judged.hstack(copies)
     failed = pl.col("fail_reason").is_not_null()
     good = ~failed & ~pl.col("taken_down")
     judged = judged.with_columns(good.alias("good"), (good & pl.col("reason").is_null()).alias("passes"))
+    contaminated = pl.col("passes") & pl.col("contaminated")
     counts = judged.select(
-        (~failed & pl.col("taken_down")).sum().alias("taken_down"), pl.col("passes").sum(), *_rule_sums(rules)
+        contaminated.sum().alias("contaminated"),
+        (~failed & pl.col("taken_down")).sum().alias("taken_down"),
+        pl.col("passes").sum(),
+        *_rule_sums(rules),
     ).row(0, named=True)
     funnel = Funnel(
         rows_in=table.height,
         failed=_reasons(judged.filter(failed)["fail_reason"]),
         taken_down=counts["taken_down"],
         rules={name: RuleCounts(**_of_rule(counts, name)) for name in rules.texts},
-        kept=counts["passes"],
+        contaminated=counts["contaminated"],
+        kept=counts["passes"] - counts["contaminated"],
     )
     if copies is not None:
-        passing = judged.filter("passes")
+        passing = judged.filter(pl.col("passes") & ~pl.col("contaminated"))
         funnel.duplicates = _reasons(passing["copy"])
         funnel.kept -= sum(funnel.duplicates.values())
         funnel.undecided = passing["compared"].null_count()

@@ -133,6 +133,8 @@ def _steps(funnel: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         lose("taken_down", funnel["taken_down"])
     for name, rule in funnel["rules"].items():
         lose(name, rule["dropped"], **{part: rule[part] for part in ("rescued", "alone", "only")})
+    if funnel["contaminated"]:
+        lose("contaminated", funnel["contaminated"])
     for reason, number in funnel["duplicates"].items():
         lose(reason, number)
     steps["kept"] = dict.fromkeys(("dropped", "rescued", "alone", "only"), "") | {"in": funnel["in"], "left": left}

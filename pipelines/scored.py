@@ -14,29 +14,42 @@ from tokenmill.manifests.stagedir import StageDir
 from tokenmill.manifests.takedowns import REASON
 from tokenmill.pipelines.samples import SampleSlice
 
+CONTAMINATED = "contaminated"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """The record that says which samples of a slice are taken down; there is none where no sample is."""
+    """The record that says which samples of a slice are out before any rule; there is none where no sample is.
+
+    `reason`: why they are out, `taken_down` or `contaminated`.
+    """
 
     folder: StageDir
     commit: Commit
+    reason: str = REASON
 
     @property
     def reference(self) -> InputRef:
-        return InputRef(name=REASON, digest=self.commit.digests["excluded"])
+        return InputRef(name=self.reason, digest=self.commit.digests["excluded"])
 
     def keys(self) -> pl.Series:
-        """Return the keys of the taken-down samples."""
+        """Return the keys of the samples that are out."""
         rows = self.folder.read_rows(self.commit, ["key", "drop_reason"])
         return rows.filter(pl.col("drop_reason").is_not_null())["key"]
+
+    def copies(self) -> pl.DataFrame:
+        """Return `key`, and `contaminated_by`, the evaluation sample that each sample which is out is a copy of."""
+        rows = self.folder.read_rows(self.commit, ["key", "drop_reason", "duplicate_of"])
+        rows = rows.filter(pl.col("drop_reason").is_not_null())
+        return rows.select("key", pl.col("duplicate_of").alias("contaminated_by"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A slice with the records of its scores, in the scorers' order, and with what is taken down of it.
+    """A slice with the records of its scores, in the scorers' order, and with what is out of it before any rule.
 
     Attributes:
+        excluded: the samples that are taken down; `contaminated`: those that are copies of evaluation samples.
         silent: scorers whose failures are nobody's (`score_only`).
         offers: scorer → its columns, where they are known: tables of others are not opened.
     """
@@ -44,17 +57,23 @@ class Scored:
     piece: SampleSlice
     scores: tuple[tuple[StageDir, Commit], ...]
     excluded: Excluded | None = None
+    contaminated: Excluded | None = None
     silent: frozenset[str] = frozenset()
     offers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def references(self) -> tuple[InputRef, ...]:
         values = [InputRef(name=d.config.settings["scorer"], digest=c.digests["values"]) for d, c in self.scores]
-        return (self.piece.reference("content"), *values, *([self.excluded.reference] if self.excluded else []))
+        out = [part.reference for part in (self.excluded, self.contaminated) if part is not None]
+        return (self.piece.reference("content"), *values, *out)
 
     def is_excluded(self) -> pl.Expr:
         """Return what is true for the rows of taken-down samples."""
         return pl.lit(False) if self.excluded is None else pl.col("key").is_in(self.excluded.keys().to_list())
+
+    def is_contaminated(self) -> pl.Expr:
+        """Return what is true for the rows of samples that are copies of evaluation samples."""
+        return pl.lit(False) if self.contaminated is None else pl.col("key").is_in(self.contaminated.keys().to_list())
 
     def only(self, scorers: Collection[str]) -> Scored:
         """Return the slice with the scores of some scorers alone."""

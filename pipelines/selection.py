@@ -20,7 +20,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
-from tokenmill.pipelines.scored import Scored
+from tokenmill.pipelines.scored import CONTAMINATED, Scored
 
 VERSION = 1
 SCHEMA = 1
@@ -75,6 +75,7 @@ class SelectWorker:
         read_s = time.perf_counter() - started
         judged = self._rules.judge(table).select(pl.col("reason").alias("rule"), "rescued_by")
         table = self._with_duplicates(table.hstack(judged), job.unit.payload["duplicates"])
+        table = _with_contaminated(table, part)
         rows = table.select(*self._verdicts(part.is_excluded()))
         kept = rows.filter(pl.col("keep"))
         counts = Counts(
@@ -98,9 +99,11 @@ class SelectWorker:
     def _verdicts(self, is_excluded: pl.Expr) -> Iterator[pl.Expr]:
         """Yield the columns of a selection; a sample that failed or was taken down is not judged."""
         failed = pl.col("fail_reason").is_not_null()
-        why = pl.when(is_excluded).then(pl.lit(REASON)).otherwise(pl.coalesce("rule", "drop_reason"))
+        contaminated = pl.when(pl.col("contaminated_by").is_not_null()).then(pl.lit(CONTAMINATED))
+        why = pl.when(is_excluded).then(pl.lit(REASON)).otherwise(pl.coalesce("rule", contaminated, "drop_reason"))
         reason = pl.when(~failed).then(why)
-        yield from (pl.col("key"), reason.alias("drop_reason"), pl.col("fail_reason"), pl.col("duplicate_of"))
+        of = pl.when(reason == CONTAMINATED).then("contaminated_by").otherwise("duplicate_of").alias("duplicate_of")
+        yield from (pl.col("key"), reason.alias("drop_reason"), pl.col("fail_reason"), of)
         yield from (pl.col(name) for name in self._carry)
         yield (reason.is_null() & ~failed).alias("keep")
         if self._rules.rescues:
@@ -118,6 +121,12 @@ def _numbers(reasons: pl.Series) -> dict[str, int]:
     if reasons.null_count() == len(reasons):
         return {}
     return dict(sorted((reason, number) for reason, number in reasons.value_counts().iter_rows() if reason is not None))
+
+
+def _with_contaminated(table: pl.DataFrame, part: Scored) -> pl.DataFrame:
+    if part.contaminated is None:
+        return table.with_columns(pl.lit(None, dtype=pl.String).alias("contaminated_by"))
+    return table.join(part.contaminated.copies(), on="key", how="left", maintain_order="left")
 
 
 def _rescued(by: pl.Series) -> dict[str, int]:

@@ -143,7 +143,7 @@ def test_score_only_scorer_added_later_touches_no_selection_and_can_be_carried(c
     scorers = {**tiny.RECIPE["filter"]["image"]["scorers"], "sharpness": {"score_only": True}}
     chain = make(copy, {"filter.image.scorers": scorers})
     _ = chain.select
-    assert {path.split("/")[0] for path in files(copy) - before} <= {"score", "duplicates"}
+    assert {path.split("/")[0] for path in files(copy) - before} <= {"score", "compare", "duplicates"}
     carried = make(copy, {"filter.image.scorers": scorers, "filter.image.carry": ["sharpness"]})
     assert verdicts(carried, "scenes").filter("keep")["sharpness"].null_count() == 0
 
