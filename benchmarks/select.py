@@ -6,11 +6,11 @@ module gets it.
 """
 
 import importlib
-import os
 import sys
+from pathlib import Path
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [*(place for place in sys.path if os.path.abspath(place) != _HERE), _HERE]
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [*(place for place in sys.path if Path(place).resolve() != _HERE), str(_HERE)]
 
 if __name__ == "__main__":
     from selection import main

@@ -201,13 +201,13 @@ def step(name: str, folder: Path) -> dict[str, Any]:
     """Do one step in this process and say what it cost."""
     if name == "bare":
         return bare(folder)
-    before = {path.name for path in (folder / "root" / "select").rglob("commits/*.json")}
+    before = {str(path) for path in (folder / "root" / "select").rglob("commits/*.json")}
     started, cpu = time.perf_counter(), time.process_time()
     chain = chain_of(folder, ("takedown", "duplicates", "select"), STEPS[name])
     snapshots = chain.select
     seconds = time.perf_counter() - started
     counts = [snapshot.counts for snapshot in snapshots.values()]
-    written = {path.name for path in (folder / "root" / "select").rglob("commits/*.json")} - before
+    written = {str(path) for path in (folder / "root" / "select").rglob("commits/*.json")} - before
     return {
         "seconds": round(seconds, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
@@ -243,7 +243,8 @@ def bare(folder: Path) -> dict[str, Any]:
             found.write_parquet(f"{scratch}/{number:05d}.parquet")
             kept += int(found["keep"].sum())
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_memory_mb": _peak_memory_mb(), "kept": kept}
+    memory = {"peak_memory_mb": _peak_memory_mb()}
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), **memory, "kept": kept}
 
 
 def _peak_memory_mb() -> int:
@@ -264,8 +265,9 @@ def measure(folder: Path, shards: int, rows: int) -> dict[str, Any]:
 
 
 def _in_child(name: str, folder: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, Path(__file__).with_name("select.py"), "--folder", str(folder), "--step", name], check=True,
-                          stdout=subprocess.PIPE)  # fmt: skip
+    script = str(Path(__file__).with_name("select.py"))
+    command = [sys.executable, script, "--folder", str(folder), "--step", name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -288,9 +290,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    lines = [f"{found['rows']:,} rows in {found['shards']:,} shards, {found['rules']} rules over {found['scorers']} "
-             f"scorers, {found['cores']} cores; a new threshold takes {found['ratio_to_bare']} x the bare loop"]  # fmt: skip
+    size = f"{found['rows']:,} rows in {found['shards']:,} shards, {found['rules']} rules, {found['scorers']} scorers"
+    lines = [f"{size}, {found['cores']} cores; a new threshold takes {found['ratio_to_bare']} x the bare loop"]
     for name, row in found["steps"].items():
-        lines.append(f"  {name:<11} {row['seconds']:>8.2f} s {row['cpu_seconds']:>8.2f} CPU-s {row['peak_memory_mb']:>6,} MB  kept {row['kept']:,}")
+        took = f"{row['seconds']:>8.2f} s {row['cpu_seconds']:>8.2f} CPU-s {row['peak_memory_mb']:>6,} MB"
+        lines.append(f"  {name:<11} {took}  kept {row['kept']:,}")
     return "\n".join(lines)
-

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -44,7 +45,7 @@ class Gate:
         return without_nan(table).select(self.expression.fill_null(False).alias("open")).to_series()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """Ordered selection rules: name → expression, and for some of them the expression that rescues.
 
@@ -100,7 +101,7 @@ class Rules:
             [name, text, *([self.rescues[name]] if name in self.rescues else [])] for name, text in self.keeps.items()
         ]
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """The columns the rules read."""
         expressions = (*self.expressions.values(), *self.rescue_expressions.values())
@@ -121,40 +122,60 @@ class Rules:
         return self.verdicts(table).select(pl.coalesce(pl.all()).alias("reason")).to_series()
 
     def judge(self, table: pl.DataFrame) -> pl.DataFrame:
-        """Judge every row by all rules, in one query.
+        """Judge every row by all rules.
 
         Returns:
             `reason` (the first rule's, null for kept rows), `rescued_by` (the rules the row came to, failed and was
-            rescued from, joined by commas; null where none), and of each rule alone `verdict:<rule>` (as `verdicts`)
-            and, where it has a rescue, `rescued:<rule>`.
+            rescued from, joined by commas; null where none), and of each rule alone `passes:<rule>` (null: cannot be
+            judged) and, where it has a rescue, `rescued:<rule>`.
         """
-        verdicts = [one.alias(f"verdict:{name}") for name, one in zip(self.expressions, self.judging(), strict=True)]
-        rescued = [
-            _is_rescued(self.expressions[name], rescue).alias(f"rescued:{name}")
-            for name, rescue in self.rescue_expressions.items()
-        ]
-        nothing = pl.lit(None, dtype=pl.String)
-        first = pl.coalesce(f"verdict:{name}" for name in self.texts) if self.texts else nothing
-        by = pl.concat_str(self._rescuers(), separator=",", ignore_nulls=True) if rescued else nothing
-        found = without_nan(table.select(self.columns)).lazy() if self.texts else table.lazy().select("key")
-        found = found.select(*verdicts, *rescued) if self.texts else found
-        return found.with_columns(first.alias("reason"), by.replace("", None).alias("rescued_by")).collect()
+        nothing = pl.Series([None], dtype=pl.String)
+        if not self.texts:
+            empty = nothing.new_from_index(0, table.height)
+            return pl.DataFrame({"reason": empty, "rescued_by": empty})
+        found = without_nan(table.select(self.columns)).select(self._passing)
+        found = found.with_columns(self._code, self._rescuers)
+        # Codes become words once, which takes a third of building six columns of words.
+        words = pl.Series("reason", [word for name in self.texts for word in (name, f"{name}:null")])
+        return found.with_columns(words.gather(found["code"])).drop("code")
 
-    def _rescuers(self) -> list[pl.Expr]:
-        """Return, for each rule with a rescue, its name where a row came to it and was rescued."""
-        found = []
+    @cached_property
+    def _passing(self) -> list[pl.Expr]:
+        """Return `passes:<rule>` of every rule, and `rescued:<rule>`."""
+        expressions, rescues = self.expressions, self.rescue_expressions
+        passes = [_passes(rule, rescues.get(name)).alias(f"passes:{name}") for name, rule in expressions.items()]
+        return passes + [_is_rescued(expressions[name], one).alias(f"rescued:{name}") for name, one in rescues.items()]
+
+    @cached_property
+    def _code(self) -> pl.Expr:
+        """Return 2 n where rule n is the first that fails, 2 n + 1 where it is the first that cannot be judged."""
+        codes = []
+        for number, name in enumerate(self.texts):
+            passes = pl.col(f"passes:{name}")
+            unknown, failed = (pl.lit(2 * number + more, dtype=pl.UInt32) for more in (1, 0))
+            codes.append(pl.when(passes.is_null()).then(unknown).when(~passes).then(failed))
+        return pl.coalesce(codes).alias("code")
+
+    @cached_property
+    def _rescuers(self) -> pl.Expr:
+        """Return the names of the rules that a row came to and was rescued from."""
+        found: list[pl.Expr] = []
         for name in self.rescues:
             before = list(self.texts)[: list(self.texts).index(name)]
-            reached = (
-                pl.all_horizontal(pl.col(f"verdict:{one}").is_null() for one in before) if before else pl.lit(True)
-            )
+            reached = pl.all_horizontal(pl.lit(True), *(pl.col(f"passes:{one}").fill_null(False) for one in before))
             found.append(pl.when(pl.col(f"rescued:{name}") & reached).then(pl.lit(name)))
-        return found
+        if len(found) < 2:
+            return (found[0] if found else pl.lit(None, dtype=pl.String)).alias("rescued_by")
+        return pl.concat_str(found, separator=",", ignore_nulls=True).replace("", None).alias("rescued_by")
 
 
 def columns_of(text: str, where: str = "expression") -> tuple[str, ...]:
     """Name the columns an expression reads, sorted; raises RecipeError when it can't be parsed."""
     return tuple(sorted(set(_parsed(text, where).meta.root_names())))
+
+
+def _passes(rule: pl.Expr, rescue: pl.Expr | None) -> pl.Expr:
+    return rule if rescue is None else rule | rescue.fill_null(False)  # null OR false stays null
 
 
 def value_expression(text: str, columns: Mapping[str, pl.DataType], where: str) -> pl.Expr:
@@ -171,8 +192,7 @@ def value_expression(text: str, columns: Mapping[str, pl.DataType], where: str) 
 
 
 def _verdict(name: str, rule: pl.Expr, rescue: pl.Expr | None) -> pl.Expr:
-    unknown, failed = pl.lit(f"{name}:null"), pl.lit(name)
-    passes = rule if rescue is None else rule | rescue.fill_null(False)  # null OR false stays null
+    unknown, failed, passes = pl.lit(f"{name}:null"), pl.lit(name), _passes(rule, rescue)
     return pl.when(passes.is_null()).then(unknown).when(~passes).then(failed).otherwise(None).alias(name)
 
 

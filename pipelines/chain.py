@@ -154,7 +154,7 @@ class Chain:
         for modality in MODALITIES:
             columns = self.passes[modality].columns
             where = f"filter.{modality}"
-            found[modality] = self._parsed_rules(modality, self._filter(modality).rules, f"{where}.rules")
+            found[modality] = self.parse_rules(modality, self._filter(modality).rules, f"{where}.rules")
             for name in self._filter(modality).carry:
                 if name not in columns:
                     raise RecipeError(f"{where}.carry: no score {name!r}; allowed: {', '.join(sorted(columns))}")
@@ -172,10 +172,11 @@ class Chain:
                     raise RecipeError(f"{where}: no {modality} source of that name; allowed: {allowed}")
                 merged = {**self._filter(modality).rules, **changes.rules}
                 rules = {rule: one for rule, one in merged.items() if one is not None}
-                found[name] = self._parsed_rules(modality, rules, f"{where}.rules")
+                found[name] = self.parse_rules(modality, rules, f"{where}.rules")
         return found
 
-    def _parsed_rules(self, modality: str, rules: Mapping[str, RuleSettings], where: str) -> Rules:
+    def parse_rules(self, modality: str, rules: Mapping[str, RuleSettings], where: str) -> Rules:
+        """Check rules against the scores of a modality; raises RecipeError that starts with `where`."""
         scoring = self.passes[modality]
         closed = {
             column: f"its scorer {name} is score_only (filter.{modality}.scorers.{name}.score_only)"
@@ -199,10 +200,11 @@ class Chain:
 
     @cached_property
     def scored(self) -> dict[str, list[Scored]]:
-        return {
-            name: scored_slices(self.pieces[name], self.score[name], self.score_only(self.modality[name]))
-            for name in self.recipe.sources
-        }
+        found = {}
+        for name, modality in self.modality.items():
+            offers = {n: frozenset(scorer.columns) for n, scorer in self.passes[modality].scorers.items()}
+            found[name] = scored_slices(self.pieces[name], self.score[name], self.score_only(modality), offers)
+        return found
 
     @cached_property
     def takedowns(self) -> Takedowns | None:

@@ -30,7 +30,7 @@ def available_cpus() -> int:
 
 
 def query_threads(store: Store) -> int:
-    """Return how many threads a query over tables is worth: a little over the cores, more where a store is waited for."""
+    """Return how many threads a query over tables is worth: one over the cores, more where a store is waited for."""
     return min(available_cpus() + 1, 8) if store.is_local else _FOR_REMOTE
 
 

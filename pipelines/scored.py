@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -48,14 +48,18 @@ class Excluded:
 class Scored:
     """A slice with the records of its scores, in the scorers' order, and with what is out of it before any rule.
 
-    `excluded` are the samples that are taken down, `contaminated` those that are copies of evaluation samples.
+    Attributes:
+        excluded: the samples that are taken down; `contaminated`: those that are copies of evaluation samples.
+        silent: scorers whose failures are nobody's (`score_only`).
+        offers: scorer → its columns, where they are known: tables of others are not opened.
     """
 
     piece: SampleSlice
     scores: tuple[tuple[StageDir, Commit], ...]
     excluded: Excluded | None = None
     contaminated: Excluded | None = None
-    silent: frozenset[str] = frozenset()  # scorers whose failures are nobody's (`score_only`)
+    silent: frozenset[str] = frozenset()
+    offers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def references(self) -> tuple[InputRef, ...]:
@@ -78,31 +82,40 @@ class Scored:
     def verdict_table(self, columns: Collection[str]) -> pl.DataFrame:
         """Return key, the first failure and some score columns of every sample, reading no more than that.
 
-        The keys come from the scores, which hold one row for each of the slice's, so the index is not read; tables whose
-        keys are the same bytes as the first one's are not joined, and scores that tell nothing are not opened.
+        The keys come from the scores, which hold one row for each of the slice's, so the index is not read. A table
+        whose keys (or failures) are the same bytes as the first one's is not joined (or parsed).
         """
+        columns = set(columns) - {"key", "fail_reason"}
         keys: pl.Series | None = None
         found: dict[str, pl.Series] = {}
-        packed: dict[str, list[memoryview]] = {}  # of the first table, and of the last one with failures
+        packed: dict[str, list[bytes]] = {}  # keys of the first table, failures of the last one that had any
         failures: list[pl.Series] = []
         for folder, commit in self.scores:
+            listens = bool(commit.counts.failed) and _scorer(folder) not in self.silent
+            if keys is not None and not listens and not self._offers(folder, columns):
+                continue
             table = open_rows(folder, commit)
+            if keys is None:
+                is_whole = table.num_rows == self.piece.num_rows
+                keys = table.read(["key"])["key"] if is_whole else self._keys()
+                packed["key"] = table.packed("key") if is_whole else []
+            in_order = table.packed("key") == packed["key"]
             wanted = [name for name in table.columns if name in columns and name not in found]
-            if commit.counts.failed and _scorer(folder) not in self.silent:
-                if packed.get("fail_reason") != table.packed("fail_reason") or packed["key"] != table.packed("key"):
-                    wanted.append("fail_reason")
+            if listens:
+                same = in_order and table.packed("fail_reason") == packed.get("fail_reason")
+                wanted += [] if same else ["fail_reason"]
                 packed["fail_reason"] = table.packed("fail_reason")
-            if keys is None and table.num_rows == self.piece.num_rows:
-                keys, packed["key"] = table.read(["key"])["key"], table.packed("key")
-            elif keys is None:
-                keys = self._keys()
-            for column in table.read(wanted) if packed.get("key") == table.packed("key") else _joined(keys, table, wanted):
+            for column in table.read(wanted) if in_order else _joined(keys, table, wanted):
                 if column.name == "fail_reason":
                     failures.append(column)
                 else:
                     found[column.name] = column
         keys = self._keys() if keys is None else keys
         return pl.DataFrame([keys, _first(failures, len(keys)), *found.values()])
+
+    def _offers(self, folder: StageDir, columns: Collection[str]) -> bool:
+        offered = self.offers.get(_scorer(folder))
+        return offered is None or not offered.isdisjoint(columns)
 
     def _keys(self) -> pl.Series:
         return self.piece.read()["key"]
@@ -140,12 +153,15 @@ def _scorer(folder: StageDir) -> str:
 
 
 def scored_slices(
-    pieces: Sequence[SampleSlice], snapshots: Sequence[Snapshot], silent: frozenset[str] = frozenset()
+    pieces: Sequence[SampleSlice],
+    snapshots: Sequence[Snapshot],
+    silent: frozenset[str] = frozenset(),
+    offers: Mapping[str, frozenset[str]] | None = None,
 ) -> list[Scored]:
     """Pair slices with their records: the units of a scoring snapshot stand in the order of the slices."""
     commits = [list(snapshot.commits) for snapshot in snapshots]
     folders = [snapshot.folder for snapshot in snapshots]
     return [
-        Scored(piece=piece, scores=tuple(zip(folders, found, strict=True)), silent=silent)
+        Scored(piece=piece, scores=tuple(zip(folders, found, strict=True)), silent=silent, offers=offers or {})
         for piece, *found in zip(pieces, *commits, strict=True)
     ]

@@ -6,6 +6,7 @@ Rules judge a sample by its own columns. What is decided over the whole snapshot
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
@@ -81,7 +82,8 @@ class SelectWorker:
             rows_in=rows.height,
             kept=kept.height,
             out=kept.height,
-            **_reasons(rows),
+            dropped=_numbers(rows["drop_reason"]),
+            failed=_numbers(rows["fail_reason"]),
         )
         (target,) = job.targets
         output = UnitOutput(
@@ -115,22 +117,21 @@ class SelectWorker:
         return table.join(found, on="key", how="left", maintain_order="left")
 
 
+def _numbers(reasons: pl.Series) -> dict[str, int]:
+    if reasons.null_count() == len(reasons):
+        return {}
+    return dict(sorted((reason, number) for reason, number in reasons.value_counts().iter_rows() if reason is not None))
+
+
 def _with_contaminated(table: pl.DataFrame, part: Scored) -> pl.DataFrame:
     if part.contaminated is None:
         return table.with_columns(pl.lit(None, dtype=pl.String).alias("contaminated_by"))
     return table.join(part.contaminated.copies(), on="key", how="left", maintain_order="left")
 
 
-def _reasons(rows: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the rows of each reason."""
-    found = rows.group_by("drop_reason", "fail_reason").len().rows()
-    return {
-        "dropped": {why: number for why, _, number in sorted(found, key=str) if why is not None},
-        "failed": {why: number for _, why, number in sorted(found, key=str) if why is not None},
-    }
-
-
 def _rescued(by: pl.Series) -> dict[str, int]:
     """Count the rows each rule's rescue kept."""
-    found = by.drop_nulls().str.split(",").explode(empty_as_null=False).value_counts(name="number")
-    return dict(sorted((f"rescued.{rule}", int(number)) for rule, number in found.iter_rows()))
+    found: Counter[str] = Counter()
+    for names, number in _numbers(by).items():
+        found.update({f"rescued.{name}": number for name in names.split(",")})
+    return dict(sorted(found.items()))

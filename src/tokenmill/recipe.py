@@ -190,9 +190,7 @@ class FilterSettings(Section):
     """How one modality is scored and selected."""
 
     scorers: dict[str, ScorerSettings] = Field(default_factory=dict)
-    rules: dict[str, RuleSettings] = Field(
-        default_factory=dict, description="name → what kept samples fulfil, in order"
-    )
+    rules: dict[str, RuleSettings] = Field(default_factory=dict, description="name → what is kept, in order")
     sources: dict[Name, SourceFilter] = Field(default_factory=dict, description="source → where it differs")
     duplicates: Duplicates | None = None
     decontaminate: tuple[Decontaminate, ...] = Field(default=(), description="evaluation sets; none may be trained on")
