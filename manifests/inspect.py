@@ -7,16 +7,17 @@ or pictures belongs to other rooms and is handed in.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.inspect_sample import OpenDecoders, describe_archive, describe_sample, table_row
-from tokenmill.manifests.records import NO_COUNTS, Commit
+from tokenmill.manifests.records import NO_COUNTS, Commit, Counts
 from tokenmill.manifests.snapshots import read_description, snapshot_names
 from tokenmill.manifests.stagedir import StageDir, stage_dir_at
 from tokenmill.manifests.storage import Store
+from tokenmill.manifests.takedowns import REASON
 from tokenmill.manifests.verify import stage_folders
 
 _FIRST_ROWS = 5
@@ -89,6 +90,7 @@ def _describe_folder(store: Store, path: str) -> dict[str, Any]:
 
 def _stage(folder: StageDir) -> dict[str, Any]:
     commits = [folder.read_commit(unit, attempt) for unit, attempt in sorted(folder.record_names().items())]
+    counts = sum((commit.counts for commit in commits), NO_COUNTS)
     return {
         "kind": "stage",
         **folder.config.value,
@@ -96,9 +98,24 @@ def _stage(folder: StageDir) -> dict[str, Any]:
         "config": folder.config.digest,
         "records": len(commits),
         "bytes": sum(entry.bytes for commit in commits for entry in commit.files),
-        "counts": sum((commit.counts for commit in commits), NO_COUNTS).to_json(),
+        "counts": counts.to_json(),
+        **({"funnel": _funnel(folder, counts, commits)} if folder.config.stage == "select" else {}),
         "snapshots": {name: _brief_snapshot(folder, name) for name in snapshot_names(folder)},
     }
+
+
+def _funnel(folder: StageDir, counts: Counts, commits: Sequence[Commit]) -> list[dict[str, Any]]:
+    """Return what each rule of a selection dropped in its turn, from its records."""
+    rules = [rule[0] for rule in folder.config.settings["rules"]]
+    left = counts.rows_in - sum(counts.failed.values()) - counts.dropped.get(REASON, 0)
+    steps = []
+    for rule in rules:
+        unknown = counts.dropped.get(f"{rule}:null", 0)
+        dropped = counts.dropped.get(rule, 0) + unknown
+        rescued = sum(commit.totals.get(f"rescued.{rule}", 0) for commit in commits)
+        steps.append({"rule": rule, "in": left, "dropped": dropped, "of_these_null": unknown, "rescued": rescued})
+        left -= dropped
+    return steps
 
 
 def _brief_snapshot(folder: StageDir, name: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Selected:
     def read(self) -> pl.DataFrame:
         """Return the index rows of the kept samples, with the carried scores, in order."""
         chosen = self.folder.read_rows(self.commit).filter(pl.col("keep"))
-        chosen = chosen.drop("keep", "drop_reason", "fail_reason", "duplicate_of")
+        chosen = chosen.drop("keep", "drop_reason", "fail_reason", "duplicate_of", "rescued_by", strict=False)
         return self.piece.read().join(chosen, on="key", how="inner", maintain_order="left")
 
     def carried(self) -> list[str]:

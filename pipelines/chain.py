@@ -1,4 +1,4 @@
-"""The stages in their order: ingest → split → score → takedown → duplicates → select → caption → tokenize → plan.
+"""The stages in their order: ingest → split → score → takedown → compare → duplicates → select → caption → …
 
 Every stage is described from the snapshots before it, so `status`, a resume and a fresh run walk the same code; what
 differs is only whether missing units may be worked on. A stage runs for all sources at once, on one pool.
@@ -8,40 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from tokenmill.errors import RecipeError
-from tokenmill.filters.personal_data import known_regions
-from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.filters.rules import Rules
-from tokenmill.filters.scenes import SceneSettings
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
+from tokenmill.pipelines import recipe_sections as sections
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
+from tokenmill.pipelines.compare import DuplicateSettings, compare_work
+from tokenmill.pipelines.compare_engines import engines_of
+from tokenmill.pipelines.compare_settings import duplicate_settings
+from tokenmill.pipelines.contamination import decontaminate_work, with_contaminated
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
+from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
+from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
+from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
-from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import caption_score_work, score_work
+from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
-from tokenmill.pipelines.selection import DuplicateSettings, Scored, duplicates_work, scored_slices, select_work
+from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
-from tokenmill.pipelines.split import SplitSettings, split_work
+from tokenmill.pipelines.split import split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
-from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision, tokenize_work
-from tokenmill.recipe import FilterSettings, Recipe
-from tokenmill.tokenize.vocabulary import build_vocabulary
+from tokenmill.pipelines.tokens import tokenize_work
+from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 
 K = TypeVar("K")
-STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = (
+    "ingest",
+    "split",
+    "score",
+    "takedown",
+    "decontaminate",
+    "compare",
+    "duplicates",
+    "select",
+    "caption",
+    "tokenize",
+    "plan",
+)
 MODALITIES = ("image", "video", "text")
 
 
@@ -73,13 +88,7 @@ class Chain:
 
     @cached_property
     def limits(self) -> DecodeLimits:
-        run = self.recipe.execution
-        return DecodeLimits(
-            max_pixels=run.max_pixels,
-            clip_timeout_s=run.clip_timeout_s,
-            threads=run.decode_threads,
-            failure_budget=run.failure_budget,
-        )
+        return sections.decode_limits(self.recipe.execution)
 
     @cached_property
     def modality(self) -> dict[str, str]:
@@ -99,15 +108,10 @@ class Chain:
     def split(self) -> dict[str, Snapshot]:
         """Clips of the video sources; every clip is a row."""
         works = {
-            name: split_work(
-                self.store,
-                self.ingest[name],
-                self._settings(name),
-                self._split_settings,
-                self.limits,
-            )
+            name: split_work(self.store, self.ingest[name], self._settings(name),
+                             sections.split_settings(self._filter("video").scenes), self.limits)
             for name in self.sources_of("video")
-        }
+        }  # fmt: skip
         return self._single("split", works)
 
     @cached_property
@@ -149,19 +153,62 @@ class Chain:
 
     @cached_property
     def rules(self) -> dict[str, Rules]:
+        """The rules of every modality, checked; what a source changes of them is in `rules_of`."""
         found = {}
         for modality in MODALITIES:
             columns = self.passes[modality].columns
             where = f"filter.{modality}"
-            found[modality] = Rules.parse(self._filter(modality).rules, columns, f"{where}.rules")
+            found[modality] = self.parse_rules(modality, self._filter(modality).rules, f"{where}.rules")
             for name in self._filter(modality).carry:
                 if name not in columns:
                     raise RecipeError(f"{where}.carry: no score {name!r}; allowed: {', '.join(sorted(columns))}")
         return found
 
     @cached_property
+    def rules_of(self) -> dict[str, Rules]:
+        """The rules of every source: its modality's, and what `filter.<modality>.sources` says of it."""
+        found = {name: self.rules[modality] for name, modality in self.modality.items()}
+        for modality in MODALITIES:
+            for name, changes in self._filter(modality).sources.items():
+                where = f"filter.{modality}.sources.{name}"
+                if self.modality.get(name) != modality:
+                    allowed = ", ".join(self.sources_of(modality)) or "none"
+                    raise RecipeError(f"{where}: no {modality} source of that name; allowed: {allowed}")
+                merged = {**self._filter(modality).rules, **changes.rules}
+                rules = {rule: one for rule, one in merged.items() if one is not None}
+                found[name] = self.parse_rules(modality, rules, f"{where}.rules")
+        return found
+
+    def parse_rules(self, modality: str, rules: Mapping[str, RuleSettings], where: str) -> Rules:
+        """Check rules against the scores of a modality; raises RecipeError that starts with `where`."""
+        scoring = self.passes[modality]
+        closed = {
+            column: f"its scorer {name} is score_only (filter.{modality}.scorers.{name}.score_only)"
+            for name in self.score_only(modality)
+            for column in scoring.scorers[name].columns
+        }
+        rescues = {name: rule.rescue for name, rule in rules.items() if rule.rescue is not None}
+        keeps = {name: rule.keep for name, rule in rules.items()}
+        return Rules.parse(keeps, scoring.columns, where, rescues=rescues, closed=closed)
+
+    def score_only(self, modality: str) -> frozenset[str]:
+        """Name the scorers that no rule may look at."""
+        return frozenset(name for name, one in self._filter(modality).scorers.items() if one.score_only)
+
+    def looked_at(self, modality: str) -> frozenset[str]:
+        """Name the scorers a selection looks at: a new one that is `score_only` and not carried touches none."""
+        carry = set(self._filter(modality).carry)
+        scorers = self.passes[modality].scorers
+        closed = self.score_only(modality)
+        return frozenset(n for n, scorer in scorers.items() if n not in closed or carry.intersection(scorer.columns))
+
+    @cached_property
     def scored(self) -> dict[str, list[Scored]]:
-        return {name: scored_slices(self.pieces[name], self.score[name]) for name in self.recipe.sources}
+        found = {}
+        for name, modality in self.modality.items():
+            offers = {n: frozenset(scorer.columns) for n, scorer in self.passes[modality].scorers.items()}
+            found[name] = scored_slices(self.pieces[name], self.score[name], self.score_only(modality), offers)
+        return found
 
     @cached_property
     def takedowns(self) -> Takedowns | None:
@@ -178,20 +225,79 @@ class Chain:
 
     @cached_property
     def judged(self) -> dict[str, list[Scored]]:
-        """The scored slices, with what is taken down of them."""
-        return {name: with_takedowns(scored, self.takedown.get(name)) for name, scored in self.scored.items()}
+        """The scored slices, with what is taken down of them and what is a copy of evaluation samples."""
+        return {
+            name: with_contaminated(with_takedowns(scored, self.takedown.get(name)), self.decontaminate.get(name))
+            for name, scored in self.scored.items()
+        }
+
+    @cached_property
+    def evaluation_sets(self) -> dict[str, list[EvaluationSet]]:
+        """Samples of which no copy may be trained on, by modality: indexed and scored, and never a source."""
+        run = partial(self._run, "decontaminate")
+        found = {}
+        for modality in MODALITIES:
+            asked = self._filter(modality).decontaminate
+            if asked and self.sources_of(modality):
+                how, scoring = self.recipe.execution, self.passes[modality]
+                found[modality] = read_sets(self.store, modality, asked, scoring, self.limits, how, run)
+        return found
+
+    @cached_property
+    def decontaminate(self) -> dict[str, Snapshot]:
+        """Copies of evaluation samples in every source; empty where no set is named."""
+        works = {
+            name: decontaminate_work(
+                self.store, name, self.scored[name], sets, self.passes[modality], self.limits
+            )
+            for modality, sets in self.evaluation_sets.items()
+            for name in self.sources_of(modality)
+            if self.scored[name]
+        }  # fmt: skip
+        return self._single("decontaminate", works)
+
+    @cached_property
+    def duplicate_settings(self) -> dict[str, DuplicateSettings]:
+        """What counts as a copy and who survives, of the modalities that ask for it; checked."""
+        asked = {
+            modality: duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
+            for modality in MODALITIES
+        }
+        return {name: one for name, one in asked.items() if one is not None and self.sources_of(name)}
+
+    @cached_property
+    def compare(self) -> dict[str, Snapshot]:
+        """Who is a copy of whom, by modality: decided over all sources of it at once."""
+        engines = engines_of(self.recipe.execution, "compare")
+        works = {
+            modality: compare_work(
+                self.store, modality, self._judged_of(modality), self._rules_in(modality), settings,
+                duplicates_folder(self.store, modality, settings), engines,
+            )
+            for modality, settings in self.duplicate_settings.items()
+            if self._judged_of(modality)
+        }  # fmt: skip
+        # The decision is taken in this process; what it maps over parts runs on the stage's pool.
+        return self._single("compare", works, inline=True)
 
     @cached_property
     def duplicates(self) -> dict[str, Snapshot]:
-        """Copies, by modality: decided over all sources of it at once, in this process."""
-        works = {}
-        for modality in MODALITIES:
-            settings = self._filter(modality).duplicates
-            scored = [part for name in self.sources_of(modality) for part in self.judged[name]]
-            if settings is not None and scored:
-                wanted = DuplicateSettings(exact=settings.exact, max_distance=settings.max_distance)
-                works[modality] = duplicates_work(self.store, modality, scored, self.rules[modality], wanted)
-        return self._single("duplicates", works, inline=True)
+        """The verdicts of `compare`, slice by slice."""
+        works = {
+            modality: duplicates_work(
+                duplicates_folder(self.store, modality, self.duplicate_settings[modality]),
+                self._judged_of(modality), self._rules_in(modality), compared,
+            )
+            for modality, compared in self.compare.items()
+        }  # fmt: skip
+        here = self.recipe.execution.executor != "ray"
+        return self._single("duplicates", works, inline=here, threads=query_threads(self.store))
+
+    def _rules_in(self, modality: str) -> dict[str, Rules]:
+        return {name: self.rules_of[name] for name in self.sources_of(modality)}
+
+    def _judged_of(self, modality: str) -> list[Scored]:
+        return [part for name in self.sources_of(modality) for part in self.judged[name]]
 
     @cached_property
     def select(self) -> dict[str, Snapshot]:
@@ -200,14 +306,20 @@ class Chain:
             first = 0
             for name in self.sources_of(modality):
                 parents = self._parents(name, self.ingest, self.split)
-                parents |= {f"score/{s.folder.config.settings['scorer']}": s.digest for s in self.score[name]}
+                seen = self.looked_at(modality)
+                parents |= {
+                    f"score/{scorer}": s.digest
+                    for s in self.score[name]
+                    if (scorer := s.folder.config.settings["scorer"]) in seen
+                }
+                scored = [part.only(seen) for part in self.judged[name]]
                 works[name] = select_work(
-                    self.store, name, self.judged[name], self.duplicates.get(modality), first,
-                    self.rules[modality], self._filter(modality).carry, parents,
+                    self.store, name, scored, self.duplicates.get(modality), first,
+                    self.rules_of[name], self._filter(modality).carry, parents,
                 )  # fmt: skip
                 first += len(self.scored[name])
         # A query over small tables: a pool would take longer to start than the work takes.
-        return self._single("select", works, inline=True)
+        return self._single("select", works, inline=True, threads=query_threads(self.store))
 
     @cached_property
     def selected(self) -> dict[str, list[Selected]]:
@@ -231,8 +343,9 @@ class Chain:
             if self.selected[name]:
                 parents = self._parents(name, self.ingest, self.split, self.select, self.caption)
                 works[name] = tokenize_work(
-                    self.store, self._token_settings(name), self._token_fingerprints(self.modality[name]),
-                    self.selected[name], self.caption.get(name), self.limits, parents,
+                    self.store, sections.token_settings(self.recipe, name, self.modality[name]),
+                    self._fingerprints[self.modality[name]], self.selected[name], self.caption.get(name),
+                    self.limits, parents,
                 )  # fmt: skip
         return self._single("tokenize", works)
 
@@ -243,23 +356,13 @@ class Chain:
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""
         found: Mapping[str, Snapshot | tuple[Snapshot, ...]] = getattr(self, stage)
+        if stage == "decontaminate":  # what was made of the sets belongs to it
+            found = {**found, **{s.source: s.snapshots for sets in self.evaluation_sets.values() for s in sets}}
         return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
 
     def _settings(self, name: str) -> dict[str, object]:
         """Return a source's section, its path made absolute: a worker may run in another folder."""
-        settings = self.recipe.sources[name].model_dump()
-        if "://" not in settings["url"]:
-            settings["url"] = str(Path(settings["url"]).expanduser().absolute())
-        return settings
-
-    @cached_property
-    def _split_settings(self) -> SplitSettings:
-        scenes = self._filter("video").scenes.model_dump()
-        return SplitSettings(
-            short_side_px=scenes.pop("short_side_px"),
-            range_bytes=scenes.pop("range_bytes"),
-            scenes=SceneSettings(**scenes),
-        )
+        return sections.absolute(self.recipe.sources[name].model_dump())
 
     def _filter(self, modality: str) -> FilterSettings:
         return self.recipe.filter.get(modality) or FilterSettings()  # type: ignore[call-overload]
@@ -268,65 +371,31 @@ class Chain:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
         return replace(work, units=work.units[: self.options.limit])
 
-    def _token_settings(self, name: str) -> TokenSettings:
-        modality, tokens = self.modality[name], self.recipe.tokenize
-        area = tokens.video if modality == "video" else tokens.image
-        return TokenSettings(
-            modality=modality,
-            vocabulary=tokens.vocabulary,
-            vision=tokens.vision.model_dump(),
-            min_area=area.min_area,
-            max_area=area.max_area,
-            max_aspect=area.max_aspect,
-            fps=tokens.video.fps,
-            max_seconds=tokens.video.max_seconds,
-            licence=self.recipe.sources[name].licence,
-            mask=self.mask,
-        )
-
-    @cached_property
-    def mask(self) -> PersonalMask | None:
-        """What replaces personal data in texts, checked; None where the recipe masks nothing."""
-        wanted = self.recipe.tokenize.mask
-        if not wanted.kinds:
-            return None
-        try:
-            return PersonalMask(kinds=wanted.kinds, phone_regions=known_regions(wanted.phone_regions))
-        except ValueError as error:
-            raise RecipeError(f"tokenize.mask.phone_regions: {error}") from error
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {
-            "vocabulary": build_vocabulary(self.recipe.tokenize.vocabulary).fingerprint,
-            "vision": fingerprint_of_vision(self.recipe.tokenize.vision.model_dump()),
-        }
-
-    def _token_fingerprints(self, modality: str) -> dict[str, str]:
-        return {name: value for name, value in self._fingerprints.items() if modality != "text" or name != "vision"}
-
     def _parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
         found = [stage[name] for stage in stages if name in stage]
         return {snapshot.folder.config.stage: snapshot.digest for snapshot in found}
 
-    def _single(self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False) -> dict[K, Snapshot]:
-        return {name: snapshots[0] for name, snapshots in self._run(stage, works, inline=inline).items()}
+    def _single(self, stage: str, works: Mapping[K, StageWork], **how: Any) -> dict[K, Snapshot]:
+        return {name: snapshots[0] for name, snapshots in self._run(stage, works, **how).items()}
 
-    def _run(self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False) -> dict[K, tuple[Snapshot, ...]]:
+    def _run(
+        self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False, threads: int = 1
+    ) -> dict[K, tuple[Snapshot, ...]]:
         options = self._run_options(stage)
-        found = run_stage(stage, list(works.values()), replace(options, pool=None) if inline else options)
+        if inline:
+            options = replace(options, pool=None, threads=threads)
+        found = run_stage(stage, list(works.values()), options)
         return dict(zip(works, found, strict=True))
 
     def _run_options(self, stage: str) -> RunOptions:
-        run = self.recipe.execution
-        return RunOptions(
-            pool=stage_pool(run, stage) if run.executor == "ray" else None,
-            tries=run.tries,
+        return sections.run_options(
+            self.recipe.execution,
+            stage,
             retry_failed=self.options.retry_failed,
             allow_work=stage in self.options.work,
             quiet=self.options.quiet,
-            unit_timeout_s=run.unit_timeout_s,
-            start_timeout_s=run.start_timeout_s,
-            drain_s=run.drain_s,
-            metrics_port=run.metrics_port,
         )
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, dict[str, str]]:
+        return sections.token_fingerprints(self.recipe.tokenize)

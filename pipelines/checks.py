@@ -12,6 +12,8 @@ from functools import partial
 from tokenmill.captions.captioner import build_captioner
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.pipelines.evaluation_sets import check_sets
+from tokenmill.pipelines.recipe_sections import personal_mask
 from tokenmill.recipe import Recipe
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import build_vocabulary
@@ -20,10 +22,13 @@ from tokenmill.tokenize.vocabulary import build_vocabulary
 def check_chain(chain: Chain) -> None:
     """Check a recipe as a whole; raises RecipeError naming the key path, what was found and what is allowed."""
     recipe = chain.recipe
-    _ = chain.modality, chain.passes, chain.rules, chain.mask
-    _check_kinds(chain)
+    _ = chain.modality, chain.passes, chain.rules_of, chain.duplicate_settings
+    personal_mask(recipe.tokenize)
     for modality in MODALITIES:
-        _check_duplicates(chain, modality)
+        settings = recipe.filter.get(modality)  # type: ignore[call-overload]
+        asked = settings.decontaminate if settings else ()
+        check_sets(modality, asked, chain.passes[modality].columns, recipe.sources)
+    _check_kinds(chain)
     for modality, settings in recipe.caption.items():
         _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
@@ -47,16 +52,6 @@ def _check_kinds(chain: Chain) -> None:
                 raise RecipeError(
                     f"plan.templates.{modality}: no template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}"
                 )
-
-
-def _check_duplicates(chain: Chain, modality: str) -> None:
-    settings = chain.recipe.filter.get(modality)  # type: ignore[call-overload]
-    if settings is None or settings.duplicates is None or settings.duplicates.max_distance is None:
-        return
-    if "phash" not in chain.passes[modality].columns:
-        raise RecipeError(
-            f"filter.{modality}.duplicates.max_distance: needs the column phash; add the scorer perceptual_hash"
-        )
 
 
 def _check_areas(recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from tokenmill.errors import RunError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.draining import Drain, draining
 from tokenmill.pipelines.execution import Finished, run_inline
+from tokenmill.pipelines.execution_threads import available_cpus, run_in_threads
 from tokenmill.pipelines.failures import Failure, forget_failure, read_failures, write_failure
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Workers
 from tokenmill.pipelines.metrics import StageMetrics
@@ -34,6 +35,8 @@ class RunOptions:
 
     Attributes:
         pool: Ray workers, or None to work in this process.
+        threads: of this process that do units at the same time, where there is no pool; for queries alone, whose
+            libraries let the interpreter go.
         tries: how often a unit that dies is handed out in all.
         retry_failed: do units with failed samples again, as their next attempt.
         allow_work: False only reads: a missing unit is then an error.
@@ -44,6 +47,7 @@ class RunOptions:
     """
 
     pool: RayPool | None = None
+    threads: int = 1
     tries: int = 3
     retry_failed: bool = False
     allow_work: bool = True
@@ -69,7 +73,7 @@ def carry_out(
     """
     total = sum(len(work.units) for work in works)
     folders = {work.folders[0].source: work.folders[0] for work in works}
-    done, count = total - len(jobs), options.pool.all_workers if options.pool else 1
+    done, count = total - len(jobs), options.pool.all_workers if options.pool else options.threads
     with (
         draining(options.drain_s) as drain,
         Progress(title, total=total, done=done, quiet=options.quiet) as progress,
@@ -80,7 +84,7 @@ def carry_out(
         round_ = _Round(title, works, options, drain, progress, metrics)
         failed = round_.all(jobs, take_in)
         if not options.quiet:
-            log.info("%s", _last_line(progress, options.pool))
+            log.info("%s", _last_line(progress, options.pool, options.threads))
     if drain.asked:  # only now, or a SIGTERM at the very end would let the next stage begin
         raise KeyboardInterrupt
     if failed:
@@ -89,9 +93,9 @@ def carry_out(
         raise RunError(f"{title}: {len(failed)} units failed after {options.tries} tries: {told}{more}")
 
 
-def _last_line(progress: Progress, pool: RayPool | None) -> str:
+def _last_line(progress: Progress, pool: RayPool | None, threads: int) -> str:
     if pool is None:
-        return progress.last_line(1.0)
+        return progress.last_line(float(min(threads, available_cpus())))
     decoders = pool.decode.workers if pool.decode else 0
     return progress.last_line(pool.all_cpus, gpus=pool.gpus, workers=pool.workers, decode_workers=decoders)
 
@@ -181,6 +185,8 @@ def _name(job: Job) -> tuple[int, str]:
 def _execute(
     makers: Callable[[], Workers], jobs: Sequence[Job], options: RunOptions, drain: Drain, *, careful: bool
 ) -> Generator[Finished]:
+    if options.pool is None and options.threads > 1 and not careful:
+        return run_in_threads(makers, jobs, threads=options.threads, drain=drain)
     if options.pool is None:
         return run_inline(makers, jobs, unit_timeout_s=options.unit_timeout_s, drain=drain)
     from tokenmill.pipelines.execution_ray import PassLimits, run_on_ray

@@ -52,7 +52,7 @@ class Finished:
 
 def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadline) -> Finished:
     """Do one job, unless its records are there, and report how it ended."""
-    wall, cpu, before, started = time.perf_counter(), _cpu_seconds(), traffic(), time.time()
+    wall, cpu, before, started = time.perf_counter(), cpu_seconds(), traffic(), time.time()
     result, error, fatal = None, "", False
     try:
         with deadline():
@@ -60,14 +60,14 @@ def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadl
             result = found_result(job) or work()
     except Exception as problem:
         log.debug("unit %s", job.unit.name, exc_info=True)
-        error, fatal = _told(problem), isinstance(problem, FATAL)
+        error, fatal = told(problem), isinstance(problem, FATAL)
     return Finished(
         index=index,
         result=result,
         error=error,
         fatal=fatal,
         wall_s=time.perf_counter() - wall,
-        cpu_s=_cpu_seconds() - cpu,
+        cpu_s=cpu_seconds() - cpu,
         traffic=asdict(traffic() - before),
         worker=worker_name(),
         started=started,
@@ -77,7 +77,7 @@ def run_one(work: Callable[[], JobResult], index: int, job: Job, deadline: Deadl
 def failed(error: BaseException, index: int) -> Finished:
     """Report a job that ended outside `run_one`."""
     return Finished(
-        index=index, error=_told(error), fatal=isinstance(error, FATAL), worker=worker_name(), started=time.time()
+        index=index, error=told(error), fatal=isinstance(error, FATAL), worker=worker_name(), started=time.time()
     )
 
 
@@ -100,12 +100,13 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and its children so far."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     if isinstance(error, TokenmillError):
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]

@@ -28,7 +28,7 @@ from tokenmill.pipelines.ray_desk import Desk, DeskState, this_place
 log = logging.getLogger(__name__)
 _GRACE = 1.25  # times the deadline at which a worker ends itself: only what is frozen is still there then
 _LOOK_EVERY_S = 2.0
-_ENDED = object()
+ENDED = object()
 _UNITS = "whole units"  # the one pool's role
 Assemble = Callable[[dict[str, Any]], Finished | None]  # a row -> the unit it completes, if it does
 
@@ -100,7 +100,7 @@ def collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Finis
 
 
 def _collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Finished]:
-    found = _in_background(dataset)
+    found = in_background(dataset)
     returned: set[int] = set()
     while not clock.settled:
         try:
@@ -108,10 +108,10 @@ def _collected(dataset: Any, assemble: Assemble, clock: Clock) -> Generator[Fini
         except queue.Empty:
             clock.look(returned)
             continue
-        if row is _ENDED:
+        if row is ENDED:
             break
         if isinstance(row, BaseException):
-            raise RunError(f"Ray: {_last_line(row)}") from row
+            raise RunError(f"Ray: {last_line(row)}") from row
         finished = assemble(row)
         if finished is not None:
             returned.add(finished.index)
@@ -172,10 +172,10 @@ class Clock:
                 self._waiting_since.setdefault(role, self._looked)
             waited_s = self._looked - self._waiting_since.get(role, self._looked)
             if role not in state.begun_roles and waited_s > self._limits.start_timeout_s:
-                raise RunError(_nobody_began(role, pool, self._limits.start_timeout_s))
+                raise RunError(nobody_began(role, pool, self._limits.start_timeout_s))
 
 
-def _nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
+def nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
     import ray
 
     wants = ", ".join(f"{name} {value:g}" for name, value in pool.reserved.items() if value)
@@ -186,7 +186,7 @@ def _nobody_began(role: str, pool: WorkerPool, waited_s: float) -> str:
     )
 
 
-def _in_background(dataset: Any) -> queue.Queue[Any]:
+def in_background(dataset: Any) -> queue.Queue[Any]:
     """Iterate in a thread, because Ray Data's iterator cannot be asked with a time-out."""
     found: queue.Queue[Any] = queue.Queue()
 
@@ -196,7 +196,7 @@ def _in_background(dataset: Any) -> queue.Queue[Any]:
                 found.put(row)
         except BaseException as error:
             found.put(error)
-        found.put(_ENDED)
+        found.put(ENDED)
 
     threading.Thread(target=iterate, name="ray-data", daemon=True).start()
     return found
@@ -236,6 +236,6 @@ def begin(desk: Any, index: int, role: str) -> bool:
     return bool(ray.get(desk.begin.remote(index, this_place(worker_name()), role)))
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -128,7 +128,7 @@ def _failed_rows(run: Run, source: str) -> Iterator[list[Child]]:
 
 
 def _dropped_rows(run: Run, source: str) -> Iterator[list[Child]]:
-    rules: Mapping[str, str] = run.chain.rules[run.modality(source)].texts if "select" in run.stages else {}
+    rules: Mapping[str, str] = run.chain.rules_of[source].texts if "select" in run.stages else {}
     for stage in ("split", "select"):
         for snapshot in run.snapshots(stage).get(source, ()):
             for reason, number in snapshot.counts.dropped.items():

@@ -7,7 +7,7 @@ or does all of it, shows at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def _modality(run: Run, modality: str) -> Markup | None:
     if not tables or not columns:
         return None
     rows = pl.concat([table.rows for table in tables], how="diagonal_relaxed")
-    rules = run.chain.rules[modality].texts
+    rules = _all_rules(run, modality, [table.source for table in tables])
     charts = [chart for column, kind in columns.items() if (chart := _column(rows, column, kind, rules))]
     total = sum(table.num_samples for table in tables)
     told = (
@@ -56,6 +56,15 @@ def _modality(run: Run, modality: str) -> Markup | None:
     rule_list = element("ul", *(element("li", element("b", n), " ", element("code", t)) for n, t in rules.items()))
     title = element("h3", modality, " ", element("small", told))
     return join(title, rule_list if rules else note("No rules: all are kept."), element("div", charts, class_="charts"))
+
+
+def _all_rules(run: Run, modality: str, sources: Sequence[str]) -> dict[str, str]:
+    """Return the rules of a modality and, by `source/rule`, those that a source has instead."""
+    rules: dict[str, str] = dict(run.chain.rules[modality].texts)
+    for source in sources:
+        texts = run.chain.rules_of[source].texts
+        rules |= {f"{source}/{name}": text for name, text in texts.items() if rules.get(name) != text}
+    return rules
 
 
 def _column(rows: pl.DataFrame, column: str, kind: Any, rules: Mapping[str, str]) -> Markup | None:

@@ -92,7 +92,7 @@ def _value(value: Any) -> str:
 
 
 def _judged_by(run: Run, table: SourceTable, reason: str) -> tuple[str, ...]:
-    rule = run.chain.rules[table.modality].texts.get(reason.removesuffix(":null"))
+    rule = run.chain.rules_of[table.source].texts.get(reason.removesuffix(":null"))
     return columns_of(rule) if rule else ()
 
 

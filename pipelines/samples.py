@@ -6,7 +6,7 @@ the rows, not the bytes of any table, so re-indexing the same shard elsewhere co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,11 @@ class SampleSlice:
             return InputRef(name=name, digest=value)
         return InputRef(name=name, digest=value, start=self.range.start, end=self.range.end, unit_of_range="rows")
 
-    def read(self) -> pl.DataFrame:
-        """Read the slice's rows: those that came through the stage that made them."""
-        rows = self.folder.read_rows(self.commit)
+    def read(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """Read the slice's rows (of all columns, or some): those that came through the stage that made them."""
+        dropping = ["drop_reason"] if self.folder.config.stage == "split" else []
+        wanted = None if columns is None else list(dict.fromkeys([*columns, "fail_reason", *dropping]))
+        rows = self.folder.read_rows(self.commit, wanted)
         good = rows.filter(pl.col("fail_reason").is_null())
         if "drop_reason" in good.columns:
             good = good.filter(pl.col("drop_reason").is_null())

@@ -32,7 +32,16 @@ from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
 from tokenmill.pipelines.sources.source import INDEX_COLUMNS
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
-_DERIVED = ("tokenize", "caption", "select", "duplicates", "takedown", "score", "split")  # last made, first removed
+_DERIVED = (
+    "tokenize",
+    "caption",
+    "select",
+    "duplicates",
+    "compare",
+    "takedown",
+    "score",
+    "split",
+)  # last made, first removed
 
 
 @dataclass(kw_only=True)
@@ -152,9 +161,9 @@ def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
             sources = rows["source"] if "source" in rows.columns else [folder.source] * rows.height
             if any(name in names for name in zip(sources, rows["key"], strict=True)):
                 return True
-        if "duplicate_of" in rows.columns:
-            whole = {f"{source}/{key}" for source, key in names}
-            if any(name in whole for name in rows["duplicate_of"].drop_nulls()):
+        whole = {f"{source}/{key}" for source, key in names}
+        for column in ("duplicate_of", "of"):  # `of`: the verdicts of stage compare
+            if column in rows.columns and any(name in whole for name in rows[column].drop_nulls()):
                 return True
     return False
 

@@ -20,7 +20,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
-from tokenmill.pipelines.selection import Excluded, Scored
+from tokenmill.pipelines.scored import Excluded, Scored
 
 VERSION = 1
 SCHEMA = 1

@@ -18,6 +18,8 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ingest": ("ingest", ("commit:between-files:1",)),
     "split": ("score", ()),
     "score": ("score", ()),
+    "decontaminate": ("select", ()),
+    "compare": ("select", ("commit:between-files:1",)),
     "duplicates": ("select", ()),
     "select": ("select", ()),
     "caption": ("caption", ()),
@@ -54,7 +56,12 @@ class Undisturbed:
 
 
 def _recipe(path: Path, data: Path, root: Path, sources: Sequence[str]) -> Path:
-    changes = {"filter.video.scenes.range_bytes": 4000, "execution.unit_rows": 3}
+    exam = {"name": "exam", "kind": "images", "url": str(data / "exam"), "exact": False, "max_distance": 0}
+    changes = {
+        "filter.video.scenes.range_bytes": 4000,
+        "execution.unit_rows": 3,
+        "filter.image.decontaminate": [exam],
+    }
     return tiny.write_recipe(path, data, str(root), changes, sources=sources)
 
 
@@ -77,6 +84,8 @@ def clips(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Undis
 
 def _undisturbed(commands: Commands, folder: Path, sources: tuple[str, ...], until: str) -> Undisturbed:
     tiny.write_data(folder / "data")
+    (folder / "data/exam").mkdir()
+    (folder / "data/exam/one.png").write_bytes(tiny.picture(3))
     recipe = _recipe(folder / "recipe.yaml", folder / "data", folder / "root", sources)
     commands.run("run", recipe, "--until", until).check()
     store = open_store(str(folder / "root"))
@@ -119,4 +128,7 @@ def _upto(command: str, undisturbed: Undisturbed) -> dict[str, str]:
     stages = list(STAGES)
     last = max(number for number, (runs, _) in enumerate(STAGES.values()) if runs == command)
     there = {*stages[: last + 1], *(("plans",) if command == "plan" else ())}
-    return {path: digest for path, digest in undisturbed.trusted.items() if path.split("/")[0] in there}
+    found = {path: digest for path, digest in undisturbed.trusted.items() if path.split("/")[0] in there}
+    if stages.index(command) >= stages.index("select"):
+        return found
+    return {path: digest for path, digest in found.items() if not path.split("/")[1].startswith("evaluation.")}

@@ -47,6 +47,65 @@ def test_rescue_rule_keeps_a_row_whose_other_score_is_missing():
     assert reasons(rescue, rows) == [None, None, "beauty", None]
 
 
+def judged(rules, rescues, rows):
+    found = Rules.parse(rules, COLUMNS, rescues=rescues).judge(rows)
+    return found.select("reason", "rescued_by").rows()
+
+
+def test_rescue_keeps_what_fails_a_rule_or_cannot_be_judged_by_it():
+    rows = table(
+        aesthetic=[6.0, 3.0, 3.0, None, None, float("nan")],
+        is_monochrome=[False, False, True, False, True, False],
+    )
+    found = judged({"beauty": "aesthetic >= 5.5"}, {"beauty": "NOT is_monochrome"}, rows)
+    lost, unknown, rescued = ("beauty", None), ("beauty:null", None), (None, "beauty")
+    assert found == [(None, None), rescued, lost, rescued, unknown, rescued]
+
+
+def test_rescue_that_is_null_or_nan_rescues_nobody():
+    rows = table(aesthetic=[3.0, 3.0, None, 6.0], text_coverage=[None, float("nan"), None, None])
+    found = judged({"beauty": "aesthetic >= 5.5"}, {"beauty": "text_coverage < 0.1"}, rows)
+    assert found == [("beauty", None), ("beauty", None), ("beauty:null", None), (None, None)]
+
+
+def test_rescued_row_still_meets_the_rules_that_follow():
+    rules = {"beauty": "aesthetic >= 5.5", "size": "min_side_px >= 64", "text": "text_coverage < 0.1"}
+    rescues = {"beauty": "NOT is_monochrome", "text": "language = 'en'"}
+    rows = table(
+        aesthetic=[1, 1, 9, 1],
+        is_monochrome=[False, False, False, False],
+        min_side_px=[64, 10, 64, 64],
+        text_coverage=[0.5, 0.5, 0.5, 0.0],
+        language=["en", "en", "de", "de"],
+    )
+    found = judged(rules, rescues, rows)
+    assert found == [(None, "beauty,text"), ("size", "beauty"), ("text", None), (None, "beauty")]
+
+
+def test_judging_agrees_with_the_verdicts_and_with_the_texts():
+    rules = {"beauty": "aesthetic >= 5.5", "size": "min_side_px >= 64"}
+    parsed = Rules.parse(rules, COLUMNS, rescues={"beauty": "NOT is_monochrome"})
+    values = [None, 1.0, 9.0]
+    rows = [(a, m, s) for a in values for m in (None, True, False) for s in (None, 10, 99)]
+    given = pl.DataFrame(rows, schema=["aesthetic", "is_monochrome", "min_side_px"], orient="row").cast(
+        {"aesthetic": pl.Float32, "min_side_px": pl.Int32, "is_monochrome": pl.Boolean}
+    )
+    assert parsed.judge(given)["reason"].to_list() == parsed.apply(given).to_list()
+    kept = Rules.parse(parsed.texts, COLUMNS).apply(given).is_null()
+    assert kept.to_list() == parsed.apply(given).is_null().to_list()
+
+
+def test_identity_of_rules_names_a_rescue_only_where_there_is_one():
+    parsed = Rules.parse({"a": "aesthetic > 5", "b": "aesthetic > 6"}, COLUMNS, rescues={"b": "NOT is_monochrome"})
+    assert parsed.identity == [["a", "aesthetic > 5"], ["b", "aesthetic > 6", "NOT is_monochrome"]]
+    assert parsed.columns == {"aesthetic", "is_monochrome"}
+
+
+def test_rule_on_a_closed_column_is_refused_with_the_reason():
+    with pytest.raises(RecipeError, match=r"rules\.a: no rule may look at 'aesthetic': because"):
+        Rules.parse({"a": "aesthetic > 5"}, COLUMNS, closed={"aesthetic": "because"})
+
+
 def test_verdicts_of_rules_are_independent_of_each_other():
     rows = table(min_side_px=[10, 64], aesthetic=[1, None])
     verdicts = Rules.parse({"small": "min_side_px >= 64", "ugly": "aesthetic > 5"}, COLUMNS).verdicts(rows)

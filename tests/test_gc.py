@@ -28,7 +28,7 @@ from tokenmill.pipelines.kept import GcOptions, _surveyed, collect
 from tokenmill.recipe import Recipe, check_recipe, load_recipe
 
 SOURCES = ("photos", "text")
-STAGES = ("ingest", "split", "score", "takedown", "duplicates", "select", "caption", "tokenize")
+STAGES = ("ingest", "split", "score", "takedown", "compare", "duplicates", "select", "caption", "tokenize")
 HOURS_24 = GcOptions()
 AT_ONCE = GcOptions(older_than_s=0)
 

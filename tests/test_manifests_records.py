@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenmill.errors import ManifestError, SchemaError
-from tokenmill.manifests.identity import canonical_json, digest_of, rows_digest, safe_name
+from tokenmill.manifests.identity import canonical_json, digest_of, digest_of_rows, rows_digest, safe_name
 from tokenmill.manifests.records import Commit, Counts, FileEntry, InputRef, unit_digest, unit_name
 from tokenmill.manifests.snapshots import Snapshot, read_snapshot, snapshot_names
 from tokenmill.manifests.stagedir import StageConfig, StageDir, parse_table, read_table, stage_dir_at, table_bytes
@@ -183,6 +183,29 @@ def test_safe_name_is_a_plain_file_name(name):
 def test_digest_of_equal_values_is_equal_whatever_the_order_of_keys():
     assert digest_of({"a": 1, "b": [1.5, None]}) == digest_of({"b": [1.5, None], "a": 1})
     assert canonical_json({"b": 1, "a": "ü"}) == '{"a":"ü","b":1}'
+
+
+CELLS = st.fixed_dictionaries(
+    {
+        "text": st.none() | st.text(st.characters(codec="utf-8")),
+        "large": st.none() | st.floats(width=64),
+        "small": st.none() | st.floats(width=32),
+        "number": st.none() | st.integers(0, 2**64 - 1),
+        "flag": st.none() | st.booleans(),
+    }
+)
+KINDS = {"text": pl.String, "large": pl.Float64, "small": pl.Float32, "number": pl.UInt64, "flag": pl.Boolean}
+
+
+@given(st.lists(CELLS, max_size=20))
+def test_rows_digest_by_column_is_the_digest_of_rows_one_by_one(rows):
+    frame = pl.DataFrame(rows, schema=KINDS)
+    assert rows_digest(frame) == digest_of_rows(frame.columns, frame.iter_rows())
+
+
+def test_rows_digest_of_lists_and_of_nothing_is_the_digest_of_rows():
+    for frame in (pl.DataFrame({"l": [[1, 2], None]}), pl.DataFrame({"n": [None, None]}), pl.DataFrame()):
+        assert rows_digest(frame) == digest_of_rows(frame.columns, frame.iter_rows())
 
 
 def test_rows_digest_covers_values_not_parquet_bytes():

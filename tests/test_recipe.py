@@ -98,7 +98,7 @@ def test_override_replaces_a_value_and_is_read_as_yaml(written):
     recipe = load_recipe(written, ["execution.workers=5", "plan.exclude=[a, b]", "filter.text.rules.new=num_chars > 3"])
     assert recipe.execution.workers == 5
     assert recipe.plan.exclude == ("a", "b")
-    assert recipe.filter["text"].rules["new"] == "num_chars > 3"
+    assert recipe.filter["text"].rules["new"].keep == "num_chars > 3"
 
 
 @pytest.mark.parametrize("override", ["workers", "=3", "root.deep=1", "execution.workers=[", "execution.workers=0"])

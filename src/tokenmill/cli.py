@@ -83,10 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add(commands, name, text, recipe=True)
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
-    inspect = _add(commands, "inspect", "what a manifest, shard, sample, plan or checkpoint holds")
-    inspect.add_argument("path", help="URL or local path")
-    _storage_argument(inspect)
-    inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
+    _inspect_parser(commands)
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
     _storage_argument(verify)
@@ -124,6 +121,20 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     return parser
+
+
+def _inspect_parser(commands: Commands) -> None:
+    inspect = _add(
+        commands, "inspect", "what a manifest, shard, sample, plan or checkpoint holds; how a recipe selects"
+    )
+    inspect.add_argument("path", help="URL or local path; of a recipe: the funnel of its selection")
+    inspect.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
+    _storage_argument(inspect)
+    inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
+    text = "of a recipe: the funnel with another threshold (aesthetic=5.0) or rule ('aesthetic: …'); nothing is written"
+    inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
+    text = "of a recipe: a query over its annotations, in the tables image, video and text"
+    inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
 
 
 def _estimate_parser(commands: Commands) -> None:

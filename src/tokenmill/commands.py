@@ -25,8 +25,8 @@ _WORK = {
     "ingest": ("ingest",),
     "split": ("split",),
     "score": ("split", "score"),
-    "select": ("takedown", "duplicates", "select"),
-    "filter": ("split", "score", "takedown", "duplicates", "select"),
+    "select": ("takedown", "decontaminate", "compare", "duplicates", "select"),
+    "filter": ("split", "score", "takedown", "decontaminate", "compare", "duplicates", "select"),
     "caption": ("caption",),
     "tokenize": ("tokenize",),
     "plan": ("plan",),
@@ -73,12 +73,33 @@ def report(options: argparse.Namespace) -> int:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Describe what lies at a path."""
-    from tokenmill.inspection import inspect_path
+    """Describe what lies at a path, or the selection of a recipe."""
+    if Path(options.path).suffix in (".yaml", ".yml") and "://" not in options.path:
+        found, text = _inspect_selection(options)
+    else:
+        given = [*(["--what-if"] if options.what_if else []), *(["--sql"] if options.sql else []), *options.overrides]
+        if given:
+            raise RecipeError(f"{given[0]}: goes with a recipe, not with {options.path}")
+        from tokenmill.inspection import inspect_path
 
-    found, text = inspect_path(options.path, options.key, storage=storage_options(options.storage))
+        found, text = inspect_path(options.path, options.key, storage=storage_options(options.storage))
     print(json.dumps(found, indent=1, default=str) if options.json else text)
     return 0
+
+
+def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from tokenmill.pipelines.inspect_selection import inspect_recipe, render_selection
+
+    if options.key or options.storage:
+        raise RecipeError(f"{'--key' if options.key else '--storage'}: does not go with a recipe")
+    if options.what_if and options.sql:
+        raise RecipeError("--what-if and --sql: one at a time")
+    recipe = load_recipe(options.path, options.overrides)
+    try:
+        found = inspect_recipe(recipe, what_if=options.what_if, sql=options.sql)
+    except RecipeError as error:
+        raise RecipeError(f"{options.path}: {error}") from error
+    return {"recipe": options.path, **found}, render_selection(found)
 
 
 def verify(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_train import PlanSettings, TrainSettings
@@ -49,15 +49,18 @@ class Execution(Section):
     workers: Positive = Field(default=2, description="processes of a stage's pool")
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    pools: dict[Literal["ingest", "split", "score", "tokenize", "plan"], StagePool] = Field(
-        default_factory=dict, description="stage → its pool, where it differs"
-    )
+    pools: dict[
+        Literal["ingest", "split", "score", "decontaminate", "compare", "duplicates", "tokenize", "plan"], StagePool
+    ] = Field(default_factory=dict, description="stage → its pool, where it differs")
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
     decode_threads: Positive = 2
     tries: Positive = Field(default=3, description="times a unit that dies is handed out in all")
     unit_timeout_s: float = Field(default=14_400.0, gt=0, description="after which a unit is handed out again")
     start_timeout_s: float = Field(default=600.0, gt=0, description="for the first worker of a pool to begin")
     drain_s: float = Field(default=25.0, ge=0, description="after SIGTERM, for units in flight to be committed")
+    workspace: str | None = Field(
+        default=None, description="a folder that all machines see, for more near copies than memory holds"
+    )
     metrics_port: int | None = Field(default=None, ge=0, le=65_535, description="Prometheus, while a stage runs")
     failure_budget: Positive = Field(default=100, description="samples that may fail in a row before the run stops")
     unit_bytes: Positive = Field(default=2**30, description="raw bytes of a unit, at most")
@@ -90,10 +93,25 @@ class ScorerSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     when: str = ""
+    score_only: bool = Field(default=False, description="scored, reported and carried; no rule may look at it")
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+class Semantic(Section):
+    """Copies by meaning: vectors with a large cosine."""
+
+    min_cosine: float = Field(default=0.96, gt=0, le=1)
+    column: str = "clip_embedding"
+
+
+class NearTexts(Section):
+    """Copies among texts: signatures that share much."""
+
+    min_jaccard: float = Field(default=0.8, gt=0, le=1, description="of the sets of word sequences")
+    column: str = "minhash"
 
 
 class Duplicates(Section):
@@ -103,6 +121,34 @@ class Duplicates(Section):
     max_distance: int | None = Field(
         default=None, ge=0, le=16, description="bits between perceptual hashes; absent: not asked"
     )
+    semantic: Semantic | None = None
+    text: NearTexts | None = None
+    prefer: tuple[str, ...] = Field(
+        default=(), description="who survives: SQL expressions, each with DESC or ASC; absent: more pixels"
+    )
+    keep_earlier: bool = Field(default=True, description="what was kept before survives whatever comes later")
+
+
+class Decontaminate(Section):
+    """Evaluation samples of which no near copy may be trained on; further keys go to the kind of source."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    name: Name
+    kind: str = Field(description="as of a source")
+    url: str
+    exact: bool = True
+    max_distance: int | None = Field(default=None, ge=0, le=16, description="bits between perceptual hashes")
+    min_cosine: float | None = Field(default=None, gt=0, le=1, description="between vectors of `cosine_column`")
+    cosine_column: str = "clip_embedding"
+    min_jaccard: float | None = Field(default=None, gt=0, le=1, description="between signatures of `jaccard_column`")
+    jaccard_column: str = "minhash"
+    ngram: int | None = Field(default=None, ge=2, le=64, description="texts: so many words in a row in common")
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The section of a source."""
+        return {"kind": self.kind, "url": self.url, **(self.model_extra or {})}
 
 
 class Scenes(Section):
@@ -116,14 +162,48 @@ class Scenes(Section):
     range_bytes: Positive = Field(default=2**30, description="a larger film is several inputs")
 
 
+class RuleSettings(Section):
+    """What kept samples fulfil, and what keeps a sample that does not; a plain text is a rule without rescue."""
+
+    keep: str = Field(description="SQL expression")
+    rescue: str | None = Field(default=None, description="SQL expression: keeps what fails the rule")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        if isinstance(value, dict | RuleSettings):
+            return value
+        if isinstance(value, str):
+            return {"keep": value}
+        raise ValueError("a rule is an SQL expression such as 'min_side_px >= 512', or keep and rescue")
+
+
+class SourceFilter(Section):
+    """Where one source differs from its modality."""
+
+    rules: dict[str, RuleSettings | None] = Field(
+        default_factory=dict, description="replaces rules of the same name, adds others at the end; null takes one out"
+    )
+
+
 class FilterSettings(Section):
     """How one modality is scored and selected."""
 
     scorers: dict[str, ScorerSettings] = Field(default_factory=dict)
-    rules: dict[str, str] = Field(default_factory=dict, description="name → SQL expression that kept samples fulfil")
+    rules: dict[str, RuleSettings] = Field(default_factory=dict, description="name → what is kept, in order")
+    sources: dict[Name, SourceFilter] = Field(default_factory=dict, description="source → where it differs")
     duplicates: Duplicates | None = None
+    decontaminate: tuple[Decontaminate, ...] = Field(default=(), description="evaluation sets; none may be trained on")
     carry: tuple[str, ...] = Field(default=(), description="scores that are stored with the tokens")
     scenes: Scenes = Field(default_factory=Scenes, description="video only")
+
+    @field_validator("decontaminate")
+    @classmethod
+    def _different_names(cls, value: tuple[Decontaminate, ...]) -> tuple[Decontaminate, ...]:
+        names = [one.name for one in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sets have one name; found {', '.join(sorted(names))}")
+        return value
 
 
 class CaptionSettings(BaseModel):

@@ -1,0 +1,97 @@
+"""What a stage gets of a recipe: its sections as the settings the stages know. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenmill.errors import RecipeError
+from tokenmill.filters.personal_data import known_regions
+from tokenmill.filters.personal_mask import PersonalMask
+from tokenmill.filters.scenes import SceneSettings
+from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.dispatch import RunOptions
+from tokenmill.pipelines.pools import stage_pool
+from tokenmill.pipelines.split import SplitSettings
+from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision
+from tokenmill.recipe import Execution, Recipe, Scenes, TokenizeSettings
+from tokenmill.tokenize.vocabulary import build_vocabulary
+
+
+def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a source's section, its path made absolute: a worker may run in another folder."""
+    settings = dict(source)
+    if "://" not in settings["url"]:
+        settings["url"] = str(Path(settings["url"]).expanduser().absolute())
+    return settings
+
+
+def decode_limits(run: Execution) -> DecodeLimits:
+    """Return what a sample may cost."""
+    return DecodeLimits(
+        max_pixels=run.max_pixels,
+        clip_timeout_s=run.clip_timeout_s,
+        threads=run.decode_threads,
+        failure_budget=run.failure_budget,
+    )
+
+
+def split_settings(section: Scenes) -> SplitSettings:
+    """Return how films are cut into clips."""
+    scenes = section.model_dump()
+    return SplitSettings(
+        short_side_px=scenes.pop("short_side_px"),
+        range_bytes=scenes.pop("range_bytes"),
+        scenes=SceneSettings(**scenes),
+    )
+
+
+def token_settings(recipe: Recipe, source: str, modality: str) -> TokenSettings:
+    """Return how a source is tokenized."""
+    tokens = recipe.tokenize
+    area = tokens.video if modality == "video" else tokens.image
+    return TokenSettings(
+        modality=modality,
+        vocabulary=tokens.vocabulary,
+        vision=tokens.vision.model_dump(),
+        min_area=area.min_area,
+        max_area=area.max_area,
+        max_aspect=area.max_aspect,
+        fps=tokens.video.fps,
+        max_seconds=tokens.video.max_seconds,
+        licence=recipe.sources[source].licence,
+        mask=personal_mask(tokens),
+    )
+
+
+def personal_mask(section: TokenizeSettings) -> PersonalMask | None:
+    """Return what replaces personal data in texts, None where nothing does; raises RecipeError for unknown regions."""
+    if not section.mask.kinds:
+        return None
+    try:
+        return PersonalMask(kinds=section.mask.kinds, phone_regions=known_regions(section.mask.phone_regions))
+    except ValueError as error:
+        raise RecipeError(f"tokenize.mask.phone_regions: {error}") from error
+
+
+def token_fingerprints(section: TokenizeSettings) -> dict[str, dict[str, str]]:
+    """Return, by modality, the fingerprints that name a folder of tokens."""
+    vocabulary = {"vocabulary": build_vocabulary(section.vocabulary).fingerprint}
+    pixels = vocabulary | {"vision": fingerprint_of_vision(section.vision.model_dump())}
+    return {"image": pixels, "video": pixels, "text": vocabulary}
+
+
+def run_options(run: Execution, stage: str, *, retry_failed: bool, allow_work: bool, quiet: bool) -> RunOptions:
+    """Return how a stage is run."""
+    return RunOptions(
+        pool=stage_pool(run, stage) if run.executor == "ray" else None,
+        tries=run.tries,
+        retry_failed=retry_failed,
+        allow_work=allow_work,
+        quiet=quiet,
+        unit_timeout_s=run.unit_timeout_s,
+        start_timeout_s=run.start_timeout_s,
+        drain_s=run.drain_s,
+        metrics_port=run.metrics_port,
+    )

@@ -1,0 +1,238 @@
+"""Stages compare and duplicates: who survives, what a change costs, and that it does not matter where it ran."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from tests import tiny
+
+from tokenmill.errors import RecipeError, RunError
+from tokenmill.filters.preference import Preference
+from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
+from tokenmill.pipelines.compare_kinds import EXACT, NEAR, TEXT, Stars, gathered
+from tokenmill.pipelines.parts import RayParts
+from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
+from tokenmill.recipe import check_recipe
+
+COLUMNS = {"width_px": pl.Int32(), "height_px": pl.Int32(), "colourfulness": pl.Float32(), "monochrome": pl.Boolean()}
+
+
+def write_shard(path: Path, seeds: Mapping[str, int | tuple[int, int]]) -> None:
+    """Write a shard of scenes: key → seed, or seed and side in pixels."""
+    with ArchiveWriter(path) as writer:
+        for key, seed in seeds.items():
+            picture = tiny.picture(seed) if isinstance(seed, int) else enlarged(*seed)
+            writer.add(key, {"png": picture, "txt": b"a scene"})
+
+
+def enlarged(seed: int, side_px: int) -> bytes:
+    """Return a scene that was scaled up: a near copy."""
+    stream = BytesIO()
+    small = Image.open(BytesIO(tiny.picture(seed)))
+    small.resize((side_px, side_px), Image.Resampling.BICUBIC).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five shards of four pictures: two exact copies across shards, and one picture twice at other sizes."""
+    shards = tmp_path / "data/scenes"
+    shards.mkdir(parents=True)
+    for shard in range(5):
+        seeds: dict[str, Any] = {f"{shard}-{number}": 10 * shard + number for number in range(4)}
+        write_shard(shards / f"{shard:02d}.tar", seeds | ({"3-9": 1, "3-8": (12, 128)} if shard == 3 else {}))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Let the tests of this file share what cluster they start."""
+    yield
+    stop_ray()
+
+
+def make(folder: Path, changes: Mapping[str, Any] | None = None, **options: Any) -> Chain:
+    wanted = {"filter.image.duplicates.max_distance": 4, "execution.unit_rows": 100} | dict(changes or {})
+    value = tiny.recipe(folder / "data", str(folder / "root"), wanted, sources=["scenes"])
+    chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True, **options))
+    check_chain(chain)
+    return chain
+
+
+def fates(chain: Chain) -> dict[str, tuple[str, str]]:
+    """Return key → (reason, what it is a copy of) of the dropped samples, as stored by select."""
+    rows = pl.concat([chain.select["scenes"].folder.read_rows(c) for c in chain.select["scenes"].commits])
+    dropped = rows.filter(pl.col("drop_reason").is_not_null())
+    return {key: (reason, of) for key, reason, of in dropped.select("key", "drop_reason", "duplicate_of").rows()}
+
+
+def records(folder: Path) -> Counter[str]:
+    return Counter(p.relative_to(folder).parts[1] for p in (folder / "root").rglob("commits/*.json"))
+
+
+def digests(chain: Chain) -> dict[str, str]:
+    return {s.folder.path: s.digest for stage in ("compare", "duplicates", "select") for s in chain.snapshots(stage)}
+
+
+def test_copies_name_the_larger_or_the_first(folder: Path) -> None:
+    assert fates(make(folder)) == {
+        "3-9": ("exact_duplicate", "scenes/0-1"),
+        "1-2": ("near_duplicate", "scenes/3-8"),
+    }
+
+
+def test_survivor_is_chosen_by_the_recipes_rule(folder: Path) -> None:
+    chain = make(folder, {"filter.image.duplicates.prefer": ["width_px * height_px ASC"]})
+    assert fates(chain)["3-8"] == ("near_duplicate", "scenes/1-2")
+
+
+def test_rule_of_several_expressions_orders_by_each_in_turn_and_missing_values_last() -> None:
+    table = pl.DataFrame({"colourfulness": [1.0, float("nan"), 3.0, 3.0], "width_px": [5, 9, 1, 2]})
+    rule = Preference.parse(["colourfulness desc", "width_px"], COLUMNS)
+    values = rule.values(table).with_row_index("row")
+    found = values.sort(rule.names, descending=list(rule.descending), nulls_last=True)["row"].to_list()
+    assert found == [2, 3, 0, 1]
+    assert rule.columns == {"colourfulness", "width_px"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("aesthetics DESC", r"filter\.image\.duplicates\.prefer\[0\]: unknown column 'aesthetics'"),
+        ("max(width_px) DESC", r"prefer\[0\].*more than one row"),
+        ("width_px DESC DESC", r"prefer\[0\].*names two directions"),
+        ("1 DESC", r"prefer\[0\].*reads no column"),
+    ],
+)
+def test_survivor_rule_that_cannot_be_is_refused_before_anything_starts(folder: Path, rule: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(folder, {"filter.image.duplicates.prefer": [rule]})
+    assert not (folder / "root").exists()
+
+
+@pytest.mark.parametrize("kind", [{"semantic": {}}, {"text": {"min_jaccard": 0.7}}])
+def test_kind_of_copies_without_its_column_is_refused(folder: Path, kind: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"filter\.image\.duplicates\.\w+: needs the column \w+; add the scorer"):
+        make(folder, {"filter.image.duplicates": kind})
+
+
+def test_appended_and_inserted_shards_write_their_own_units_alone(folder: Path) -> None:
+    _ = make(folder).select
+    before = records(folder)
+    write_shard(folder / "data/scenes/05.tar", {"5-0": 50, "5-1": 51})
+    write_shard(folder / "data/scenes/06.tar", {"6-0": 0})  # a copy of what was kept: dropped itself
+    write_shard(folder / "data/scenes/01b.tar", {"1b-0": 60})
+    chain = make(folder)
+    assert fates(chain)["6-0"] == ("exact_duplicate", "scenes/0-0")
+    added = records(folder) - before
+    assert added == {"ingest": 3, "score": 9, "compare": 1, "duplicates": 3, "select": 3}
+
+
+def test_better_copy_that_comes_later_changes_nothing_unless_asked(folder: Path) -> None:
+    _ = make(folder).select
+    write_shard(folder / "data/scenes/05.tar", {"5-0": (13, 128)})
+    assert fates(make(folder))["5-0"] == ("near_duplicate", "scenes/1-3")
+    afresh = make(folder, {"filter.image.duplicates.keep_earlier": False})
+    assert fates(afresh)["1-3"] == ("near_duplicate", "scenes/5-0")
+
+
+def test_kept_samples_stay_kept_when_slices_are_cut_anew(folder: Path) -> None:
+    before = fates(make(folder))
+    write_shard(folder / "data/scenes/00.tar", {"0-9": 1, **{f"0-{number}": number for number in range(4)}})
+    write_shard(folder / "data/scenes/000.tar", {"00": (3, 128)})
+    found = fates(make(folder, {"execution.unit_rows": 3}))
+    assert before.items() <= found.items()
+    assert found["0-9"] == ("exact_duplicate", "scenes/0-1")
+    assert found["00"] == ("near_duplicate", "scenes/0-3")
+
+
+def test_threshold_that_changes_no_verdict_writes_no_unit(folder: Path) -> None:
+    first = digests(make(folder))
+    before = records(folder)
+    second = digests(make(folder, {"filter.image.rules": {"resolution": "min_side_px >= 47"}}))
+    assert records(folder) - before == {"compare": 1, "select": 5}
+    path = next(path for path in first if path.startswith("duplicates/"))
+    assert first[path] == second[path]
+
+
+def test_going_back_gives_the_same_decision(folder: Path) -> None:
+    first = digests(make(folder))
+    _ = make(folder, {"filter.image.rules": {"resolution": "min_side_px >= 65"}}).select
+    before = records(folder)
+    assert digests(make(folder)) == first
+    assert records(folder) == before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_comparison_on_ray_gives_the_bytes_of_inline_for_one_and_two_workers(folder: Path, local_ray: None) -> None:
+    def files(root: str) -> dict[str, bytes]:
+        paths = [p for stage in ("compare", "duplicates", "select") for p in (folder / root / stage).rglob("*")]
+        return {
+            str(p.relative_to(folder / root)): p.read_bytes() for p in paths if p.is_file() and "logs" not in p.parts
+        }
+
+    _ = make(folder).select
+    wanted = files("root")
+    for workers in (2, 1):
+        for stage in ("compare", "duplicates", "select"):
+            shutil.rmtree(folder / "root" / stage)
+        _ = make(folder, {"execution.executor": "ray", "execution.workers": workers}).select
+        assert files("root") == wanted
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_part_whose_worker_dies_is_handed_out_again_and_stays_in_its_place(tmp_path: Path, local_ray: None) -> None:
+    parts = [(str(tmp_path / "died"), number) for number in range(6)]
+    pool = RayPool(workers=2, cpus=1.0)
+    assert list(RayParts(pool=pool)(square_or_die, parts)) == [0, 1, 4, 9, 16, 25]
+    assert (tmp_path / "died").exists()
+    with pytest.raises(RunError, match="no such part"):
+        list(RayParts(pool=pool)(square_or_die, [("", 1), ("", 2)]))
+
+
+def square_or_die(part: tuple[str, int]) -> int:
+    place, number = part
+    if not place:
+        raise RunError("no such part")
+    if number == 3 and not Path(place).exists():
+        Path(place).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number**2
+
+
+def test_copy_of_a_copy_names_who_is_kept_and_the_weakest_reason() -> None:
+    stars = Stars(6)
+    stars.drop(EXACT, np.arange(6), np.array([0, 1, 1, 3, 4, 5]))  # 2 is 1's
+    stars.drop(NEAR, stars.left, np.array([0, 0, 2, 3, 4]))  # 1 is 0's
+    assert stars.left.tolist() == [0, 3, 4, 5]
+    stars.drop(TEXT, stars.left, np.array([0, 0, 2, 2]))  # 3 is 0's, 5 is 4's
+    dropped, of, kinds = stars.settled()
+    assert (dropped.tolist(), of.tolist()) == ([1, 2, 3, 5], [0, 0, 0, 4])
+    assert kinds.tolist() == [NEAR, NEAR, TEXT, TEXT]
+
+
+def test_vectors_are_laid_down_in_the_order_of_the_samples(tmp_path: Path) -> None:
+    parts: list[tuple[Any, Any]] = [
+        (np.array([[1, 1], [2, 2]], np.float16), np.array([True, False, True])),
+        (np.empty((0, 0), np.float32), np.array([False])),
+        (np.array([[3, 3]], np.float16), np.array([True])),
+    ]
+    where = [np.array([4, 1, 0]), np.array([2]), np.array([3])]
+    values, there = gathered(iter(parts), where, 5, tmp_path / "vectors.npy")
+    assert there.tolist() == [True, False, False, True, True]
+    assert values.tolist() == [[2, 2], [3, 3], [1, 1]]
