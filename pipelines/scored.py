@@ -126,7 +126,8 @@ class Scored:
         failure = pl.lit(None, dtype=pl.String).alias("fail_reason")
         frame = frame.with_columns(failure)
         for folder, commit in self.scores:
-            scores = folder.read_rows(commit).drop("fail_stage", "fail_message", "fail_transient", "sha256", strict=False)
+            told_already = ("fail_stage", "fail_message", "fail_transient", "sha256")
+            scores = folder.read_rows(commit).drop(*told_already, strict=False)
             frame = frame.join(scores, on="key", how="left", suffix="_new", maintain_order="left")
             frame = frame.with_columns(pl.coalesce("fail_reason", "fail_reason_new").alias("fail_reason"))
             frame = frame.drop("fail_reason_new")
