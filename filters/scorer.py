@@ -31,6 +31,11 @@ BUILT_IN = {
     "perceptual_hash": "tokenmill.filters.perceptual_hash:PerceptualHash",
     "text_coverage": "tokenmill.filters.text_coverage:TextCoverage",
     "text_statistics": "tokenmill.filters.text_statistics:TextStatistics",
+    "aesthetic": "tokenmill.filters.aesthetic:Aesthetic",
+    "clip_embedding": "tokenmill.filters.clip_embedding:ClipEmbedding",
+    "clip_similarity": "tokenmill.filters.clip_similarity:ClipSimilarity",
+    "nsfw": "tokenmill.filters.classifier:nsfw",
+    "watermark": "tokenmill.filters.classifier:watermark",
 }
 
 
