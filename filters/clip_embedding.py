@@ -1,7 +1,7 @@
 """CLIP embeddings as a column: for semantic de-duplication and search.
 
 Half precision, unit length: 1.5 kB a picture at 768 numbers. Polars, Parquet with page checksums and `rows_digest` all
-carry `Array(Float16, n)`; rounding moves a cosine by 2e-4 at most. A column of a gated scorer is null behind its gate.
+carry `Array(Float16, n)`; rounding moves a cosine by 1e-4 at most. A column of a gated scorer is null behind its gate.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def _modality(run: Run, modality: str) -> Markup | None:
 
 
 def _column(rows: pl.DataFrame, column: str, kind: Any, rules: Mapping[str, str]) -> Markup | None:
-    """Draw one column: a histogram of numbers, bars of a few words; hashes are left out."""
-    if column not in rows.columns or kind == pl.UInt64:
+    """Draw one column: a histogram of numbers, bars of a few words; hashes and embeddings are left out."""
+    if column not in rows.columns or kind == pl.UInt64 or kind.is_nested():
         return None
     known = rows.filter(pl.col(column).is_not_null())
     missing = rows.height - known.height
