@@ -179,10 +179,14 @@ def _fetched(source: ClipSource) -> Path:
 
 
 def _hub_weights(model: str) -> Path:
-    failures = []
-    for name in (_WEIGHTS[0], _WEIGHTS[1], _WEIGHTS[2]):
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    names = _WEIGHTS[:3]
+    for name in names:
         try:
             return hub_file(model.removeprefix(HUB), name, f"model {model}")
         except RecipeError as error:
-            failures.append(str(error))
-    raise RecipeError(failures[-1])
+            why = error.__cause__
+            if not isinstance(why, EntryNotFoundError) or isinstance(why, LocalEntryNotFoundError):
+                raise  # no connection: another name would not help
+    raise RecipeError(f"model {model}: the repository has none of {', '.join(names)}")

@@ -416,6 +416,21 @@ def test_wrong_setting_of_a_clip_scorer_is_named(name, settings, says):
         build_scorer(name, settings)
 
 
+@pytest.mark.parametrize(
+    ("model", "pretrained", "quick_gelu", "mode", "side_px", "dimension"),
+    [
+        ("ViT-L-14", "", True, "shortest", 224, 768),  # open_clip itself would only warn, and use the other GELU
+        ("ViT-L-14", "laion2b_s32b_b82k", False, "shortest", 224, 768),
+        ("ViT-L-14-336", "openai", True, "shortest", 336, 768),
+        ("ViT-B-16-SigLIP", "webli", False, "squash", 224, 768),
+    ],
+)
+def test_tag_decides_on_activation_and_preprocessing(model, pretrained, quick_gelu, mode, side_px, dimension):
+    source = ClipSource(model=model, pretrained=pretrained)
+    assert (source.quick_gelu, source.dimension) == (quick_gelu, dimension)
+    assert source.framing == Framing(resize_px=side_px, crop_px=side_px, mode=mode)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_what_the_cpu_gives(folder, head, pictures):
