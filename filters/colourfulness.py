@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
-from tokenmill.filters.shrink import shrink
+from tokenmill.filters.shrink import reduce_to
 
 _OPPONENTS = np.array([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])  # red-green, yellow-blue
 
@@ -29,12 +29,13 @@ class Colourfulness:
     """Hasler–Süsstrunk colourfulness (Measuring colourfulness in natural images, 2003, eq. 1 with M^(3)).
 
     Args:
-        longest_side_px: pictures are shrunk to this before, JPEGs while they are decoded.
+        longest_side_px: pictures are averaged to this (to less than twice as much) before; on 240 pictures of a
+            megapixel the figure keeps its rank (0.9998) down to here.
         monochrome_below: `colour_spread` (8-bit levels) below which a picture counts as monochrome; grey ones have 0,
             sepia JPEGs 2 to 10 (median 5), the palest of 12 colour photographs 9.4.
     """
 
-    longest_side_px: Annotated[int, Field(ge=16)] = 512
+    longest_side_px: Annotated[int, Field(ge=16)] = 128
     monochrome_below: Annotated[float, Field(ge=0)] = 6.0
 
     name: ClassVar = "colourfulness"
@@ -49,12 +50,12 @@ class Colourfulness:
 
     @property
     def views(self) -> tuple[View, ...]:
-        return (View(longest_side_px=self.longest_side_px),)
+        return (View(longest_side_px=max(512, self.longest_side_px)),)  # 512: everybody's view
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Score pictures one by one."""
         images = [picture.view(*self.views) for picture in batch]
-        moments = [_moments(shrink(image, self.longest_side_px)) for image in images]
+        moments = [_moments(reduce_to(image, self.longest_side_px)) for image in images]
         spreads = [_spread(covariance) for _, covariance in moments]
         return {
             "colourfulness": [_colourfulness(*moment) for moment in moments],

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.picture import BASE, luma_of
+from tokenmill.filters.picture import BASE, luma_of, reduced
 from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
 
 _SIDE_PX, _LOW = 32, 8
@@ -45,7 +45,8 @@ def perceptual_hash(image: Image) -> int | None:
     """Hash one HWC image; None when it has no structure to hash."""
     import cv2
 
-    small = cv2.resize(luma_of(image), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+    luma = luma_of(reduced(image, 2) if min(image.shape[:2]) >= 8 * _SIDE_PX else image)
+    small = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     if small.std() < _FLAT:
         return None
     low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW]

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.picture import Luma, luma_of
 from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
-from tokenmill.filters.shrink import shrink
+from tokenmill.filters.shrink import reduce_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,26 @@ class Sharpness:
 
     def _luma(self, picture: Picture) -> Luma:
         pixels = picture.view(*self.views)
-        return pixels if self.longest_side_px is None else luma_of(shrink(pixels, self.longest_side_px))
+        return pixels if self.longest_side_px is None else _scaled(luma_of(pixels), self.longest_side_px)
+
+
+def _scaled(luma: Luma, longest_side_px: int) -> Luma:
+    """Bring luma to a longest side: blocks averaged, then interpolated by less than 2 (bit-exact on any machine)."""
+    import cv2
+
+    luma = reduce_to(luma, longest_side_px)
+    height, width = luma.shape
+    scale = longest_side_px / max(height, width)
+    if scale >= 1:
+        return luma
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    scaled: Luma = cv2.resize(luma, size, interpolation=cv2.INTER_LINEAR_EXACT)  # area averaging takes 5 times as long
+    return scaled
 
 
 def _laplacian_variance(luma: Luma) -> float:
     import cv2
 
-    _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
-    return float(deviation[0, 0]) ** 2
+    edges = cv2.Laplacian(luma, cv2.CV_16S)
+    mean = cv2.sumElems(edges)[0] / edges.size  # sums of whole numbers, exact; a third of meanStdDev's time
+    return float(max(cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - mean**2, 0.0))

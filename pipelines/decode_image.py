@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tokenmill.errors import SampleError
-from tokenmill.filters.picture import Kind, luma_of
+from tokenmill.filters.picture import Kind, luma_of, reduced
 from tokenmill.pipelines.fault_message import fault_message
 
 # Formats whose decoders are safe on hostile bytes: no EPS (runs Ghostscript), nothing that is a document.
@@ -76,7 +76,7 @@ class EncodedImage:
         return (height, width) if self._orientation >= 5 else (width, height)
 
     def __call__(self, kind: Kind, scale: int) -> NDArray[np.uint8]:
-        """Decode to HWC RGB or HW luma, upright; a JPEG at 1/scale, everything else whole.
+        """Decode to HWC RGB or HW luma, upright, at 1/scale of its size.
 
         Raises:
             SampleError: `truncated`, `corrupt`, `unsupported_pixels`.
@@ -85,7 +85,8 @@ class EncodedImage:
             return _turned(self._jpeg(kind, scale), self._orientation)
         if self._whole is None:
             self._whole = _turned(np.asarray(_rgb(self._loaded())), self._orientation)
-        return self._whole if kind == "rgb" else luma_of(self._whole)
+        image = reduced(self._whole, scale)
+        return image if kind == "rgb" else luma_of(image)
 
     def _jpeg(self, kind: Kind, scale: int) -> NDArray[np.uint8]:
         width, height = (-(-side // scale) for side in self._coded_size)

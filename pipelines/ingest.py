@@ -1,7 +1,7 @@
 """Stage ingest: raw files → an index, one row a sample, with the bytes' place and digest.
 
-Shards and videos stay where they are. Loose files and Parquet rows are packed into tars of img2dataset's layout
-(`<key>.<ext>`, `.txt`, `.json`), in the order of the source.
+Shards and videos stay where they are. Loose files, rows of tables and what URLs lead to are packed into tars of
+img2dataset's layout (`<key>.<ext>`, `.txt`, `.json`), in the order of the source.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import polars as pl
@@ -20,15 +21,28 @@ import polars as pl
 from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.identity import digest_of_rows
-from tokenmill.manifests.records import Counts
+from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
-from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
-from tokenmill.pipelines.sources.source import INDEX_COLUMNS, INDEX_SCHEMA, IndexRow, RawFile, Source, open_source
+from tokenmill.pipelines.earlier import earlier_rows
+from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Target, Unit, UnitOutput, publish
+from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
+from tokenmill.pipelines.sources.journal import Journal
+from tokenmill.pipelines.sources.source import (
+    INDEX_COLUMNS,
+    INDEX_SCHEMA,
+    FetchContext,
+    FetchingSource,
+    IndexRow,
+    RawFile,
+    Source,
+    open_source,
+)
 from tokenmill.pipelines.units import group_files
 
 VERSION = 1
+_ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls")
 
 
 def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_bytes: int) -> StageWork:
@@ -40,8 +54,8 @@ def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_by
         schema=INDEX_SCHEMA,
         settings={"kind": settings["kind"], "source_version": source.version, **source.settings},
     )
-    # A shard is a unit; loose files (a few hundred KB each) go a few hundred together.
-    mean_files = 1 if settings["kind"] in ("webdataset", "parquet", "jsonl") else 256
+    # A shard or table is a unit; loose files (a few hundred KB each) go a few hundred together.
+    mean_files = 1 if settings["kind"] in _ALONE else 256
     groups = group_files(source.files(), max_bytes=unit_bytes, mean_files=mean_files)
     return StageWork(
         title=f"ingest {name}",
@@ -66,32 +80,53 @@ class IngestWorker:
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
         (target,) = job.targets
+        store = target.folder.store
+        journal = None
+        if isinstance(self._source, FetchingSource):
+            if target.attempt and (before := _settled(target, job.unit)) is not None:
+                return JobResult(commits=(before,))
+            journal = Journal(store, target.folder.at(f"{JOURNAL}/{job.unit.name}.{target.attempt}"))
         with ExitStack() as stack:
-            allowed = self._allowed(self._rows(job.unit.payload["files"]), target.folder.store, job.unit.name)
-            rows: Iterable[IndexRow] = _unique(allowed)
+            found = stack.enter_context(closing(self._rows(job, target, journal)))
+            allowed = self._allowed(found, store, job.unit.name)
+            rows: Iterable[IndexRow] = _unique(journal.kept(allowed) if journal else allowed)
             archive = None
             if self._source.packs:
-                path = stack.enter_context(target.folder.store.staging(target.folder.path))
+                path = stack.enter_context(store.staging(target.folder.path))
                 with ArchiveWriter(path) as writer:
                     rows = [_packed(writer, row) for row in rows]
                 archive = StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256)
             output = replace(index_output(rows), archive=archive)
             read_s = time.perf_counter() - started
             commit = publish(job, target, output)
+        if journal is not None:
+            journal.remove()
         return JobResult(commits=(commit,), seconds={"read": read_s, "write": time.perf_counter() - started - read_s})
 
     def close(self) -> None:
         pass
 
-    def _rows(self, files: Iterable[RawFile]) -> Iterator[IndexRow]:
-        for file in files:
-            for row in self._source.index(file):
-                yield _storable(row)
+    def _rows(self, job: Job, target: Target, journal: Journal | None) -> Generator[IndexRow]:
+        files: Sequence[RawFile] = job.unit.payload["files"]
+        if journal is not None and isinstance(self._source, FetchingSource):
+            context = FetchContext(known=_known(journal, target, job.unit), is_unwanted=self._is_unwanted(target))
+            rows = self._source.fetch(files, context)
+        else:
+            rows = chain.from_iterable(self._source.index(file) for file in files)
+        for row in rows:
+            yield _storable(row)
 
-    def _allowed(self, rows: Iterator[IndexRow], store: Store, unit: str) -> Iterator[IndexRow]:
+    def _lists(self, store: Store) -> Takedowns | None:
         if self._takedowns == "unread":
             self._takedowns = read_takedowns(store)
-        lists = self._takedowns
+        return self._takedowns
+
+    def _is_unwanted(self, target: Target) -> Callable[[str, str], bool]:
+        lists = self._lists(target.folder.store)
+        return lambda key, metadata: lists is not None and bool(lists.of_sample(self._name, key, None, metadata))
+
+    def _allowed(self, rows: Iterator[IndexRow], store: Store, unit: str) -> Iterator[IndexRow]:
+        lists = self._lists(store)
         if lists is None:
             yield from rows
             return
@@ -133,6 +168,24 @@ def index_record(row: IndexRow) -> tuple[Any, ...]:
     if row.error is not None:
         failure = ("ingest", row.error.reason, row.error.message, row.error.transient)
     return (*place, row.sha256, row.caption, row.metadata, *failure)
+
+
+def _settled(target: Target, unit: Unit) -> Commit | None:
+    """Return the record of the attempt before, if none of its failures may pass: nearly every unit has a 404."""
+    commit = target.folder.read_commit(unit.name, target.attempt - 1)
+    failures = target.folder.read_rows(commit, ["fail_transient"])
+    return None if failures["fail_transient"].any() else commit
+
+
+def _known(journal: Journal, target: Target, unit: Unit) -> Iterator[IndexRow | None]:
+    """Yield what is known of a unit's rows: what this attempt kept before it was killed, then what the last one has."""
+    count = 0
+    for row in journal.known():
+        count += 1
+        yield row
+    if target.attempt:
+        commit = target.folder.read_commit(unit.name, target.attempt - 1)
+        yield from earlier_rows(target.folder, commit, count)
 
 
 def _storable(row: IndexRow) -> IndexRow:

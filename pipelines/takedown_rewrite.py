@@ -28,6 +28,7 @@ from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import Takedowns
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
+from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
 from tokenmill.pipelines.sources.source import INDEX_COLUMNS
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
@@ -52,6 +53,7 @@ def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
     for folder in ingests:
         for commit in _newest(all_commits(folder)):
             _redact(folder, commit, lists, done)
+        _forget_journals(folder)
     folders = [folder for stage in _DERIVED for folder in stage_dirs(store, stage)]
     condemned = [(folder, *_parted(folder, partial(_names_any, folder, names=names))) for folder in folders]
     archives = {folder.at(c.data.name) for folder, doomed, _ in condemned for c in doomed if c.file("data")}
@@ -93,6 +95,11 @@ def _redact(folder: StageDir, commit: Commit, lists: Takedowns, done: Rewritten)
         done.archives.append(folder.at(data.name))
     done.indexes += 1
     fault_point("takedown:after-rewrite")
+
+
+def _forget_journals(folder: StageDir) -> None:
+    """Remove what units that were never finished have fetched: a run that goes on fetches it again."""
+    folder.store.delete_many([entry.path for entry in folder.store.files(folder.at(JOURNAL))])
 
 
 def _repacked(store: Store, archive: str, table: pl.DataFrame, path: Path) -> tuple[StagedArchive, pl.DataFrame]:

@@ -35,7 +35,7 @@ from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, seg
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-VERSION = 1
+VERSION = 2
 SCHEMA = 1
 _PLACES = ("codes", "text", "json")
 _INDEX_COLUMNS: dict[str, Any] = {
@@ -108,7 +108,7 @@ def tokenize_work(
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]
         extra = () if commit is None else (InputRef(name="captions", digest=commit.digests["captions"]),)
-        inputs = (part.piece.reference("content"), part.kept_reference, *extra)
+        inputs = (part.piece.reference("rows"), part.kept_reference, *extra)  # metadata is in the archive
         units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit}))
     return StageWork(
         title=f"tokenize {piece.source}",
@@ -309,11 +309,14 @@ class TokenWorker:
             "key": key,
             "scores": {name: sample.row[name] for name in carried},
             "licence": self._settings.licence,
+            "source_caption": sample.row["caption"],
+            "metadata": json.loads(sample.row["metadata"]),
         }
         members = {
             "codes.npy": npy_bytes(codes),
             "text.npy": npy_bytes(text_ids),
-            "json": json.dumps(document, sort_keys=True, ensure_ascii=False).encode(),
+            # Half of a surrogate pair, which metadata may hold, becomes JSON's own escape for it.
+            "json": json.dumps(document, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace"),
         }
         placed = writer.add(key, members)
         places = [placed[name] for name in ("codes.npy", "text.npy", "json")]

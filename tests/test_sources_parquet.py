@@ -1,4 +1,4 @@
-"""Parquet tables as a source: bytes or texts in a column, all other columns as metadata."""
+"""Tables as a source: bytes, base64, file names or texts in a column, all other columns as metadata."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.sources.source import IndexRow, open_source
 
 
-def _rows(folder: Path, **options: object) -> list[IndexRow]:
-    source = open_source("s", {"kind": "parquet", "url": str(folder), **options})
+def _rows(folder: Path, *, kind: str = "parquet", **options: object) -> list[IndexRow]:
+    source = open_source("s", {"kind": kind, "url": str(folder), **options})
     return [row for file in source.files() for row in source.index(file)]
 
 
@@ -88,3 +88,107 @@ def test_values_that_json_does_not_know_become_text(tmp_path):
     _table(tmp_path, body=["x"], when=[datetime.date(2026, 1, 2)], raw=[b"\x00\xff"])
     (row,) = _rows(tmp_path, column="body", modality="text")
     assert json.loads(row.metadata)["when"] == "2026-01-02"
+    assert json.loads(row.metadata)["raw"] == str(b"\x00\xff")
+
+
+def _hugging_face(folder: Path) -> None:
+    """Write what `datasets` exports: several configurations and splits, pictures as structs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, name in enumerate(("a/train-00000-of-00002", "a/train-00001-of-00002", "a/test-00000-of-00001", "b/x")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"image": {"bytes": picture(number, kind="JPEG"), "path": f"{number}.png"}, "label": number},
+            {"image": {"bytes": None, "path": "beside.webp"}, "label": float("nan")},
+            {"image": {"bytes": None, "path": None}, "label": 0},
+            {"image": None, "label": 0},
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    (folder / "a" / "beside.webp").write_bytes(picture(9, kind="WEBP"))
+
+
+def test_hugging_face_layout_is_read_by_configuration_and_split(tmp_path):
+    _hugging_face(tmp_path)
+    rows = _rows(tmp_path, column="image", files="a/train-*.parquet")
+    assert len(rows) == 8
+    first, beside, *empty = rows[4:]
+    assert (first.key, first.extension, first.payload) == (
+        "a/train-00001-of-00002.parquet#0",
+        "jpg",
+        picture(1, kind="JPEG"),
+    )
+    assert json.loads(first.metadata) == {"image": {"path": "1.png"}, "label": 1}
+    assert (beside.payload, beside.extension) == (picture(9, kind="WEBP"), "webp")
+    assert json.loads(beside.metadata)["label"] is None
+    assert [row.error.reason for row in empty] == ["no_image", "no_image"]
+    assert len(_rows(tmp_path, column="image", files=["a/test-*", "b/*"])) == 8
+    with pytest.raises(RunError, match=r"no file fits c/\*; the first there is: a/test"):
+        _rows(tmp_path, column="image", files="c/*")
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_arrow_files_carry_pictures_in_both_of_their_forms(tmp_path, form):
+    import pyarrow as pa
+
+    table = pa.table({"picture": [picture(0), picture(1)], "key": ["a.b", "c"], "caption": ["x\x00y", None]})
+    make = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+    with make(str(tmp_path / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    rows = _rows(tmp_path, kind="arrow", column="picture")
+    assert [(row.key, row.caption, row.payload, row.extension) for row in rows] == [
+        ("a.b", "x\x00y", picture(0), "png"),
+        ("c", None, picture(1), "png"),
+    ]
+
+
+def test_json_lines_carry_pictures_as_base64(tmp_path):
+    from base64 import b64encode
+
+    texts = [b64encode(picture(0)).decode(), f"data:image/png;base64,{b64encode(picture(1)).decode()}", "%%", "AAAA"]
+    lines = [json.dumps({"image": text, "caption": f"c{n}"}) for n, text in enumerate(texts)]
+    lines += ['{"caption": "none"}', "{broken", '["list"]']
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    rows = _rows(tmp_path, kind="jsonl-images", column="image")
+    assert [row.payload for row in rows[:2]] == [picture(0), picture(1)]
+    assert json.loads(rows[0].metadata) == {"caption": "c0"}
+    reasons = [row.error.reason for row in rows[2:]]
+    assert reasons == ["bad_base64", "not_an_image", "no_image", "bad_json", "bad_json"]
+
+
+def test_json_lines_name_files_beside_them_and_none_elsewhere(tmp_path):
+    (tmp_path / "secret.png").write_bytes(picture(5))
+    folder = tmp_path / "raw"
+    (folder / "sub" / "pictures").mkdir(parents=True)
+    (folder / "sub" / "pictures" / "a.png").write_bytes(picture(0))
+    (folder / "top.png").write_bytes(picture(1))
+    names = ["pictures/a.png", "../top.png", "../../secret.png", "/etc/passwd", "file:///etc/passwd", "gone.png", None]
+    (folder / "sub" / "p.jsonl").write_text("\n".join(json.dumps({"file_name": name, "text": "t"}) for name in names))
+    rows = _rows(folder, kind="jsonl-images", column="file_name", strings="path", caption_field="text")
+    assert [row.payload for row in rows[:2]] == [picture(0), picture(1)]
+    reasons = [row.error.reason for row in rows[2:]]
+    assert reasons == ["bad_path", "bad_path", "bad_path", "missing_file", "no_image"]
+    with pytest.raises(RecipeError, match=r"sources\.s: .*strings: base64 or path, found 'url'"):
+        _rows(folder, kind="jsonl-images", column="file_name", strings="url")
+
+
+def test_bytes_that_are_no_picture_fail_and_extensions_come_from_the_bytes(tmp_path):
+    _table(tmp_path, picture=[b"<svg xmlns=''/>", picture(0, kind="TIFF"), picture(0, kind="JPEG")[:8]])
+    markup, tiff, cut = _rows(tmp_path, column="picture")
+    assert (markup.error.reason, markup.error.message) == ("not_an_image", "HTML, XML or SVG")
+    assert tiff.extension == "tiff"
+    assert cut.error.reason in ("not_an_image", "corrupt")
+
+
+def test_second_picture_of_a_row_is_named_and_not_copied_into_the_metadata(tmp_path):
+    _table(tmp_path, picture=[picture(0)], mask=[picture(1)])
+    (row,) = _rows(tmp_path, column="picture")
+    assert json.loads(row.metadata)["mask"]["bytes"] == len(picture(1))
+
+
+def test_table_cut_in_the_middle_stops_the_run_and_is_named(tmp_path):
+    _table(tmp_path, picture=[picture(0)])
+    data = (tmp_path / "part-0.parquet").read_bytes()
+    (tmp_path / "part-0.parquet").write_bytes(data[:-20])
+    with pytest.raises(RunError, match=r"part-0\.parquet: not a readable table"):
+        _rows(tmp_path, column="picture")

@@ -8,10 +8,11 @@ import json
 import tarfile
 from pathlib import Path
 
+import polars as pl
 import pytest
 from tests.tiny import picture
 
-from tokenmill.errors import RecipeError, RunError
+from tokenmill.errors import ManifestError, RecipeError, RunError
 from tokenmill.pipelines.ingest import index_output
 from tokenmill.pipelines.sources.source import IndexRow, open_source
 
@@ -122,8 +123,100 @@ def test_source_without_shards_or_with_a_wrong_setting_says_so(tmp_path):
         open_source("s", {"kind": "nosuch", "url": str(tmp_path)})
 
 
-def test_source_ignores_what_img2dataset_leaves_beside_its_shards(tmp_path):
-    _shard(tmp_path / "00000.tar", [("1.png", b"x")])
-    (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+def _beside(path: Path, rows: list[dict[str, object]]) -> None:
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)
+
+
+def test_table_beside_a_shard_says_what_the_shard_does_not(tmp_path):
+    _shard(
+        tmp_path / "00000.tar",
+        [
+            ("0.png", b"a"),
+            ("1.png", b"b"),
+            ("1.txt", b"own text"),
+            ("1.json", _json(url="own url", similarity=None, extra=[1])),
+            ("2.png", b"c"),
+            ("2.json", _json(caption="own caption")),
+            ("3.png", b"d"),
+        ],
+    )
+    rows = [
+        {"key": str(number), "url": f"u{number}", "caption": f"c{number}", "similarity": 0.5, "status": "success"}
+        for number in (2, 1, 0)
+    ]
+    rows[0]["similarity"] = float("nan")
+    _beside(tmp_path / "00000.parquet", rows)
     (tmp_path / "00000_stats.json").write_text("{}")
-    assert len(_rows(tmp_path)) == 1
+    zero, one, two, three = _rows(tmp_path)
+    assert [row.caption for row in (zero, one, two, three)] == ["c0", "own text", "own caption", None]
+    assert json.loads(zero.metadata) == {
+        "key": "0",
+        "url": "u0",
+        "caption": "c0",
+        "similarity": 0.5,
+        "status": "success",
+    }
+    said = json.loads(one.metadata)
+    assert (said["url"], said["similarity"], said["extra"], said["caption"]) == ("own url", 0.5, [1], "c1")
+    assert json.loads(two.metadata)["similarity"] is None
+    assert three.metadata == "{}"
+    assert [row.caption for row in _rows(tmp_path, join_parquet=False)] == [None, "own text", "own caption", None]
+
+
+def test_rows_of_the_table_that_should_be_in_the_shard_are_named_and_failed_downloads_are_not(tmp_path):
+    data = _shard(tmp_path / "00000.tar", [(f"{number}.png", bytes(600)) for number in range(4)])
+    (tmp_path / "00000.tar").write_bytes(data[:2500])
+    states = ["success", "success", "failed_to_download", "success"]
+    _beside(tmp_path / "00000.parquet", [{"key": str(n), "status": state} for n, state in enumerate(states)])
+    rows = _rows(tmp_path)
+    assert [(row.key, row.error.reason if row.error else None) for row in rows] == [
+        ("0", None),
+        ("00000.tar#end", "truncated_archive"),
+        ("1", "not_in_archive"),
+        ("3", "not_in_archive"),
+    ]
+
+
+def test_changed_table_changes_its_own_shard_alone(tmp_path):
+    for shard in range(2):
+        _shard(tmp_path / f"{shard}.tar", [("k.png", b"x")])
+        _beside(tmp_path / f"{shard}.parquet", [{"key": "k", "caption": "before"}])
+    source = open_source("s", {"kind": "webdataset", "url": str(tmp_path)})
+    before = [file.reference for file in source.files()]
+    _beside(tmp_path / "1.parquet", [{"key": "k", "caption": "after"}])
+    after = [file.reference for file in source.files()]
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+
+
+@pytest.mark.parametrize("what", ["damaged", "no keys"])
+def test_table_beside_a_shard_that_cannot_be_joined_fails_by_name_unless_it_is_left_out(tmp_path, what):
+    _shard(tmp_path / "00000.tar", [("1.png", b"x")])
+    if what == "damaged":
+        (tmp_path / "00000.parquet").write_bytes(b"PAR1")
+    else:
+        _beside(tmp_path / "00000.parquet", [{"id": 1}])
+    with pytest.raises(ManifestError, match=r"00000\.parquet.*join_parquet: false"):
+        _rows(tmp_path)
+    assert len(_rows(tmp_path, join_parquet=False)) == 1
+
+
+def test_caption_with_control_characters_and_metadata_json_does_not_know_survive(tmp_path):
+    members = [
+        ("a.jpg", b"x"),
+        ("a.txt", b"one\x00two\x1b[31m\r\nthree"),
+        ("a.json", b'{"v": NaN, "w": [Infinity, 1]}'),
+    ]
+    members += [("b.jpg", b"y"), ("b.txt", b"\xff\xfe"), ("c.jpg", b"z"), ("c.json", b'{"caption": 5}')]
+    members += [("d.jpg", b"w"), ("d.json", b'{"a":' * 400 + b"1" + b"}" * 400)]
+    _shard(tmp_path / "a.tar", members)
+    one, two, three, four = _rows(tmp_path)
+    assert one.caption == "one\x00two\x1b[31m\r\nthree"
+    assert json.loads(one.metadata) == {"v": None, "w": [None, 1]}
+    assert (two.caption, three.caption) == ("\ufffd\ufffd", "5")
+    assert isinstance(json.loads(four.metadata), dict)
+
+
+def test_key_ends_at_the_first_dot_of_the_name(tmp_path):
+    _shard(tmp_path / "a.tar", [("a.b/c.seg.png", b"x"), ("a.b/c.jpg", b"y"), ("a.b/c.txt", b"t")])
+    (row,) = _rows(tmp_path)
+    assert (row.key, row.extension, row.caption) == ("a.b/c", "jpg", "t")

@@ -7,10 +7,10 @@ files are packed (an object store hates a million small objects), in the same la
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import polars as pl
 
@@ -53,11 +53,12 @@ class RawFile:
     mark: str
     start: int | None = None
     end: int | None = None
+    unit_of_range: str = "bytes"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reference(self) -> InputRef:
-        unit = None if self.start is None else "bytes"
+        unit = None if self.start is None else self.unit_of_range
         return InputRef(name=self.path, digest=self.mark, start=self.start, end=self.end, unit_of_range=unit)
 
 
@@ -103,12 +104,37 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class FetchContext:
+    """What a source that fetches is told about its unit.
+
+    Attributes:
+        known: the unit's rows as far as they are known, in order; None, or the end: that row has to be fetched.
+        is_unwanted: says of a key and metadata whether a takedown list speaks of the sample: it is not asked for.
+    """
+
+    known: Iterator[IndexRow | None] = field(default_factory=lambda: iter(()))
+    is_unwanted: Callable[[str, str], bool] = lambda key, metadata: False
+
+
+@runtime_checkable
+class FetchingSource(Protocol):
+    """A source whose samples are dear to get: it is given what earlier tries got, and what it must not get."""
+
+    def fetch(self, files: Sequence[RawFile], context: FetchContext) -> Iterator[IndexRow]:
+        """Yield the samples and failures of a unit's files, in order, one for every row."""
+        ...
+
+
 BUILT_IN = {
     "webdataset": "tokenmill.pipelines.sources.webdataset:WebDatasetSource",
     "images": "tokenmill.pipelines.sources.files:ImageFolder",
     "videos": "tokenmill.pipelines.sources.files:VideoFolder",
     "jsonl": "tokenmill.pipelines.sources.text:JsonLines",
     "parquet": "tokenmill.pipelines.sources.parquet:ParquetRows",
+    "arrow": "tokenmill.pipelines.sources.parquet:ArrowRows",
+    "jsonl-images": "tokenmill.pipelines.sources.parquet:JsonLinesImages",
+    "urls": "tokenmill.pipelines.sources.urls:UrlTables",
 }
 
 

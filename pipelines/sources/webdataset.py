@@ -1,6 +1,7 @@
 """WebDataset tars, img2dataset's layout included: the members of a sample stand together and share a key.
 
-The tar is read once, front to back (about 1 GB/s with hashing on local disk), and never rewritten.
+The tar is read once, front to back (about 1 GB/s with hashing on local disk), and never rewritten. A Parquet table of
+the same name beside it, as img2dataset leaves one, is joined by key; its rows are held in memory (5 KB each).
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import IO, Any
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import ManifestError, RunError, SampleError
 from tokenmill.manifests.archive import Member, iterate_members, split_name
-from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.sources.metadata import metadata_text, text_or_none
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
+from tokenmill.pipelines.sources.tables import table_rows
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
@@ -25,9 +29,12 @@ _Found = tuple[Member, bytes]
 
 
 class WebDatasetSource:
-    """Samples of `modality` in tars; the caption is the `.txt` member, or the field `caption` of the `.json` member."""
+    """Samples of `modality` in tars; the caption is the `.txt` member, or the field `caption` of the `.json` member.
 
-    version = 1
+    With `join_parquet`, what neither of them says comes from the row of the table beside the tar that has the key.
+    """
+
+    version = 2
     packs = False
 
     def __init__(
@@ -36,40 +43,75 @@ class WebDatasetSource:
         url: str,
         modality: Modality = "image",
         caption_field: str = "caption",
+        join_parquet: bool = True,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.modality = modality
         self.caption_field = caption_field
+        self.join_parquet = join_parquet
         self.store = open_store(url, options)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"modality": self.modality, "caption_field": self.caption_field}
+        left_out = {} if self.join_parquet else {"join_parquet": False}  # a table counts in the mark of its shard
+        return {"modality": self.modality, "caption_field": self.caption_field, **left_out}
 
     def files(self) -> list[RawFile]:
-        return list_files(self.store, (".tar",))
+        if not self.join_parquet:
+            return list_files(self.store, (".tar",))
+        found = list_files(self.store, (".tar", ".parquet"))
+        tables = {_stem(file.path): file for file in found if file.path.lower().endswith(".parquet")}
+        shards = [file for file in found if file.path.lower().endswith(".tar")]
+        if not shards:
+            raise RunError(f"{self.store.url}: no file ends in .tar")
+        return [_with_table(shard, tables.get(_stem(shard.path))) for shard in shards]
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
+        """Yield the samples in the order of the tar, then what of the table is not there.
+
+        Raises:
+            ManifestError: the table beside the tar cannot be read, or has no keys.
+        """
         cuts: list[SampleError] = []
+        described = self._table(file.extra.get("table"))
         with self.store.open(file.path) as stream:
             for key, group in groupby(_until_cut(stream, cuts), key=lambda found: split_name(found[0].name)[0]):
-                yield self._row(file.path, key, list(group))
+                yield self._row(file.path, key, list(group), described.pop(key, {}))
         for error in cuts:
             yield IndexRow(key=f"{file.path}#end", path=file.path, error=error)
+        for key, row in described.items():
+            if row.get("status", "success") == "success":  # the others were never there
+                error = SampleError("not_in_archive", "the table beside the tar has it, the tar has not")
+                yield IndexRow(key=key, path=file.path, metadata=metadata_text(row), error=error)
 
     def payload(self, data: bytes, extension: str) -> bytes:
         return data
 
-    def _row(self, path: str, key: str, group: list[_Found]) -> IndexRow:
+    def _table(self, path: str | None) -> dict[str, dict[str, Any]]:
+        """Return key → row of the table beside a tar."""
+        if path is None:
+            return {}
+        try:
+            rows = [row for _, row in table_rows(self.store, path) if isinstance(row, dict)]
+        except RunError as error:  # of this shard alone: the others go on
+            raise ManifestError(f"{error}; restore it, or set join_parquet: false") from error
+        if rows and "key" not in rows[0]:
+            raise ManifestError(
+                f"{self.store.url}/{path}: no column 'key' to join by; set join_parquet: false, or move it elsewhere"
+            )
+        return {str(row["key"]): row for row in rows}
+
+    def _row(self, path: str, key: str, group: list[_Found], described: Mapping[str, Any]) -> IndexRow:
         by_extension = {split_name(member.name)[1]: (member, data) for member, data in group}
         extension = next((e for e in EXTENSIONS[self.modality] if e in by_extension), None)
-        metadata = _json_object(by_extension.get("json"))
+        own = _json_object(by_extension.get("json"))
+        metadata = {**described, **{name: value for name, value in own.items() if value is not None or not described}}
         if extension is None:
             found = ", ".join(sorted(by_extension))
             return IndexRow(key=key, path=path, error=SampleError(f"no_{self.modality}", f"its members are: {found}"))
         member, data = by_extension[extension]
         text = by_extension.get("txt")
-        caption = text[1].decode("utf-8", "replace") if text else metadata.get(self.caption_field)
+        caption = text[1].decode("utf-8", "replace") if text else text_or_none(metadata.get(self.caption_field))
         return IndexRow(
             key=key,
             path=path,
@@ -77,9 +119,20 @@ class WebDatasetSource:
             length=member.length,
             extension=extension,
             sha256=sha256_hex(data),
-            caption=str(caption) if caption is not None else None,
-            metadata=json.dumps(metadata, sort_keys=True, ensure_ascii=False),
+            caption=caption,
+            metadata=metadata_text(metadata),
         )
+
+
+def _stem(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _with_table(shard: RawFile, table: RawFile | None) -> RawFile:
+    """Make the table beside a shard part of what the shard is known by."""
+    if table is None:
+        return shard
+    return replace(shard, mark=digest_of([shard.mark, table.mark]), extra={"table": table.path})
 
 
 def _until_cut(stream: IO[bytes], cuts: list[SampleError]) -> Iterator[_Found]:

@@ -79,7 +79,7 @@ class SourceSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: str = Field(description="webdataset, images, videos, jsonl, parquet, or a plug-in's name")
+    kind: str = Field(description="one of docs/sources.md, or a plug-in's name")
     url: str
     licence: str = ""
 
