@@ -12,6 +12,7 @@ the full decode, least and median over ten photographs by their shorter side, wh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ OVERSAMPLING = 2
 Mode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": PilImage.Resampling.BICUBIC, "bilinear": PilImage.Resampling.BILINEAR}
+_NOTHING = 1e-6  # of a pixel: what multiplying sizes may leave
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -81,17 +83,22 @@ def _inner(target: tuple[int, int], crop_px: int) -> tuple[int, int, int, int]:
 def _scales(picture: Picture, pixels: Image, view: View, target: tuple[int, int]) -> tuple[float, float]:
     """Return how many pixels of the view one of the target is, across and down.
 
-    A view at 1/4 has its last row and column rounded up: taken as a whole it would shift the picture by half a pixel.
+    A JPEG's view at 1/4 has its last row and column rounded up, a frame's rounded down: taken as a whole it would shift
+    the picture by half a pixel.
     """
     height, width = pixels.shape[:2]
     scale = view.scale(picture.width_px, picture.height_px)
     whole = width == picture.width_px and height == picture.height_px
     covered = (width, height) if whole else (picture.width_px / scale, picture.height_px / scale)
-    return min(covered[0], width) / target[0], min(covered[1], height) / target[1]
+    return covered[0] / target[0], covered[1] / target[1]
 
 
 def _resample(pixels: Image, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Image:
     height, width = pixels.shape[:2]
+    lacking = max(0, math.ceil(box[3] - _NOTHING) - height), max(0, math.ceil(box[2] - _NOTHING) - width)
+    if any(lacking):  # the part of a row that was rounded down
+        pixels = np.pad(pixels, ((0, lacking[0]), (0, lacking[1]), (0, 0)), mode="edge")
+        height, width = pixels.shape[:2]
     inside = (box[0], box[1], min(box[2], width), min(box[3], height))
     image = PilImage.fromarray(pixels).resize(size, _FILTERS[interpolation], box=inside)
     return np.asarray(image)
