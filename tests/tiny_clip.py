@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def write_folder(folder: Path, **preprocessing: Any) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps(described))
     save_file({k: v.contiguous() for k, v in build().state_dict().items()}, folder / "open_clip_model.safetensors")
     return folder
+
+
+def damaged(source: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Copy a model with its state changed by `change`."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir()
+    (target / "open_clip_config.json").write_text((source / "open_clip_config.json").read_text())
+    state = load_file(source / "open_clip_model.safetensors")
+    change(state)
+    save_file(state, target / "open_clip_model.safetensors")
+    return target
 
 
 def linear_head(path: Path, outputs: int = 1, dimension: int = DIMENSION) -> Path:
