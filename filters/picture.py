@@ -64,7 +64,7 @@ class Picture:
         caption: what the source says the picture shows.
     """
 
-    __slots__ = ("_decode", "_held", "caption", "data", "height_px", "sha256", "width_px")
+    __slots__ = ("__weakref__", "_decode", "_held", "caption", "data", "height_px", "sha256", "width_px")
 
     def __init__(
         self, decode: Decode, width_px: int, height_px: int, *, data: bytes = b"", sha256: str = "",

@@ -40,6 +40,11 @@ BUILT_IN = {
     "perplexity": "tokenmill.filters.perplexity:Perplexity",
     "minhash": "tokenmill.filters.minhash:MinHash",
     "text_blocklist": "tokenmill.filters.text_blocklist:TextBlocklist",
+    "aesthetic": "tokenmill.filters.aesthetic:Aesthetic",
+    "clip_embedding": "tokenmill.filters.clip_embedding:ClipEmbedding",
+    "clip_similarity": "tokenmill.filters.clip_similarity:ClipSimilarity",
+    "nsfw": "tokenmill.filters.classifier:nsfw",
+    "watermark": "tokenmill.filters.classifier:watermark",
 }
 
 
