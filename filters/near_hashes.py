@@ -2,7 +2,7 @@
 
 Exact: every pair within the distance is found (`hash_bands.py`), whatever the hashes are like. Many kept hashes that
 share the bits of a table (pictures with the same border) are searched again by the bits that are left to them. Ten
-million hashes take half a minute and 0.9 GB on two cores (`benchmarks/dedup.py`).
+million hashes take 66 CPU-seconds and 1.1 GB (`benchmarks/dedup.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tokenmill.filters.segments import segmented_leaders
 from tokenmill.filters.stars import NOBODY, Positions, star_leaders
 
 MOST_DISTANT = 16
-_ROWS_AT_ONCE = 1 << 25  # some 2 GB while two such segments are compared
+_ROWS_AT_ONCE = 1 << 25  # some 3.5 GB while two such segments are compared
 _LEAF_ROWS = 1024
 _ALONE = 1 << 16  # fewer rows than that are not worth a second thread
 _CROWDED = 1024  # kept hashes in one bucket
@@ -49,7 +49,7 @@ def hash_leaders(
         max_distance: bits within which two hashes are near copies, 0 to 16.
         map_parts: who does the parts of work that does not fit into memory at once.
         workspace: an empty folder that all workers see, for more than `rows_at_once` hashes.
-        rows_at_once: hashes compared in memory at once, 60 bytes each.
+        rows_at_once: hashes of a segment, some 100 bytes of memory each.
         threads: of this process, and of each part.
 
     Raises:
