@@ -45,6 +45,7 @@ class Blocklist:
     name: ClassVar = "blocklist"
     version: ClassVar = 1
     takes: ClassVar[Literal["image"]] = "image"
+    places: ClassVar = ("sha256", "phash")
     views: ClassVar = PerceptualHash.views
     batch_size: ClassVar = PerceptualHash.batch_size
     columns: ClassVar = {"is_blocklisted": pl.Boolean(), "blocklist_distance_bits": pl.UInt8()}

@@ -20,7 +20,6 @@ from tokenmill.filters.scorer import Columns, fingerprint
 
 Found = TypeVar("Found")
 BatchSize = Annotated[int, Field(ge=1, le=64)]
-_PLACES = ("model", "pretrained", "head", "device")  # where things lie or run: their content counts, not their names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,7 @@ class ClipScorer:
     version: ClassVar[int] = 1
     takes: ClassVar[Literal["image"]] = "image"
     reads_caption: ClassVar[bool] = False
+    places: ClassVar = ("model", "pretrained", "head", "device")  # what lies there counts, not its name
 
     @property
     def source(self) -> ClipSource:
@@ -57,7 +57,7 @@ class ClipScorer:
     @cached_property
     def fingerprint(self) -> str:
         """Hash the weights, the preprocessing, precision, batch size and the scorer's own settings."""
-        settings = {key: value for key, value in asdict(self).items() if key not in _PLACES}
+        settings = {key: value for key, value in asdict(self).items() if key not in self.places}
         return fingerprint(self.name, self.version, settings, weights=self._weights_digest())
 
     def _weights_digest(self) -> str:

@@ -63,6 +63,7 @@ class OnnxClassifier:
     name: ClassVar[str]
     version: ClassVar[int] = 1
     takes: ClassVar[Literal["image"]] = "image"
+    places: ClassVar = ("model",)
 
     @property
     def framing(self) -> Framing:

@@ -59,6 +59,7 @@ class Perplexity:
     name: ClassVar = "perplexity"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
+    places: ClassVar = ("model", "revision", "device")
     columns: ClassVar = {"perplexity": pl.Float32(), "perplexity_tokens": pl.Int32()}
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import polars as pl
 
@@ -94,6 +94,21 @@ class PreparedScorer(Scorer, Protocol):
     def score_prepared(self, batch: Sequence[Any]) -> Columns:
         """Score what `prepare` returned."""
         ...
+
+
+def is_prepared(scorer: Any) -> TypeGuard[PreparedScorer]:
+    """Tell whether a scorer has a model; by its class, since `isinstance` of a protocol would read the weights."""
+    return hasattr(type(scorer), "score_prepared")
+
+
+def identity_settings(scorer: Scorer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are part of what a scorer's columns are known by.
+
+    Those that only say where something lies or runs (its attribute `places`: paths, devices) are not: the content of
+    what lies there is in the fingerprint.
+    """
+    places = getattr(scorer, "places", ())
+    return {name: value for name, value in settings.items() if name not in places}
 
 
 def views_of(scorer: Scorer) -> tuple[View, ...]:

@@ -45,6 +45,7 @@ class TextBlocklist:
     name: ClassVar = "text_blocklist"
     version: ClassVar = 1
     takes: ClassVar[Literal["text"]] = "text"
+    places: ClassVar = ("text_sha256", "plain_sha256", "words")
     batch_size: ClassVar = 64
     columns: ClassVar = {"is_blocklisted": pl.Boolean(), "blocked_words": pl.Int32()}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tokenmill.errors import StorageError
-from tokenmill.filters.scorer import PreparedScorer
+from tokenmill.filters.scorer import is_prepared
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
@@ -129,7 +129,7 @@ def shared_out(total: int | None, models: int, decoders: int) -> tuple[int, int]
 def _model_phases(chain: Chain) -> frozenset[str]:
     """Return the phases that the pool with the models does; scorers without one run where pictures are decoded."""
     scorers = [item for scoring in chain.passes.values() for item in scoring.scorers.items()]
-    return frozenset(f"model:{name}" for name, scorer in scorers if isinstance(scorer, PreparedScorer))
+    return frozenset(f"model:{name}" for name, scorer in scorers if is_prepared(scorer))
 
 
 def _logged(store: Store) -> Iterator[dict[str, Any]]:

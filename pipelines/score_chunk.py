@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenmill.errors import SampleError
 from tokenmill.filters.picture import Picture
-from tokenmill.filters.scorer import PreparedScorer, Scorer, views_of
+from tokenmill.filters.scorer import Scorer, is_prepared, views_of
 
 Seconds = dict[str, float]
 
@@ -80,7 +80,7 @@ class Look:
     """
 
     def __init__(self, scorers: Sequence[Scorer], *, release: bool = True) -> None:
-        self._scorers = [(s, isinstance(s, PreparedScorer), views_of(s)) for s in scorers]
+        self._scorers = [(s, is_prepared(s), views_of(s)) for s in scorers]
         self._release = release
 
     def __call__(self, picture: Picture, decode_s: float = 0.0) -> Looked:

@@ -20,7 +20,7 @@ import polars as pl
 
 from tokenmill.errors import SampleError
 from tokenmill.filters.rules import Gate
-from tokenmill.filters.scorer import Columns, PreparedScorer, Scorer
+from tokenmill.filters.scorer import Columns, PreparedScorer, Scorer, is_prepared
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Counts
 from tokenmill.pipelines.decoding import SampleReader, failure_values
@@ -69,7 +69,7 @@ class ScoreWorker:
         for spec in self._pass.specs:
             if spec.name in chunk.seen:
                 scorer = self._pass.scorers[spec.name]
-                if isinstance(scorer, PreparedScorer):
+                if is_prepared(scorer):
                     self._in_batches(spec, scorer.score_prepared, chunk.seen[spec.name], chunk.sheet, "model")
                 else:
                     self._score(spec, chunk.seen[spec.name], chunk.sheet)
@@ -100,7 +100,7 @@ class ScoreWorker:
     def _at_once(self, spec: ScorerSpec) -> bool:
         """Tell whether a scorer looks at every picture in the thread that decodes it."""
         scorer = self._pass.scorers[spec.name]
-        if isinstance(scorer, PreparedScorer):
+        if is_prepared(scorer):
             return not spec.when or spec.name in self._pass.late
         return not spec.when and scorer.batch_size == 1
 
@@ -120,9 +120,9 @@ class ScoreWorker:
             whole = {p: sample.picture if isinstance(sample, Looked) else sample for p, sample in good.items()}
             if self._pass.modality != "text" and self._at_once(spec):
                 small = _gathered(spec.name, cast(Mapping[int, Looked], good), sheet)
-                if isinstance(scorer, PreparedScorer):
+                if is_prepared(scorer):
                     seen[spec.name] = small
-            elif isinstance(scorer, PreparedScorer):
+            elif is_prepared(scorer):
                 seen[spec.name] = self._small(spec, scorer, whole, sheet)
             elif spec.name in self._pass.late:
                 seen[spec.name] = whole

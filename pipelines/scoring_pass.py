@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Gate, columns_of
-from tokenmill.filters.scorer import PreparedScorer, Scorer, build_scorer, reads_caption
+from tokenmill.filters.scorer import Scorer, build_scorer, identity_settings, is_prepared, reads_caption
 from tokenmill.manifests.stagedir import StageConfig
 from tokenmill.pipelines.decoding import DecodeLimits
 
@@ -42,7 +42,7 @@ class ScoringPass:
     @cached_property
     def late(self) -> frozenset[str]:
         """The scorers whose gate hangs on a scorer with a model: they come after it, in the second half."""
-        models = {name for name, scorer in self.scorers.items() if isinstance(scorer, PreparedScorer)}
+        models = {name for name, scorer in self.scorers.items() if is_prepared(scorer)}
         return frozenset(name for name, needed in self.needs.items() if models.intersection(needed))
 
     def specs_that_read(self, captions: bool) -> list[ScorerSpec]:
@@ -53,7 +53,7 @@ class ScoringPass:
     def check_halves(self) -> None:
         """Raise RecipeError where whole pictures would have to travel to the models."""
         for name in sorted(self.late):
-            if not isinstance(self.scorers[name], PreparedScorer):
+            if not is_prepared(self.scorers[name]):
                 raise RecipeError(
                     f"filter.{self.modality}.scorers.{name}.when: hangs on a model's score, but this scorer needs the "
                     "whole picture, which does not travel; drop execution.pools.score.decode or change the gate"
@@ -72,7 +72,7 @@ class ScoringPass:
             schema=SCHEMA,
             settings={
                 "scorer": spec.name,
-                "settings": dict(spec.settings),
+                "settings": identity_settings(self.scorers[spec.name], spec.settings),
                 "when": {one.name: one.when for one in self.specs if one.name in used and one.when},
                 **(limits.settings if self.modality != "text" else {}),
             },

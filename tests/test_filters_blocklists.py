@@ -20,6 +20,8 @@ from tokenmill.filters.picture import Picture
 from tokenmill.filters.scorer import build_scorer, reads_caption
 from tokenmill.filters.text_blocklist import plain_text
 from tokenmill.pipelines.decode_image import decode_image
+from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +200,15 @@ def test_caption_quality_measures_length_language_and_repetition(photographs):
     assert found.row(1) == (None,) * 8
     assert found["caption_language"].to_list()[2:] == ["de", None]
     assert found["caption_kind"][3] == "file_name"
+
+
+def test_list_that_moved_scores_nothing_again_and_one_that_changed_does(tmp_path):
+    def named(path):
+        scoring = scoring_pass("image", [ScorerSpec(name="blocklist", settings={"sha256": str(path)})])
+        return scoring.config(scoring.specs[0], DecodeLimits()).digest
+
+    first, moved, changed = (tmp_path / name for name in ("first", "moved", "changed"))
+    first.write_text("ab" * 32 + "\n")
+    moved.write_text("ab" * 32 + "\n")
+    changed.write_text("cd" * 32 + "\n")
+    assert named(first) == named(moved) != named(changed)
