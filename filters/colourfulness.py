@@ -67,14 +67,13 @@ class Colourfulness:
 def _moments(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean (3) and covariance (3 x 3) of the RGB values."""
     pixels = image.reshape(-1, 3)
-    sums = np.zeros((4, 4))
+    total, products = np.zeros(3), np.zeros((3, 3))
     for start in range(0, len(pixels), _CHUNK_PIXELS):
-        chunk = pixels[start : start + _CHUNK_PIXELS]
-        with_ones = np.ones((4, len(chunk)))  # the fourth row makes the plain sums
-        with_ones[:3] = chunk.T
-        sums += with_ones @ with_ones.T
-    mean = sums[3, :3] / len(pixels)
-    return mean, sums[:3, :3] / len(pixels) - np.outer(mean, mean)
+        chunk = pixels[start : start + _CHUNK_PIXELS].astype(np.float64)
+        total += chunk.sum(axis=0)
+        products += chunk.T @ chunk
+    mean = total / len(pixels)
+    return mean, products / len(pixels) - np.outer(mean, mean)
 
 
 def _colourfulness(mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
-from tokenmill.filters.picture import BASE, Luma, luma_of
+from tokenmill.filters.picture import BASE, Luma
 from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 
 
@@ -34,7 +34,7 @@ class Entropy:
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Score pictures one by one."""
-        return {"entropy_bits": [_entropy(luma_of(picture.view(BASE))) for picture in batch]}
+        return {"entropy_bits": [_entropy(picture.grey()) for picture in batch]}
 
 
 def _entropy(luma: Luma) -> float:

@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.picture import BASE, luma_of, reduced
-from tokenmill.filters.scorer import Columns, Image, Picture, View, fingerprint_of
+from tokenmill.filters.picture import BASE, Luma, reduced
+from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 
 _SIDE_PX, _LOW = 32, 8
+_MIDDLE = (_LOW**2 // 2 - 1, _LOW**2 // 2)
 _FLAT = 1.0  # standard deviation of the 32 x 32 luma, in 8-bit levels
 
 
@@ -38,17 +39,17 @@ class PerceptualHash:
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Hash pictures one by one."""
-        return {"phash": [perceptual_hash(picture.view(BASE)) for picture in batch]}
+        return {"phash": [perceptual_hash(picture.grey()) for picture in batch]}
 
 
-def perceptual_hash(image: Image) -> int | None:
-    """Hash one HWC image; None when it has no structure to hash."""
+def perceptual_hash(luma: Luma) -> int | None:
+    """Hash one picture's luma (HW); None when it has no structure to hash."""
     import cv2
 
-    luma = luma_of(reduced(image, 2) if min(image.shape[:2]) >= 8 * _SIDE_PX else image)
+    luma = reduced(luma, 2) if min(luma.shape) >= 8 * _SIDE_PX else luma
     small = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
-    if small.std() < _FLAT:
+    if cv2.meanStdDev(small)[1][0, 0] < _FLAT:
         return None
-    low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW]
-    bits = (low > np.median(low)).ravel()
+    low = cv2.dct(small.astype(np.float32))[:_LOW, :_LOW].ravel()
+    bits = low > np.partition(low, _MIDDLE)[list(_MIDDLE)].mean()  # the median, in a tenth of numpy's own time
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

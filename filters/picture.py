@@ -64,7 +64,7 @@ class Picture:
         caption: what the source says the picture shows.
     """
 
-    __slots__ = ("__weakref__", "_decode", "_held", "caption", "data", "height_px", "sha256", "width_px")
+    __slots__ = ("__weakref__", "_decode", "_grey", "_held", "caption", "data", "height_px", "sha256", "width_px")
 
     def __init__(
         self, decode: Decode, width_px: int, height_px: int, *, data: bytes = b"", sha256: str = "",
@@ -72,6 +72,7 @@ class Picture:
     ) -> None:  # fmt: skip
         self._decode = decode
         self._held: dict[tuple[Kind, int], NDArray[np.uint8]] = {}
+        self._grey: Luma | None = None
         self.width_px, self.height_px = width_px, height_px
         self.data, self.sha256, self.caption = data, sha256, caption
 
@@ -89,6 +90,12 @@ class Picture:
         """Return the luma (HW, ITU-R 601; of a JPEG its own Y), see `rgb`."""
         return self.view(View(kind="luma", longest_side_px=longest_side_px, min_side_px=min_side_px))
 
+    def grey(self) -> Luma:
+        """Return the luma of `BASE`'s colours: nothing more is decoded for it."""
+        if self._grey is None:
+            self._grey = luma_of(self.view(BASE))
+        return self._grey
+
     def view(self, view: View) -> NDArray[np.uint8]:
         """Return a view's pixels, decoding them unless they are held."""
         place = (view.kind, view.scale(self.width_px, self.height_px))
@@ -98,6 +105,7 @@ class Picture:
 
     def release(self) -> None:
         """Let go of large views, once the scorers that run now have seen them."""
+        self._grey = None
         self._held = {place: pixels for place, pixels in self._held.items() if pixels.nbytes <= _KEPT_BYTES}
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.picture import Luma, luma_of
+from tokenmill.filters.picture import BASE, Luma, luma_of
 from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 from tokenmill.filters.shrink import reduce_to
 
@@ -50,8 +50,10 @@ class Sharpness:
         return {"sharpness": [_laplacian_variance(self._luma(picture)) for picture in batch]}
 
     def _luma(self, picture: Picture) -> Luma:
-        pixels = picture.view(*self.views)
-        return pixels if self.longest_side_px is None else _scaled(luma_of(pixels), self.longest_side_px)
+        if self.longest_side_px is None:
+            return picture.view(*self.views)
+        is_base = self.longest_side_px == BASE.longest_side_px
+        return _scaled(picture.grey() if is_base else luma_of(picture.view(*self.views)), self.longest_side_px)
 
 
 def _scaled(luma: Luma, longest_side_px: int) -> Luma:
