@@ -159,7 +159,13 @@ def recipe_of(root: Path, shards: Path, scorers: dict[str, Any], threads: int) -
 
 
 def score_all(shards: Path, scorers: dict[str, Any], threads: int = 1) -> tuple[float, float]:
-    """Score all shards in this process; return CPU-seconds and the sum of all phases' seconds."""
+    """Score all shards in this process, warm already; return CPU-seconds and the sum of all phases' seconds."""
+    warm = shards.parent / "shards-warm"
+    if shards != warm:
+        write_pictures(warm, 8)
+        score_all(warm, scorers, threads)
+        for path in shards.glob("*.tar"):
+            path.read_bytes()
     with tempfile.TemporaryDirectory() as root:
         recipe = check_recipe(recipe_of(Path(root), shards, scorers, threads), "benchmark")
         chain = Chain(recipe=recipe, options=ChainOptions(quiet=True))
@@ -167,21 +173,12 @@ def score_all(shards: Path, scorers: dict[str, Any], threads: int = 1) -> tuple[
         worker = work.make_worker()
         targets = tuple(Target(folder=folder) for folder in work.folders)
         jobs = [Job(unit=unit, targets=targets) for unit in work.units]
-        _warm(shards)
         before, phases = time.process_time(), 0.0
         for job in jobs:
             phases += sum(worker(job).seconds.values())
         used = time.process_time() - before
         worker.close()
         return used, phases
-
-
-def _warm(shards: Path) -> None:
-    """Read the shards once, and import what the scorers import at their first call."""
-    import cv2  # noqa: F401
-
-    for path in shards.glob("*.tar"):
-        path.read_bytes()
 
 
 def each(function: Callable[[bytes], Any], pictures: Sequence[bytes]) -> tuple[float, float]:

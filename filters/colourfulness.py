@@ -66,11 +66,12 @@ class Colourfulness:
 
 def _moments(image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean (3) and covariance (3 x 3) of the RGB values."""
+    import cv2
+
     pixels = image.reshape(-1, 3)
-    total, products = np.zeros(3), np.zeros((3, 3))
+    total, products = np.array(cv2.sumElems(image)[:3]), np.zeros((3, 3))
     for start in range(0, len(pixels), _CHUNK_PIXELS):
         chunk = pixels[start : start + _CHUNK_PIXELS].astype(np.float64)
-        total += chunk.sum(axis=0)
         products += chunk.T @ chunk
     mean = total / len(pixels)
     return mean, products / len(pixels) - np.outer(mean, mean)

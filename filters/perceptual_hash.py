@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from pydantic.dataclasses import dataclass
 
-from tokenmill.filters.picture import BASE, Luma, reduced
+from tokenmill.filters.picture import BASE, Luma
 from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 
 _SIDE_PX, _LOW = 32, 8
@@ -39,14 +39,13 @@ class PerceptualHash:
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Hash pictures one by one."""
-        return {"phash": [perceptual_hash(picture.grey()) for picture in batch]}
+        return {"phash": [perceptual_hash(picture.grey(halved=True)) for picture in batch]}
 
 
 def perceptual_hash(luma: Luma) -> int | None:
     """Hash one picture's luma (HW); None when it has no structure to hash."""
     import cv2
 
-    luma = reduced(luma, 2) if min(luma.shape) >= 8 * _SIDE_PX else luma
     small = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     if cv2.meanStdDev(small)[1][0, 0] < _FLAT:
         return None

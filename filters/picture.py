@@ -23,6 +23,7 @@ Decode = Callable[[Kind, int], NDArray[np.uint8]]  # kind and scale (1, 2, 4, 8)
 
 _SCALES = (8, 4, 2)
 _LEAST_SIDE_PX = 16  # no side of a scaled view is shorter
+_HALVED_SIDE_PX = 128
 _KEPT_BYTES = 4 * 2**20  # larger views are not held for the next scorer
 
 
@@ -72,7 +73,7 @@ class Picture:
     ) -> None:  # fmt: skip
         self._decode = decode
         self._held: dict[tuple[Kind, int], NDArray[np.uint8]] = {}
-        self._grey: Luma | None = None
+        self._grey: tuple[Luma, Luma] | None = None
         self.width_px, self.height_px = width_px, height_px
         self.data, self.sha256, self.caption = data, sha256, caption
 
@@ -90,11 +91,15 @@ class Picture:
         """Return the luma (HW, ITU-R 601; of a JPEG its own Y), see `rgb`."""
         return self.view(View(kind="luma", longest_side_px=longest_side_px, min_side_px=min_side_px))
 
-    def grey(self) -> Luma:
-        """Return the luma of `BASE`'s colours: nothing more is decoded for it."""
+    def grey(self, *, halved: bool = False) -> Luma:
+        """Return the luma of `BASE`'s colours, for which nothing more is decoded.
+
+        `halved`: at half its size, where the shorter side keeps 128 pixels.
+        """
         if self._grey is None:
-            self._grey = luma_of(self.view(BASE))
-        return self._grey
+            whole = luma_of(self.view(BASE))
+            self._grey = whole, reduced(whole, 2) if min(whole.shape) >= 2 * _HALVED_SIDE_PX else whole
+        return self._grey[halved]
 
     def view(self, view: View) -> NDArray[np.uint8]:
         """Return a view's pixels, decoding them unless they are held."""
