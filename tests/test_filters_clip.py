@@ -318,7 +318,7 @@ def test_tag_decides_on_activation_and_preprocessing(model, pretrained, quick_ge
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_what_the_cpu_gives(folder, head, pictures):
     settings = {"model": str(folder), "head": str(head)}
     there, again, here = (
