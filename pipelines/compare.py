@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tokenmill.filters.preference import Preference
 from tokenmill.filters.rules import Rules
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.records import InputRef
-from tokenmill.manifests.snapshots import Snapshot, read_description, read_snapshot, snapshot_names
+from tokenmill.manifests.records import Commit, InputRef
+from tokenmill.manifests.snapshots import Snapshot, read_snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.compare_engines import Engines
@@ -40,6 +40,7 @@ from tokenmill.pipelines.compare_kinds import (
     gathered,
 )
 from tokenmill.pipelines.compare_read import PHASH, AskedPart, Comparable, KeptNames, Rows, Values, names
+from tokenmill.pipelines.earlier_verdicts import earlier_verdicts
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.scored import Scored
 from tokenmill.pipelines.verdicts import Verdicts, publish_verdicts
@@ -94,8 +95,9 @@ def compare_work(
     `rules` are those of each source; `verdicts` is the folder of stage `duplicates`.
     """
     folder = StageDir(store=store, source=modality, config=settings.config("compare", VERSION, SCHEMA))
-    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [_identity(rules)])
-    previous = _previous((folder, verdicts), inputs) if settings.keep_earlier else ""
+    samples = [[part.piece.source, *(r.to_json() for r in part.references)] for part in scored]
+    inputs, judged = digest_of([*samples, _identity(rules)]), digest_of(_identity(rules))
+    previous = earlier_verdicts(folder, verdicts, inputs, judged) if settings.keep_earlier else ""
     asked = Question(
         scored=tuple(scored), rules=rules, settings=settings, folder=verdicts, previous=previous, engines=engines
     )
@@ -105,7 +107,7 @@ def compare_work(
         folders=(folder,),
         units=[Unit(inputs=references)],
         make_worker=partial(CompareWorker, asked),
-        parents={"inputs": inputs, "previous": previous},
+        parents={"inputs": inputs, "previous": previous, "rules": judged},
     )
 
 
@@ -114,24 +116,6 @@ def _identity(rules: Mapping[str, Rules]) -> dict[str, Any]:
     texts = {source: dict(one.texts) for source, one in rules.items()}
     first, *others = texts.values()
     return first if all(one == first for one in others) else texts
-
-
-def _previous(folders: tuple[StageDir, StageDir], inputs: str) -> str:
-    """Return the snapshot of `duplicates` whose kept samples win.
-
-    That is the one these very inputs were decided after (a decision made twice must be the same), else the newest.
-    """
-    followed = set()
-    for folder in folders:
-        found = {}
-        for name in snapshot_names(folder):
-            description = read_description(folder, name)
-            found[description["digest"]] = description["parents"]
-            if description["parents"]["inputs"] == inputs:
-                return str(description["parents"]["previous"])
-        followed |= {parents["previous"] for parents in found.values()}
-    heads = sorted(set(found) - followed)
-    return heads[0] if heads else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +135,21 @@ class Question:
 
     def parts(self) -> list[AskedPart]:
         """Pair every slice with the unit of the earlier snapshot that was made of the same samples, if there is one."""
-        known = {commit.inputs[0]: commit for commit in (self.before.commits if self.before else ())}
+        known = {_slice_of(commit): commit for commit in (self.before.commits if self.before else ())}
         return [
-            AskedPart(scored=part, folder=self.folder, before=known.get(part.references[0])) for part in self.scored
+            AskedPart(scored=part, folder=self.folder, before=known.get(slice_references(part)))
+            for part in self.scored
         ]
+
+
+def slice_references(part: Scored) -> tuple[InputRef, InputRef]:
+    """Return what a slice is known by from one decision to the next: its samples, and the source they are of."""
+    return part.references[0], InputRef(name="source", digest=digest_of(part.piece.source))
+
+
+def _slice_of(commit: Commit) -> tuple[InputRef, ...]:
+    """Return the same of a unit of `duplicates`."""
+    return commit.inputs[:2]
 
 
 class CompareWorker:

@@ -16,15 +16,19 @@ import polars as pl
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.harness import faults_in
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.preference import Preference
 from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.takedowns import Identifier
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.compare_kinds import EXACT, NEAR, TEXT, Stars, gathered
 from tokenmill.pipelines.parts import RayParts
 from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
+from tokenmill.pipelines.takedown import TakedownOptions, take_down
 from tokenmill.recipe import check_recipe
 
 COLUMNS = {"width_px": pl.Int32(), "height_px": pl.Int32(), "colourfulness": pl.Float32(), "monochrome": pl.Boolean()}
@@ -236,3 +240,91 @@ def test_vectors_are_laid_down_in_the_order_of_the_samples(tmp_path: Path) -> No
     values, there = gathered(iter(parts), where, 5, tmp_path / "vectors.npy")
     assert there.tolist() == [True, False, False, True, True]
     assert values.tolist() == [[2, 2], [3, 3], [1, 1]]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """One shard of two pictures; `a` has larger copies to come."""
+    (tmp_path / "data/scenes").mkdir(parents=True)
+    append(tmp_path, 0, {"a": 3, "b": 4})
+    return tmp_path
+
+
+def append(folder: Path, shard: int, seeds: Mapping[str, int | tuple[int, int]]) -> None:
+    write_shard(folder / f"data/scenes/{shard:02d}.tar", seeds)
+
+
+LARGER = {"big": (3, 128)}
+KEPT = {"big": ("near_duplicate", "scenes/a")}
+NO_VERDICT = {"filter.image.rules": {"resolution": "min_side_px >= 47"}}
+
+
+def test_better_copy_after_a_rule_that_changed_no_verdict_does_not_displace_what_was_kept(small: Path) -> None:
+    _ = make(small).select
+    _ = make(small, NO_VERDICT).select
+    append(small, 1, LARGER)
+    assert fates(make(small, NO_VERDICT)) == KEPT
+    append(small, 2, {"c": 5})
+    assert fates(make(small)) == KEPT  # back to the first rules: a decision of theirs, stored under the others
+    append(small, 3, {"bigger-c": (5, 128)})
+    assert fates(make(small)) == KEPT | {"bigger-c": ("near_duplicate", "scenes/c")}
+
+
+def test_verdicts_first_stored_under_other_rules_are_followed_by_the_rules_that_came_to_them_too(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, {"c": 5})
+    _ = make(small, NO_VERDICT).select
+    _ = make(small).select  # the same verdicts, so their snapshot tells of the other rules
+    append(small, 2, {"bigger-c": (5, 128)})
+    assert fates(make(small)) == {"bigger-c": ("near_duplicate", "scenes/c")}
+
+
+def test_run_killed_between_decision_and_verdicts_forgets_nothing_when_data_comes(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, {"c": 5})
+    _ = make(small).compare
+    append(small, 2, LARGER)
+    assert fates(make(small)) == KEPT
+
+
+def test_rule_that_was_tried_and_undone_leaves_no_trace(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, LARGER)
+    assert fates(make(small)) == KEPT
+    _ = make(small, {"filter.image.rules": {"resolution": "min_side_px >= 100"}}).select
+    assert fates(make(small)) == KEPT
+    append(small, 2, {"unrelated": 77})
+    assert fates(make(small)) == KEPT
+
+
+def test_rewrite_of_one_slice_forgets_nothing_of_the_others(small: Path) -> None:
+    append(small, 1, {"x": 5, "y": 6})
+    chain = make(small)
+    assert fates(chain) == {}
+    report = take_down(chain.recipe, [Identifier(kind="key", value="x")], TakedownOptions(rewrite=True))
+    assert report["samples"] == {"scenes": 1}
+    append(small, 2, LARGER)
+    assert fates(make(small)) == KEPT
+    assert faults_in(open_store(str(small / "root"))) == []
+
+
+def test_renamed_source_and_a_mirror_are_decided_again(small: Path) -> None:
+    append(small, 1, {"a2": 3})
+    assert [row[2] for row in verdicts(small, "one")] == [None, None, "one/a"]
+    assert [row[2] for row in verdicts(small, "two")] == [None, None, "two/a"]
+    first = verdicts(small, "one", "two")
+    assert [row[2] for row in first] == ["two/a", "two/b", "two/a", None, None, "two/a"]
+    append(small, 2, {"c": 5})
+    assert [row for row in verdicts(small, "one", "two") if row[1] != "c"] == first
+
+
+def verdicts(folder: Path, *sources: str) -> list[tuple[str, str, str | None]]:
+    """Return (source, key, what it is a copy of), the same shards being the data of all sources."""
+    wanted = {"filter.image.duplicates.max_distance": 4, "execution.unit_rows": 100}
+    value = tiny.recipe(folder / "data", str(folder / "root"), wanted, sources=["scenes"])
+    value["sources"] = dict.fromkeys(sources, value["sources"]["scenes"])
+    chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
+    found = chain.duplicates["image"]
+    rows = pl.concat([found.folder.read_rows(commit) for commit in found.commits])
+    assert set(rows["source"]) == set(sources)
+    return rows.select("source", "key", "duplicate_of").rows()
