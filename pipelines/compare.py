@@ -3,7 +3,7 @@
 One unit a state of the samples. It reads compact columns slice by slice, orders the samples by the survivor rule, lets
 one kind of copies after the other drop some, and stores the verdicts; `duplicates` then writes those slices whose
 verdicts changed. Reading and the search itself are mapped over parts, on the stage's pool or here; this process holds
-some 250 bytes a sample at its peak (10 million: 2.6 GB), and names only of samples that somebody is a copy of.
+the compact columns and keys of all samples, and names only of samples that somebody is a copy of.
 """
 
 from __future__ import annotations

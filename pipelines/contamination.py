@@ -179,9 +179,7 @@ def _known(one: EvaluationSet, read: Any) -> _Known:
 def _all_there(one: EvaluationSet, texts: Sequence[str | None]) -> list[str]:
     """Refuse to search for copies of what cannot be read: nothing would be found of it."""
     if None in texts:
-        raise RunError(
-            f"evaluation set {one.asked.name}: a text is not what was indexed any more; run ingest again"
-        )
+        raise RunError(f"evaluation set {one.asked.name}: a text is not what was indexed any more; run ingest again")
     return [text for text in texts if text is not None]
 
 

@@ -124,8 +124,6 @@ def read_sets(
         name: slices(snapshot, settings[name], max_rows=how.unit_rows, max_bytes=how.unit_bytes)
         for name, (snapshot,) in ingested.items()
     }
-    for name in (name for name, parts in pieces.items() if not parts):
-        log.warning("evaluation set %s: holds no good sample, so nothing is a copy of any", name)
     used = scorers_of_sets(sets, scoring)
     bare = scoring_pass(modality, [replace(spec, when="") for spec in scoring.specs if spec.name in used])
     works = {
@@ -134,7 +132,7 @@ def read_sets(
         if parts and bare.specs
     }
     scores = run(works)
-    return [
+    found = [
         EvaluationSet(
             asked=one,
             source=sources[one.name],
@@ -143,3 +141,11 @@ def read_sets(
         )
         for one in sets
     ]
+    for name in (one.asked.name for one in found if not any(map(_num_good, one.scored))):
+        log.warning("evaluation set %s: holds no good sample, so nothing is a copy of one", name)
+    return found
+
+
+def _num_good(part: Scored) -> int:
+    """Count the samples of a slice that no scorer failed for, at least."""
+    return part.piece.num_rows - max((sum(commit.counts.failed.values()) for _, commit in part.scores), default=0)

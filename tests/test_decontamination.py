@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests import tiny
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.contamination import WordSequences, equal
 from tokenmill.filters.stars import NOBODY
 from tokenmill.manifests.archive import ArchiveWriter
@@ -212,3 +212,21 @@ def named_copies(folder: Path) -> set[str]:
     """Return what any table under the root names as what a sample is a copy of."""
     tables = [pl.read_parquet(path) for path in (folder / "root").rglob("*.parquet") if "takedowns" not in path.parts]
     return {of for table in tables if "duplicate_of" in table.columns for of in table["duplicate_of"].drop_nulls()}
+
+
+def test_evaluation_set_without_a_good_sample_warns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (folder / "exam").iterdir():
+        path.write_bytes(b"")
+    assert "contaminated" not in make(folder).select["scenes"].counts.dropped
+    assert "evaluation set exam: holds no good sample" in caplog.text
+
+
+def test_evaluation_text_that_changed_since_it_was_indexed_ends_the_run(folder: Path) -> None:
+    path = folder / "quiz/questions.jsonl"
+    path.write_text(json.dumps({"id": "q1", "text": PASSAGE}) + "\n")
+    quiz = {"name": "quiz", "kind": "jsonl", "url": str(folder / "quiz"), "ngram": 13}
+    chain = make(folder, {"filter.text.decontaminate": [quiz]})
+    _ = chain.evaluation_sets
+    path.write_text(json.dumps({"id": "q1", "text": PASSAGE.upper()}) + "\n")
+    with pytest.raises(RunError, match="evaluation set quiz: a text is not what was indexed any more"):
+        _ = chain.decontaminate

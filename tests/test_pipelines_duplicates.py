@@ -25,7 +25,9 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.takedowns import Identifier
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
-from tokenmill.pipelines.compare_kinds import EXACT, NEAR, TEXT, Stars, gathered
+from tokenmill.pipelines.compare import moved
+from tokenmill.pipelines.compare_kinds import EXACT, NEAR, SEMANTIC, TEXT, Stars, gathered
+from tokenmill.pipelines.compare_read import matrix
 from tokenmill.pipelines.parts import RayParts
 from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
 from tokenmill.pipelines.takedown import TakedownOptions, take_down
@@ -328,3 +330,102 @@ def verdicts(folder: Path, *sources: str) -> list[tuple[str, str, str | None]]:
     rows = pl.concat([found.folder.read_rows(commit) for commit in found.commits])
     assert set(rows["source"]) == set(sources)
     return rows.select("source", "key", "duplicate_of").rows()
+
+
+def test_keys_that_every_shard_repeats_are_told_apart_by_their_shard(small: Path) -> None:
+    write_shard(small / "data/scenes/00.tar", {"0000": 3, "0001": 4})
+    append(small, 1, {"0000": 5, "0001": 3, "once": 6})
+    append(small, 2, {"0000": 5, "0002": 6})
+    rows = verdicts(small, "scenes")
+    assert [(key, of) for _, key, of in rows if of] == [
+        ("0001", "scenes/00.tar/0000"),
+        ("once", "scenes/0002"),
+        ("0000", "scenes/01.tar/0000"),
+    ]
+
+
+def test_sample_of_a_new_slice_is_known_by_shard_and_key_or_by_a_key_that_is_but_once() -> None:
+    kept = pl.DataFrame({"source": ["s"] * 3, "shard": ["1", "2", "2"], "key": ["0", "0", "once"]})
+    rows = [(0, "s", "1", "0", True), (1, "s", "3", "0", True), (2, "s", "9", "once", False), (3, "t", "1", "0", False)]
+    candidates = pl.DataFrame(rows, schema=["sample", "source", "shard", "key", "repeated"], orient="row")
+    assert sorted(moved(candidates, kept)) == [0, 2]
+
+
+def test_meaning_drops_nothing_that_was_kept_before() -> None:
+    stars = Stars(4, kept_before=2)
+    stars.drop(SEMANTIC, stars.left, np.array([0, 0, 0, 3]))
+    assert stars.left.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series("v", [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]], dtype=pl.List(pl.Float32)),
+        pl.Series("v", [b"\0\0\0\0", b"\0\0" * 6], dtype=pl.Binary),
+        pl.Series("v", [b"\0\0\0", b"\0\0\0"], dtype=pl.Binary),
+    ],
+)
+def test_vectors_of_different_length_are_refused_by_column_and_slice(values: pl.Series) -> None:
+    with pytest.raises(RunError, match=r"scenes, 00\.tar: .* of v differ in length"):
+        matrix(values, "scenes, 00.tar")
+
+
+@pytest.mark.parametrize("kind", ["semantic", "text"])
+def test_kind_of_copies_over_a_column_of_another_kind_is_refused_before_anything_runs(small: Path, kind: str) -> None:
+    with pytest.raises(RecipeError, match=rf"duplicates\.{kind}: width_px holds Int32, not"):
+        make(small, {"filter.image.duplicates": {kind: {"column": "width_px"}}})
+    assert not (small / "root").exists()
+
+
+def test_scorer_that_nothing_reads_takes_no_decision_again(small: Path) -> None:
+    _ = make(small).duplicates
+    before = records(small)
+    more = {"resolution": {}, "colourfulness": {}, "perceptual_hash": {"when": "min_side_px >= 48"}, "sharpness": {}}
+    _ = make(small, {"filter.image.scorers": more}).duplicates
+    assert records(small) - before == {"score": 1}
+
+
+def test_three_shards_appended_to_twenty_and_one_inserted_run_themselves_alone(tmp_path: Path) -> None:
+    (tmp_path / "data/scenes").mkdir(parents=True)
+    for shard in range(20):
+        append(tmp_path, shard, {f"{shard}-0": 100 + shard})
+    few = {
+        "filter.image": {"scorers": {"resolution": {}}, "rules": {}, "duplicates": {"exact": True}},
+        "tokenize.image.max_area": 1024,
+    }
+    _ = make(tmp_path, few).tokenize
+    before = records(tmp_path)
+    for shard in (20, 21, 22):
+        append(tmp_path, shard, {f"{shard}-0": 200 + shard})
+    write_shard(tmp_path / "data/scenes/09b.tar", {"9b-0": 400, "9b-1": 100})  # a copy of what stands in another shard
+    chain = make(tmp_path, few)
+    _ = chain.tokenize
+    added = records(tmp_path) - before
+    own = dict.fromkeys(("ingest", "score", "duplicates", "select", "caption", "tokenize"), 4)
+    assert added == own | {"compare": 1}
+    assert fates(chain)["9b-1"] == ("exact_duplicate", "scenes/0-0")
+
+
+def test_threshold_of_one_source_touches_no_file_of_another(small: Path) -> None:
+    (small / "data/photos").mkdir()
+    (small / "data/photos/p.png").write_bytes(tiny.picture(8))
+    (small / "data/photos/small.png").write_bytes(tiny.picture(9, 48))
+    stages = ("ingest", "score", "select", "caption", "tokenize")
+
+    def run(changes: Mapping[str, Any]) -> Chain:
+        few = {"tokenize.image.max_area": 1024, "filter.image.duplicates.max_distance": 4}
+        value = tiny.recipe(small / "data", str(small / "root"), few | dict(changes), sources=["scenes", "photos"])
+        chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
+        _ = chain.tokenize
+        return chain
+
+    def files() -> dict[str, int]:
+        paths = [path for stage in stages for path in (small / "root" / stage / "scenes").rglob("*")]
+        return {str(p): p.stat().st_mtime_ns for p in paths if p.is_file() and "logs" not in p.parts}
+
+    first, before = run({}), files()
+    own = {"photos": {"rules": {"resolution": "min_side_px >= 60"}}}
+    second = run({"filter.image.sources": own})
+    assert files() == before
+    assert second.select["photos"].counts.kept == first.select["photos"].counts.kept - 1
+    assert second.tokenize["scenes"].digest == first.tokenize["scenes"].digest
