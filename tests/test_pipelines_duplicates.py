@@ -301,12 +301,14 @@ def test_rule_that_was_tried_and_undone_leaves_no_trace(small: Path) -> None:
 
 def test_rewrite_of_one_slice_forgets_nothing_of_the_others(small: Path) -> None:
     append(small, 1, {"x": 5, "y": 6})
+    _ = make(small).select
+    append(small, 2, {"c": 7})
     chain = make(small)
     assert fates(chain) == {}
     report = take_down(chain.recipe, [Identifier(kind="key", value="x")], TakedownOptions(rewrite=True))
     assert report["samples"] == {"scenes": 1}
-    append(small, 2, LARGER)
-    assert fates(make(small)) == KEPT
+    append(small, 3, LARGER | {"bigger-c": (7, 128)})
+    assert fates(make(small)) == KEPT | {"bigger-c": ("near_duplicate", "scenes/c")}
     assert faults_in(open_store(str(small / "root"))) == []
 
 
