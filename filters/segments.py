@@ -9,6 +9,7 @@ they share. The price: with S segments, S²/2 comparisons of a segment with anot
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ class Segments:
         """Write columns, each as a whole or not at all."""
         for name, column in columns.items():
             path = self._path(kind, segment, name)
-            partial = path.with_suffix(f".{os.getpid()}.part")
+            partial = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.part")
             with partial.open("wb") as file:
                 np.save(file, column, allow_pickle=False)
             partial.replace(path)

@@ -47,8 +47,10 @@ class AnnotatedSlice:
         frame = self.part.verdict_table(columns).with_columns(source)
         index = [name for name in columns if name not in frame.columns and name not in VERDICTS]
         if index:
-            rows = self.part.piece.read()
-            frame = _beside(frame, rows.select("key", *(name for name in index if name in rows.columns)))
+            piece = self.part.piece
+            known = open_rows(piece.folder, piece.commit).columns
+            wanted = ["key", *(name for name in index if name in known)]
+            frame = _beside(frame, piece.read(wanted).select(wanted))
         if self.verdicts is not None and VERDICTS.keys() & columns:
             table = open_rows(*self.verdicts)
             wanted = [name for name in VERDICTS if name in columns and name in table.columns]
@@ -69,13 +71,14 @@ class _Annotations:
     ) -> Iterator[pl.DataFrame]:
         wanted = list(self._schema) if with_columns is None else with_columns
         used = list(dict.fromkeys([*wanted, *(predicate.meta.root_names() if predicate is not None else ())]))
-        left = n_rows
+        left = n_rows  # rows before the predicate: what polars asks of a source is a LIMIT below a WHERE
         try:
             for frame in self._read(used):
-                found = (frame if predicate is None else frame.filter(predicate)).select(wanted)
-                yield found if left is None else found.head(left)
-                left = None if left is None else left - found.height
-                if left is not None and left <= 0:
+                if left is not None:
+                    frame = frame.head(left)
+                    left -= frame.height
+                yield (frame if predicate is None else frame.filter(predicate)).select(wanted)
+                if left == 0:
                     return
         except Exception as error:
             self.error = error

@@ -21,7 +21,7 @@ from tokenmill.pipelines import recipe_sections as sections
 from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
-from tokenmill.pipelines.compare_settings import duplicate_settings
+from tokenmill.pipelines.compare_settings import duplicate_settings, scorers_compared
 from tokenmill.pipelines.contamination import decontaminate_work, with_contaminated
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
@@ -45,18 +45,9 @@ from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 
 K = TypeVar("K")
 STAGES = (
-    "ingest",
-    "split",
-    "score",
-    "takedown",
-    "decontaminate",
-    "compare",
-    "duplicates",
-    "select",
-    "caption",
-    "tokenize",
+    "ingest", "split", "score", "takedown", "decontaminate", "compare", "duplicates", "select", "caption", "tokenize",
     "plan",
-)
+)  # fmt: skip
 MODALITIES = ("image", "video", "text")
 
 
@@ -297,7 +288,10 @@ class Chain:
         return {name: self.rules_of[name] for name in self.sources_of(modality)}
 
     def _judged_of(self, modality: str) -> list[Scored]:
-        return [part for name in self.sources_of(modality) for part in self.judged[name]]
+        """Return the slices of a modality as a comparison sees them: a scorer it does not read decides nothing anew."""
+        settings, scorers = self.duplicate_settings[modality], self.passes[modality].scorers
+        seen = scorers_compared(settings, self._rules_in(modality), scorers)
+        return [part.seen_by(seen) for name in self.sources_of(modality) for part in self.judged[name]]
 
     @cached_property
     def select(self) -> dict[str, Snapshot]:

@@ -3,7 +3,7 @@
 One unit a state of the samples. It reads compact columns slice by slice, orders the samples by the survivor rule, lets
 one kind of copies after the other drop some, and stores the verdicts; `duplicates` then writes those slices whose
 verdicts changed. Reading and the search itself are mapped over parts, on the stage's pool or here; this process holds
-some 250 bytes a sample at its peak (10 million: 2.6 GB), and names only of samples that somebody is a copy of.
+the compact columns and keys of all samples, and names only of samples that somebody is a copy of.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tokenmill.filters.preference import Preference
 from tokenmill.filters.rules import Rules
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.records import InputRef
-from tokenmill.manifests.snapshots import Snapshot, read_description, read_snapshot, snapshot_names
+from tokenmill.manifests.records import Commit, InputRef
+from tokenmill.manifests.snapshots import Snapshot, read_snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.compare_engines import Engines
@@ -40,6 +40,7 @@ from tokenmill.pipelines.compare_kinds import (
     gathered,
 )
 from tokenmill.pipelines.compare_read import PHASH, AskedPart, Comparable, KeptNames, Rows, Values, names
+from tokenmill.pipelines.earlier_verdicts import earlier_verdicts
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.scored import Scored
 from tokenmill.pipelines.verdicts import Verdicts, publish_verdicts
@@ -94,8 +95,9 @@ def compare_work(
     `rules` are those of each source; `verdicts` is the folder of stage `duplicates`.
     """
     folder = StageDir(store=store, source=modality, config=settings.config("compare", VERSION, SCHEMA))
-    inputs = digest_of([[r.to_json() for r in part.references] for part in scored] + [_identity(rules)])
-    previous = _previous((folder, verdicts), inputs) if settings.keep_earlier else ""
+    samples = [[part.piece.source, *(r.to_json() for r in part.references)] for part in scored]
+    inputs, judged = digest_of([*samples, _identity(rules)]), digest_of(_identity(rules))
+    previous = earlier_verdicts(folder, verdicts, inputs, judged) if settings.keep_earlier else ""
     asked = Question(
         scored=tuple(scored), rules=rules, settings=settings, folder=verdicts, previous=previous, engines=engines
     )
@@ -105,7 +107,7 @@ def compare_work(
         folders=(folder,),
         units=[Unit(inputs=references)],
         make_worker=partial(CompareWorker, asked),
-        parents={"inputs": inputs, "previous": previous},
+        parents={"inputs": inputs, "previous": previous, "rules": judged},
     )
 
 
@@ -114,24 +116,6 @@ def _identity(rules: Mapping[str, Rules]) -> dict[str, Any]:
     texts = {source: dict(one.texts) for source, one in rules.items()}
     first, *others = texts.values()
     return first if all(one == first for one in others) else texts
-
-
-def _previous(folders: tuple[StageDir, StageDir], inputs: str) -> str:
-    """Return the snapshot of `duplicates` whose kept samples win.
-
-    That is the one these very inputs were decided after (a decision made twice must be the same), else the newest.
-    """
-    followed = set()
-    for folder in folders:
-        found = {}
-        for name in snapshot_names(folder):
-            description = read_description(folder, name)
-            found[description["digest"]] = description["parents"]
-            if description["parents"]["inputs"] == inputs:
-                return str(description["parents"]["previous"])
-        followed |= {parents["previous"] for parents in found.values()}
-    heads = sorted(set(found) - followed)
-    return heads[0] if heads else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +135,20 @@ class Question:
 
     def parts(self) -> list[AskedPart]:
         """Pair every slice with the unit of the earlier snapshot that was made of the same samples, if there is one."""
-        known = {commit.inputs[0]: commit for commit in (self.before.commits if self.before else ())}
+        known = {_slice_of(commit): commit for commit in (self.before.commits if self.before else ())}
         return [
-            AskedPart(scored=part, folder=self.folder, before=known.get(part.references[0])) for part in self.scored
+            AskedPart(scored=part, folder=self.folder, before=known.get(slice_references(part))) for part in self.scored
         ]
+
+
+def slice_references(part: Scored) -> tuple[InputRef, InputRef]:
+    """Return what a slice is known by from one decision to the next: its samples, and the source they are of."""
+    return part.references[0], InputRef(name="source", digest=digest_of(part.piece.source))
+
+
+def _slice_of(commit: Commit) -> tuple[InputRef, ...]:
+    """Return the same of a unit of `duplicates`."""
+    return commit.inputs[:2]
 
 
 class CompareWorker:
@@ -180,15 +174,16 @@ def decide(question: Question) -> Verdicts:
     """Return who is dropped, why and for whom."""
     compared, starts = _compared(question)
     rows = compared["row"].to_numpy()
-    order = _order(compared, question, starts)
+    order, kept_before = _order(compared, question, starts), int(compared["kept_before"].sum())
+    repeated = _repeated(compared["key"], question, starts)
     columns = compared.select(pl.selectors.starts_with("digest_") | pl.selectors.by_name(PHASH, require_all=False))
     del compared
-    dropped, of, kinds = _stars(question, columns, order, starts, rows).settled()
+    dropped, of, kinds = _stars(question, columns, order, starts, rows, kept_before).settled()
     table = pl.DataFrame(
         {
             "sample": order[dropped],
             "reason": pl.Series(REASONS).gather(kinds - 1) if len(kinds) else pl.Series([], dtype=pl.String),
-            "of": _names(question, order[of], starts, rows),
+            "of": _names(question, order[of], starts, rows, repeated),
         }
     )
     slices = [(part.piece.source, part.piece.commit.inputs[0].name) for part in question.scored]
@@ -223,37 +218,71 @@ def _with_moved(
     if not gone or not new:
         return compared
     kept = pl.concat(list(question.engines.map_parts(KeptNames(folder=question.folder), gone)))
-    sources = pl.Series([part.scored.piece.source for part in parts])
-    sizes = np.diff(starts)
-    of_part = np.repeat(np.arange(len(parts)), sizes)
-    is_new = np.isin(of_part, new)
-    candidates = compared.select("key").with_columns(source=sources.gather(of_part)).with_row_index("sample")
-    moved = candidates.filter(pl.Series(is_new)).join(kept, on=["source", "key"], how="semi")["sample"]
+    pieces = [part.scored.piece for part in parts]
+    of_part = np.repeat(np.arange(len(parts)), np.diff(starts))
+    candidates = (
+        compared.select("key")
+        .with_columns(
+            source=pl.Series([piece.source for piece in pieces]).gather(of_part),
+            shard=pl.Series([piece.commit.inputs[0].name for piece in pieces]).gather(of_part),
+            repeated=pl.Series(_repeated(compared["key"], question, starts)),
+        )
+        .with_row_index("sample")
+        .filter(pl.Series(np.isin(of_part, new)))
+    )
     flags = compared["kept_before"].to_numpy().copy()
-    flags[moved.to_numpy()] = True
+    flags[moved(candidates, kept).to_numpy()] = True
     return compared.with_columns(kept_before=pl.Series(flags))
 
 
-def _order(compared: pl.DataFrame, question: Question, starts: NDArray[np.int64]) -> Positions:
-    """Return the samples in order of preference: kept before, the survivor rule, then source and key."""
+def moved(candidates: pl.DataFrame, kept: pl.DataFrame) -> pl.Series:
+    """Return `sample` of those candidates that were kept: of the same shard and key, or of a key that is but once."""
+    once = kept.filter(~pl.struct("source", "key").is_duplicated())
+    found = (
+        candidates.join(kept, on=["source", "shard", "key"], how="semi"),
+        candidates.filter(~pl.col("repeated")).join(once, on=["source", "key"], how="semi"),
+    )
+    return pl.concat(found)["sample"].unique()
+
+
+def _source_numbers(question: Question, starts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the place of each sample's source among the sources."""
     sources = [part.piece.source for part in question.scored]
     rank = {source: number for number, source in enumerate(sorted(set(sources)))}
-    ranks = np.repeat(np.array([rank[source] for source in sources], np.uint32), np.diff(starts))
+    return np.repeat(np.array([rank[source] for source in sources], np.uint32), np.diff(starts))
+
+
+def _repeated(keys: pl.Series, question: Question, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Say of each sample whether another one of its source has its key, as where each shard counts from 0."""
+    table = pl.DataFrame({"source": _source_numbers(question, starts), "key": keys.hash(seed=0)})
+    return table.is_duplicated().to_numpy()
+
+
+def _order(compared: pl.DataFrame, question: Question, starts: NDArray[np.int64]) -> Positions:
+    """Return the samples in order of preference: kept before, the survivor rule, then source, key and place."""
     preference = question.settings.preference
-    by = ["kept_before", *preference.names, "source", "key"]
+    by = ["kept_before", *preference.names, "source", "key", "sample"]
+    sources = pl.Series("source", _source_numbers(question, starts))
     return (
-        compared.select("kept_before", *preference.names, pl.Series("source", ranks), "key")
+        compared.select("kept_before", *preference.names, sources, "key")
         .with_row_index("sample")
-        .sort(by, descending=[True, *preference.descending, False, False], nulls_last=True)["sample"]
+        .sort(by, descending=[True, *preference.descending, False, False, False], nulls_last=True)["sample"]
         .to_numpy()
         .astype(np.int64)
     )
 
 
-def _stars(question: Question, columns: pl.DataFrame, order: Positions, starts: NDArray[np.int64], rows: Rows) -> Stars:
-    """Let one kind after the other drop copies; positions are places in `order`."""
+def _stars(
+    question: Question,
+    columns: pl.DataFrame,
+    order: Positions,
+    starts: NDArray[np.int64],
+    rows: Rows,
+    kept_before: int,
+) -> Stars:
+    """Let one kind after the other drop copies; positions are places in `order`, whose first were kept before."""
     settings = question.settings
-    stars = Stars(len(order))
+    stars = Stars(len(order), kept_before)
     if settings.exact:
         high, low = columns["digest_high"].gather(order), columns["digest_low"].gather(order)
         stars.drop(EXACT, np.arange(len(order)), equal_leaders(high, low))
@@ -295,11 +324,16 @@ def _values(
     return gathered(iter(found), where, len(samples), place / f"{column}.npy")
 
 
-def _names(question: Question, samples: Positions, starts: NDArray[np.int64], rows: Rows) -> pl.Series:
+def _names(
+    question: Question, samples: Positions, starts: NDArray[np.int64], rows: Rows, repeated: NDArray[np.bool_]
+) -> pl.Series:
     """Return the names of samples, reading each slice that holds one of them once."""
     unique, inverse = np.unique(samples, return_inverse=True)
-    numbers, asked, _ = _by_part(unique, starts, rows)
-    parts = [(question.scored[number], some) for number, some in zip(numbers, asked, strict=True)]
+    numbers, asked, where = _by_part(unique, starts, rows)
+    parts = [
+        (question.scored[number], some, repeated[unique[places]])
+        for number, some, places in zip(numbers, asked, where, strict=True)
+    ]
     found = list(question.engines.map_parts(names, parts))
     whole = pl.concat(found) if found else pl.Series([], dtype=pl.String)
     return whole.gather(inverse)

@@ -59,7 +59,10 @@ class Engines:
 
         if not len(vectors):
             return np.empty(0, np.int64)
-        return vector_leaders(vectors, min_cosine=min_cosine, map_parts=self.map_files, workspace=folder)
+        threads = available_cpus()
+        return vector_leaders(
+            vectors, min_cosine=min_cosine, map_parts=self.map_files, workspace=folder, threads=threads
+        )
 
     def near_texts(self, signatures: NDArray[Any], min_jaccard: float, folder: Path) -> Positions:
         """Return the leader of each MinHash signature, in order of preference."""

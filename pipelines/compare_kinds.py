@@ -33,9 +33,14 @@ class ColumnAtLeast:
 
 
 class Stars:
-    """Who stands for whom among samples in order of preference, kind after kind."""
+    """Who stands for whom among samples in order of preference, kind after kind.
 
-    def __init__(self, number: int) -> None:
+    The first `kept_before` of them were kept by an earlier decision. Which pairs of vectors are compared depends on
+    cells that are trained on the data at hand, so two of them may be found near only now: no meaning drops them.
+    """
+
+    def __init__(self, number: int, kept_before: int = 0) -> None:
+        self._kept_before = kept_before
         self._of = np.arange(number)
         self._kind = np.zeros(number, np.uint8)
 
@@ -47,6 +52,8 @@ class Stars:
     def drop(self, kind: int, positions: Positions, leaders: Positions) -> None:
         """Drop those of some left `positions` whose leader (an index into `positions`) is another one."""
         gone = leaders != np.arange(len(positions))
+        if kind == SEMANTIC:
+            gone &= positions >= self._kept_before
         self._of[positions[gone]] = positions[leaders[gone]]
         self._kind[positions[gone]] = kind
 

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tokenmill.errors import RunError
 from tokenmill.filters.preference import Preference
 from tokenmill.filters.rules import Rules
 from tokenmill.manifests.records import Commit
@@ -24,6 +25,7 @@ from tokenmill.pipelines.scored import Scored
 
 PHASH = "phash"
 _SHA256_HEX = 64
+_FLOAT16_BYTES = 2
 Rows = NDArray[np.uint32]
 
 
@@ -80,20 +82,23 @@ def kept_keys(folder: StageDir, commit: Commit) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class KeptNames:
-    """Reads the names of the samples that a unit of an earlier snapshot kept: `source` and `key`."""
+    """Reads the names of the samples that a unit of an earlier snapshot kept: `source`, `key` and `shard`."""
 
     folder: StageDir
 
     def __call__(self, commit: Commit) -> pl.DataFrame:
         rows = self.folder.read_rows(commit, ["source", "key", "drop_reason"])
-        return rows.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
+        kept = rows.filter(pl.col("drop_reason").is_null()).drop("drop_reason")
+        return kept.with_columns(shard=pl.lit(commit.inputs[0].name))
 
 
-def names(asked: tuple[Scored, Rows]) -> pl.Series:
-    """Return the names (`source/key`) of some rows of a slice."""
-    scored, rows = asked
-    keys = scored.piece.read(["key"])["key"].gather(rows)
-    return pl.DataFrame({"key": keys}).select(pl.concat_str(pl.lit(f"{scored.piece.source}/"), "key")).to_series()
+def names(asked: tuple[Scored, Rows, NDArray[np.bool_]]) -> pl.Series:
+    """Return the names of some rows of a slice: `source/key`, or `source/shard/key` where a source repeats the key."""
+    scored, rows, repeated = asked
+    source, shard = scored.piece.source, scored.piece.commit.inputs[0].name
+    table = pl.DataFrame({"key": scored.piece.read(["key"])["key"].gather(rows), "repeated": repeated})
+    start = pl.when("repeated").then(pl.lit(f"{source}/{shard}/")).otherwise(pl.lit(f"{source}/"))
+    return table.select(pl.concat_str(start, "key")).to_series()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,29 +109,33 @@ class Values:
 
     def __call__(self, asked: tuple[Scored, Rows]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         scored, rows = asked
-        return matrix(scored.verdict_table({self.column})[self.column].gather(rows))
+        piece = scored.piece
+        values = scored.verdict_table({self.column})[self.column].gather(rows)
+        return matrix(values, f"{piece.source}, {piece.commit.inputs[0].name}")
 
 
-def matrix(values: pl.Series) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def matrix(values: pl.Series, where: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return a column of equally long lists (or float16 in bytes) as an array without nulls, and where there is one.
 
     Raises:
-        ValueError: the lists differ in length.
+        RunError: the lists differ in length; it names `where` they are.
     """
     there = values.is_not_null().to_numpy()
     some = values.drop_nulls()
-    if values.dtype == pl.Binary:
-        return np.frombuffer(b"".join(some), np.float16).reshape(len(some), -1) if len(some) else _none(), there
     if not len(some):
-        return _none(), there
-    flat = some.explode().to_numpy()
-    if len(flat) % len(some):
-        raise ValueError(f"{values.name}: the samples have vectors of different length")
+        return np.empty((0, 0), np.float32), there
+    is_binary = values.dtype == pl.Binary
+    sizes = _sizes(some).unique()
+    if len(sizes) > 1 or (is_binary and sizes[0] % _FLOAT16_BYTES):
+        raise RunError(f"{where}: the samples' values of {values.name} differ in length and cannot be compared")
+    flat = np.frombuffer(b"".join(some), np.float16) if is_binary else some.explode().to_numpy()
     return flat.reshape(len(some), -1), there
 
 
-def _none() -> NDArray[Any]:
-    return np.empty((0, 0), np.float32)
+def _sizes(values: pl.Series) -> pl.Series:
+    if values.dtype == pl.Binary:
+        return values.bin.size()
+    return values.arr.len() if isinstance(values.dtype, pl.Array) else values.list.len()
 
 
 def _digests(sha256: pl.Series) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
 from tokenmill.filters.contamination import Found, WordSequences, equal
 from tokenmill.filters.stars import NOBODY
 from tokenmill.manifests.identity import digest_of, rows_digest
@@ -100,7 +100,7 @@ class DecontaminateWorker:
         part: Scored = job.unit.payload["part"]
         table = _compared(part, columns_of_sets([one.asked for one in self._sets]))
         copies: list[str | None] = [None] * table.height
-        texts = self._texts(part) if any(one.asked.ngram for one in self._sets) else []
+        texts = [text or "" for text in self._texts(part)] if any(one.asked.ngram for one in self._sets) else []
         for known in self._known:
             for row, of in known.copies(table, texts):
                 copies[row] = copies[row] or of
@@ -115,13 +115,13 @@ class DecontaminateWorker:
         output = UnitOutput(rows=rows, counts=counts, digests={"excluded": rows_digest(excluded)})
         return JobResult(commits=(publish(job, target, output),), seconds={"match": time.perf_counter() - started})
 
-    def _texts(self, part: Scored) -> list[str]:
-        """Return the texts of a slice, in order; empty where one cannot be read any more."""
+    def _texts(self, part: Scored) -> list[str | None]:
+        """Return the texts of a slice, in order; None where one cannot be read any more."""
         piece = part.piece
         if piece.source not in self._readers:
             self._readers[piece.source] = SampleReader(piece.source, piece.settings, self._limits)
         found = self._readers[piece.source].texts(piece, piece.read())
-        return ["" if isinstance(text, SampleError) else text for text in found]
+        return [None if isinstance(text, SampleError) else text for text in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,8 @@ class _Known:
 
     def _near(self, compare: Callable[[Any, Any], Found], table: pl.DataFrame, column: str) -> Found:
         """Compare the samples that have a value with the evaluation samples that have one."""
-        some, there = _array(table[column])
-        known, known_there = _array(self.table[column])
+        some, there = _array(table[column], "a slice to decontaminate")
+        known, known_there = _array(self.table[column], f"evaluation set {self.asked.name}")
         found = np.full(table.height, NOBODY)
         if len(some) and len(known):
             found[there] = np.append(np.flatnonzero(known_there), NOBODY)[compare(some, known)]
@@ -171,9 +171,16 @@ def _known(one: EvaluationSet, read: Any) -> _Known:
     names = table.select(pl.concat_str(pl.lit(f"{one.asked.name}/"), "key")).to_series()
     sequences = None
     if one.asked.ngram is not None:
-        texts = [text for part in one.scored for text in read(part)]
+        texts = [text for part in one.scored for text in _all_there(one, read(part))]
         sequences = WordSequences(texts, one.asked.ngram)
     return _Known(asked=one.asked, names=names, table=table, sequences=sequences)
+
+
+def _all_there(one: EvaluationSet, texts: Sequence[str | None]) -> list[str]:
+    """Refuse to search for copies of what cannot be read: nothing would be found of it."""
+    if None in texts:
+        raise RunError(f"evaluation set {one.asked.name}: a text is not what was indexed any more; run ingest again")
+    return [text for text in texts if text is not None]
 
 
 def _compared(part: Scored, columns: frozenset[str]) -> pl.DataFrame:
@@ -181,8 +188,8 @@ def _compared(part: Scored, columns: frozenset[str]) -> pl.DataFrame:
     return part.verdict_table(columns).hstack([part.piece.read(["sha256"])["sha256"]])
 
 
-def _array(values: pl.Series) -> tuple[Any, Any]:
+def _array(values: pl.Series, where: str) -> tuple[Any, Any]:
     if values.dtype.is_nested() or values.dtype == pl.Binary:
-        return matrix(values)
+        return matrix(values, where)
     there = values.is_not_null().to_numpy()
     return values.drop_nulls().to_numpy(), there

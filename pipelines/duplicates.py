@@ -18,7 +18,7 @@ from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.manifests.storage import Store
-from tokenmill.pipelines.compare import DuplicateSettings
+from tokenmill.pipelines.compare import DuplicateSettings, slice_references
 from tokenmill.pipelines.compare_read import passing
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.scored import Scored
@@ -43,13 +43,13 @@ def duplicates_work(
     for part, about in zip(scored, decision.parts().iter_rows(named=True), strict=True):
         verdicts = InputRef(name="verdicts", digest=about["verdicts"])
         payload = {"scored": part, "part": about["part"], "table": about["table"]}
-        units.append(Unit(inputs=(part.references[0], verdicts), payload=payload))
+        units.append(Unit(inputs=(*slice_references(part), verdicts), payload=payload))
     return StageWork(
         title=f"duplicates {folder.source}",
         folders=(folder,),
         units=units,
         make_worker=partial(DuplicatesWorker, decision, rules),
-        parents={"compare": compared.digest, **{name: compared.parents[name] for name in ("inputs", "previous")}},
+        parents={"compare": compared.digest, **compared.parents},
     )
 
 

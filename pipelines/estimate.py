@@ -28,8 +28,8 @@ from tokenmill.pipelines.pools import stage_pool
 from tokenmill.recipe import Recipe
 
 log = logging.getLogger(__name__)
-STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize")
-_IN_THE_DRIVER = ("duplicates", "select", "caption")
+STAGES = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "select", "caption", "tokenize")
+_IN_THE_DRIVER = ("compare", "duplicates", "select", "caption")
 T = TypeVar("T")
 
 

@@ -6,6 +6,7 @@ are scored without gates: a small picture is worth recognising, too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,7 @@ from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.compare_read import PHASH
-from tokenmill.pipelines.compare_settings import need
+from tokenmill.pipelines.compare_settings import need, need_signatures, need_vectors
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
@@ -28,6 +29,7 @@ from tokenmill.pipelines.scoring_pass import ScoringPass, scoring_pass
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.recipe import Decontaminate, Execution
 
+log = logging.getLogger(__name__)
 Run = Callable[[Mapping[str, StageWork]], Mapping[str, tuple[Snapshot, ...]]]
 
 
@@ -92,9 +94,9 @@ def check_sets(
         if asked.max_distance is not None:
             need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash")
         if asked.min_cosine is not None:
-            need(columns, asked.cosine_column, f"{where}.min_cosine", "add the scorer that gives it")
+            need_vectors(columns, asked.cosine_column, f"{where}.min_cosine")
         if asked.min_jaccard is not None:
-            need(columns, asked.jaccard_column, f"{where}.min_jaccard", "add the scorer that gives it")
+            need_signatures(columns, asked.jaccard_column, f"{where}.min_jaccard")
         found = open_source(f"filter.{modality}.decontaminate.{asked.name}", absolute(asked.source)).modality
         if found != modality:
             raise RecipeError(f"{where}: is of {found}, not of {modality}; see kind and modality")
@@ -130,7 +132,7 @@ def read_sets(
         if parts and bare.specs
     }
     scores = run(works)
-    return [
+    found = [
         EvaluationSet(
             asked=one,
             source=sources[one.name],
@@ -139,3 +141,11 @@ def read_sets(
         )
         for one in sets
     ]
+    for name in (one.asked.name for one in found if not any(map(_num_good, one.scored))):
+        log.warning("evaluation set %s: holds no good sample, so nothing is a copy of one", name)
+    return found
+
+
+def _num_good(part: Scored) -> int:
+    """Count the samples of a slice that no scorer failed for, at least."""
+    return part.piece.num_rows - max((sum(commit.counts.failed.values()) for _, commit in part.scores), default=0)

@@ -119,7 +119,7 @@ def _pairs(run: Run, table: SourceTable, reason: str, album: Album, originals: O
 def _kept_for(run: Run, row: Mapping[str, Any]) -> tuple[SourceTable, pl.DataFrame] | None:
     source, _, key = str(row["duplicate_of"]).partition("/")
     table = run.tables.get(source)
-    rows = table.find(key) if table is not None else None
+    rows = table.find(key) if table is not None else None  # no row where the name tells the shard of a repeated key
     return (table, rows) if table is not None and rows is not None and rows.height else None
 
 

@@ -79,6 +79,14 @@ class Scored:
         """Return the slice with the scores of some scorers alone."""
         return replace(self, scores=tuple(s for s in self.scores if _scorer(s[0]) in scorers))
 
+    def seen_by(self, scorers: Collection[str]) -> Scored:
+        """Return the slice with the scores of some scorers, and of another one only where it failed for a sample."""
+
+        def counts(folder: StageDir, commit: Commit) -> bool:
+            return _scorer(folder) in scorers or (bool(commit.counts.failed) and _scorer(folder) not in self.silent)
+
+        return replace(self, scores=tuple(one for one in self.scores if counts(*one)))
+
     def verdict_table(self, columns: Collection[str]) -> pl.DataFrame:
         """Return key, the first failure and some score columns of every sample, reading no more than that.
 

@@ -26,6 +26,8 @@ from tokenmill.manifests.records import Commit
 from tokenmill.manifests.stagedir import StageDir, parse_table
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import Takedowns
+from tokenmill.pipelines.chain import MODALITIES
+from tokenmill.pipelines.earlier_verdicts import keep_verdicts_without
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
 from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
@@ -38,6 +40,7 @@ _DERIVED = (
     "select",
     "duplicates",
     "compare",
+    "decontaminate",
     "takedown",
     "score",
     "split",
@@ -161,11 +164,18 @@ def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
             sources = rows["source"] if "source" in rows.columns else [folder.source] * rows.height
             if any(name in names for name in zip(sources, rows["key"], strict=True)):
                 return True
-        whole = {f"{source}/{key}" for source, key in names}
         for column in ("duplicate_of", "of"):  # `of`: the verdicts of stage compare
-            if column in rows.columns and any(name in whole for name in rows[column].drop_nulls()):
+            if column in rows.columns and any(_is_one_of(names, name) for name in rows[column].drop_nulls().unique()):
                 return True
     return False
+
+
+def _is_one_of(names: set[Name], copied: str) -> bool:
+    """Say whether what a row is a copy of is one of some samples: `source/key`, `source/shard/key` or `set/key`."""
+    source, _, rest = copied.partition("/")
+    parts = rest.split("/")
+    sources = (source, *(f"evaluation.{modality}.{source}" for modality in MODALITIES))
+    return any((one, "/".join(parts[n:])) in names for one in sources for n in range(len(parts)))
 
 
 def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewritten) -> None:
@@ -189,7 +199,10 @@ def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewr
 
 def _remove(folder: StageDir, doomed: list[Commit], others: list[Commit], done: Rewritten) -> None:
     if doomed:
-        delete_snapshots_naming(folder, {(commit.unit, commit.attempt) for commit in doomed})
+        records = {(commit.unit, commit.attempt) for commit in doomed}
+        if folder.config.stage == "duplicates":
+            keep_verdicts_without(folder, records)
+        delete_snapshots_naming(folder, records)
         delete_units(folder, doomed, others)
         done.records += len(doomed)
         fault_point("takedown:after-delete")

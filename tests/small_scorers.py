@@ -30,7 +30,7 @@ class ColourVectors:
     def score(self, batch: Sequence[Any]) -> Columns:
         found: list[list[float] | None] = []
         for image in batch:
-            pixels = np.asarray(image, np.float32)
+            pixels = image.rgb().astype(np.float32)
             rows, columns = (np.array_split(np.arange(side), 4) for side in pixels.shape[:2])
             tiles = np.concatenate([pixels[np.ix_(r, c)].mean(axis=(0, 1)) for r in rows for c in columns])
             found.append((tiles - tiles.mean()).tolist() if np.ptp(tiles) else None)

@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 from tests import tiny
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.contamination import WordSequences, equal
 from tokenmill.filters.stars import NOBODY
 from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.takedowns import Identifier
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.kept import GcOptions, collect
+from tokenmill.pipelines.takedown import TakedownOptions, take_down
 from tokenmill.recipe import check_recipe
 
 PASSAGE = "the quick brown fox jumps over the lazy dog while seven wizards quietly brew their potions at night"
@@ -194,3 +196,37 @@ def test_word_sequences_cross_no_border_between_texts() -> None:
     asked = ["ONE, two: three!", "zero one two", "three nine eight seven", "", "one two", "two three four five"]
     assert known.find(asked).tolist() == [0, NOBODY, 1, NOBODY, NOBODY, 0]
     assert WordSequences(["too short"], 3).find(asked).tolist() == [NOBODY] * 6
+
+
+def test_rewrite_leaves_no_name_of_an_evaluation_sample_that_is_taken_down(folder: Path) -> None:
+    chain = make(folder)
+    _ = chain.select
+    assert "exam/one.png" in named_copies(folder)
+    take_down(chain.recipe, [Identifier(kind="key", value="one.png")], TakedownOptions(rewrite=True))
+    left = named_copies(folder)
+    assert "exam/one.png" not in left
+    assert "exam/two.png" in left
+
+
+def named_copies(folder: Path) -> set[str]:
+    """Return what any table under the root names as what a sample is a copy of."""
+    tables = [pl.read_parquet(path) for path in (folder / "root").rglob("*.parquet") if "takedowns" not in path.parts]
+    return {of for table in tables if "duplicate_of" in table.columns for of in table["duplicate_of"].drop_nulls()}
+
+
+def test_evaluation_set_without_a_good_sample_warns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (folder / "exam").iterdir():
+        path.write_bytes(b"")
+    assert "contaminated" not in make(folder).select["scenes"].counts.dropped
+    assert "evaluation set exam: holds no good sample" in caplog.text
+
+
+def test_evaluation_text_that_changed_since_it_was_indexed_ends_the_run(folder: Path) -> None:
+    path = folder / "quiz/questions.jsonl"
+    path.write_text(json.dumps({"id": "q1", "text": PASSAGE}) + "\n")
+    quiz = {"name": "quiz", "kind": "jsonl", "url": str(folder / "quiz"), "ngram": 13}
+    chain = make(folder, {"filter.text.decontaminate": [quiz]})
+    _ = chain.evaluation_sets
+    path.write_text(json.dumps({"id": "q1", "text": PASSAGE.upper()}) + "\n")
+    with pytest.raises(RunError, match="evaluation set quiz: a text is not what was indexed any more"):
+        _ = chain.decontaminate

@@ -132,6 +132,7 @@ def test_rules_on_no_rows_give_no_reasons():
         ("language > 3", "language > 3"),
         ("aesthetic > avg(aesthetic)", "more than one row"),
         ("max(aesthetic) > 5", "more than one row"),
+        ("aesthetic IN (SELECT aesthetic)", "is no SQL expression"),
         ("count(*) > 5 AND is_monochrome", "more than one row"),
         ("aesthetic > quantile_cont(aesthetic, 0.5)", "more than one row"),
         ("sum(aesthetic) OVER (PARTITION BY language) > 5", "more than one row"),

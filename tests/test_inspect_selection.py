@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from tests import tiny
 
@@ -171,6 +172,22 @@ def test_sql_sees_scores_verdicts_and_index_of_all_sources(prepared: Path) -> No
     assert run_sql(chain, "SELECT key FROM image ORDER BY colourfulness DESC NULLS LAST LIMIT 3").height == 3
     both = run_sql(chain, "SELECT a.key FROM image AS a JOIN image AS b ON a.phash = b.phash WHERE a.key <> b.key")
     assert both.height == 2  # the copy among the scenes
+
+
+@pytest.mark.parametrize(
+    ("query", "same"),
+    [
+        ("SELECT key FROM (SELECT * FROM image LIMIT 4) t WHERE colourfulness > 0", slice(0, 4)),
+        ("SELECT key FROM image WHERE colourfulness > 0 LIMIT 4", None),
+    ],
+)
+def test_sql_with_a_limit_under_a_filter_counts_the_rows_before_it(
+    prepared: Path, query: str, same: slice | None
+) -> None:
+    chain = looking(prepared)
+    table = run_sql(chain, "SELECT key, colourfulness FROM image")
+    some = table if same is None else table[same]
+    assert run_sql(chain, query)["key"].to_list() == some.filter(pl.col("colourfulness") > 0)["key"].to_list()[:4]
 
 
 def test_sql_before_any_selection_has_scores_and_no_verdicts(prepared: Path) -> None:

@@ -16,15 +16,21 @@ import polars as pl
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.harness import faults_in
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.preference import Preference
 from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.takedowns import Identifier
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
-from tokenmill.pipelines.compare_kinds import EXACT, NEAR, TEXT, Stars, gathered
+from tokenmill.pipelines.compare import moved
+from tokenmill.pipelines.compare_kinds import EXACT, NEAR, SEMANTIC, TEXT, Stars, gathered
+from tokenmill.pipelines.compare_read import matrix
 from tokenmill.pipelines.parts import RayParts
 from tokenmill.pipelines.ray_cluster import RayPool, stop_ray
+from tokenmill.pipelines.takedown import TakedownOptions, take_down
 from tokenmill.recipe import check_recipe
 
 COLUMNS = {"width_px": pl.Int32(), "height_px": pl.Int32(), "colourfulness": pl.Float32(), "monochrome": pl.Boolean()}
@@ -236,3 +242,192 @@ def test_vectors_are_laid_down_in_the_order_of_the_samples(tmp_path: Path) -> No
     values, there = gathered(iter(parts), where, 5, tmp_path / "vectors.npy")
     assert there.tolist() == [True, False, False, True, True]
     assert values.tolist() == [[2, 2], [3, 3], [1, 1]]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """One shard of two pictures; `a` has larger copies to come."""
+    (tmp_path / "data/scenes").mkdir(parents=True)
+    append(tmp_path, 0, {"a": 3, "b": 4})
+    return tmp_path
+
+
+def append(folder: Path, shard: int, seeds: Mapping[str, int | tuple[int, int]]) -> None:
+    write_shard(folder / f"data/scenes/{shard:02d}.tar", seeds)
+
+
+LARGER = {"big": (3, 128)}
+KEPT = {"big": ("near_duplicate", "scenes/a")}
+NO_VERDICT = {"filter.image.rules": {"resolution": "min_side_px >= 47"}}
+
+
+def test_better_copy_after_a_rule_that_changed_no_verdict_does_not_displace_what_was_kept(small: Path) -> None:
+    _ = make(small).select
+    _ = make(small, NO_VERDICT).select
+    append(small, 1, LARGER)
+    assert fates(make(small, NO_VERDICT)) == KEPT
+    append(small, 2, {"c": 5})
+    assert fates(make(small)) == KEPT  # back to the first rules: a decision of theirs, stored under the others
+    append(small, 3, {"bigger-c": (5, 128)})
+    assert fates(make(small)) == KEPT | {"bigger-c": ("near_duplicate", "scenes/c")}
+
+
+def test_verdicts_first_stored_under_other_rules_are_followed_by_the_rules_that_came_to_them_too(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, {"c": 5})
+    _ = make(small, NO_VERDICT).select
+    _ = make(small).select  # the same verdicts, so their snapshot tells of the other rules
+    append(small, 2, {"bigger-c": (5, 128)})
+    assert fates(make(small)) == {"bigger-c": ("near_duplicate", "scenes/c")}
+
+
+def test_run_killed_between_decision_and_verdicts_forgets_nothing_when_data_comes(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, {"c": 5})
+    _ = make(small).compare
+    append(small, 2, LARGER)
+    assert fates(make(small)) == KEPT
+
+
+def test_rule_that_was_tried_and_undone_leaves_no_trace(small: Path) -> None:
+    _ = make(small).select
+    append(small, 1, LARGER)
+    assert fates(make(small)) == KEPT
+    _ = make(small, {"filter.image.rules": {"resolution": "min_side_px >= 100"}}).select
+    assert fates(make(small)) == KEPT
+    append(small, 2, {"unrelated": 77})
+    assert fates(make(small)) == KEPT
+
+
+def test_rewrite_of_one_slice_forgets_nothing_of_the_others(small: Path) -> None:
+    append(small, 1, {"x": 5, "y": 6})
+    _ = make(small).select
+    append(small, 2, {"c": 7})
+    chain = make(small)
+    assert fates(chain) == {}
+    report = take_down(chain.recipe, [Identifier(kind="key", value="x")], TakedownOptions(rewrite=True))
+    assert report["samples"] == {"scenes": 1}
+    append(small, 3, LARGER | {"bigger-c": (7, 128)})
+    assert fates(make(small)) == KEPT | {"bigger-c": ("near_duplicate", "scenes/c")}
+    assert faults_in(open_store(str(small / "root"))) == []
+
+
+def test_renamed_source_and_a_mirror_are_decided_again(small: Path) -> None:
+    append(small, 1, {"a2": 3})
+    assert [row[2] for row in verdicts(small, "one")] == [None, None, "one/a"]
+    assert [row[2] for row in verdicts(small, "two")] == [None, None, "two/a"]
+    first = verdicts(small, "one", "two")
+    assert [row[2] for row in first] == ["two/a", "two/b", "two/a", None, None, "two/a"]
+    append(small, 2, {"c": 5})
+    assert [row for row in verdicts(small, "one", "two") if row[1] != "c"] == first
+
+
+def verdicts(folder: Path, *sources: str) -> list[tuple[str, str, str | None]]:
+    """Return (source, key, what it is a copy of), the same shards being the data of all sources."""
+    wanted = {"filter.image.duplicates.max_distance": 4, "execution.unit_rows": 100}
+    value = tiny.recipe(folder / "data", str(folder / "root"), wanted, sources=["scenes"])
+    value["sources"] = dict.fromkeys(sources, value["sources"]["scenes"])
+    chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
+    found = chain.duplicates["image"]
+    rows = pl.concat([found.folder.read_rows(commit) for commit in found.commits])
+    assert set(rows["source"]) == set(sources)
+    return rows.select("source", "key", "duplicate_of").rows()
+
+
+def test_keys_that_every_shard_repeats_are_told_apart_by_their_shard(small: Path) -> None:
+    write_shard(small / "data/scenes/00.tar", {"0000": 3, "0001": 4})
+    append(small, 1, {"0000": 5, "0001": 3, "once": 6})
+    append(small, 2, {"0000": 5, "0002": 6})
+    rows = verdicts(small, "scenes")
+    assert [(key, of) for _, key, of in rows if of] == [
+        ("0001", "scenes/00.tar/0000"),
+        ("once", "scenes/0002"),
+        ("0000", "scenes/01.tar/0000"),
+    ]
+
+
+def test_sample_of_a_new_slice_is_known_by_shard_and_key_or_by_a_key_that_is_but_once() -> None:
+    kept = pl.DataFrame({"source": ["s"] * 3, "shard": ["1", "2", "2"], "key": ["0", "0", "once"]})
+    rows = [(0, "s", "1", "0", True), (1, "s", "3", "0", True), (2, "s", "9", "once", False), (3, "t", "1", "0", False)]
+    candidates = pl.DataFrame(rows, schema=["sample", "source", "shard", "key", "repeated"], orient="row")
+    assert sorted(moved(candidates, kept)) == [0, 2]
+
+
+def test_meaning_drops_nothing_that_was_kept_before() -> None:
+    stars = Stars(4, kept_before=2)
+    stars.drop(SEMANTIC, stars.left, np.array([0, 0, 0, 3]))
+    assert stars.left.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pl.Series("v", [[1.0, 2.0], [3.0, 4.0, 5.0, 6.0]], dtype=pl.List(pl.Float32)),
+        pl.Series("v", [b"\0\0\0\0", b"\0\0" * 6], dtype=pl.Binary),
+        pl.Series("v", [b"\0\0\0", b"\0\0\0"], dtype=pl.Binary),
+    ],
+)
+def test_vectors_of_different_length_are_refused_by_column_and_slice(values: pl.Series) -> None:
+    with pytest.raises(RunError, match=r"scenes, 00\.tar: .* of v differ in length"):
+        matrix(values, "scenes, 00.tar")
+
+
+@pytest.mark.parametrize("kind", ["semantic", "text"])
+def test_kind_of_copies_over_a_column_of_another_kind_is_refused_before_anything_runs(small: Path, kind: str) -> None:
+    with pytest.raises(RecipeError, match=rf"duplicates\.{kind}: width_px holds Int32, not"):
+        make(small, {"filter.image.duplicates": {kind: {"column": "width_px"}}})
+    assert not (small / "root").exists()
+
+
+def test_scorer_that_nothing_reads_takes_no_decision_again(small: Path) -> None:
+    _ = make(small).duplicates
+    before = records(small)
+    more = {"resolution": {}, "colourfulness": {}, "perceptual_hash": {"when": "min_side_px >= 48"}, "sharpness": {}}
+    _ = make(small, {"filter.image.scorers": more}).duplicates
+    assert records(small) - before == {"score": 1}
+
+
+def test_three_shards_appended_to_twenty_and_one_inserted_run_themselves_alone(tmp_path: Path) -> None:
+    (tmp_path / "data/scenes").mkdir(parents=True)
+    for shard in range(20):
+        append(tmp_path, shard, {f"{shard}-0": 100 + shard})
+    few = {
+        "filter.image": {"scorers": {"resolution": {}}, "rules": {}, "duplicates": {"exact": True}},
+        "tokenize.image.max_area": 1024,
+    }
+    _ = make(tmp_path, few).tokenize
+    before = records(tmp_path)
+    for shard in (20, 21, 22):
+        append(tmp_path, shard, {f"{shard}-0": 200 + shard})
+    write_shard(tmp_path / "data/scenes/09b.tar", {"9b-0": 400, "9b-1": 100})  # a copy of what stands in another shard
+    chain = make(tmp_path, few)
+    _ = chain.tokenize
+    added = records(tmp_path) - before
+    own = dict.fromkeys(("ingest", "score", "duplicates", "select", "caption", "tokenize"), 4)
+    assert added == own | {"compare": 1}
+    assert fates(chain)["9b-1"] == ("exact_duplicate", "scenes/0-0")
+
+
+def test_threshold_of_one_source_touches_no_file_of_another(small: Path) -> None:
+    (small / "data/photos").mkdir()
+    (small / "data/photos/p.png").write_bytes(tiny.picture(8))
+    (small / "data/photos/small.png").write_bytes(tiny.picture(9, 48))
+    stages = ("ingest", "score", "select", "caption", "tokenize")
+
+    def run(changes: Mapping[str, Any]) -> Chain:
+        few = {"tokenize.image.max_area": 1024, "filter.image.duplicates.max_distance": 4}
+        value = tiny.recipe(small / "data", str(small / "root"), few | dict(changes), sources=["scenes", "photos"])
+        chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
+        _ = chain.tokenize
+        return chain
+
+    def files() -> dict[str, int]:
+        paths = [path for stage in stages for path in (small / "root" / stage / "scenes").rglob("*")]
+        return {str(p): p.stat().st_mtime_ns for p in paths if p.is_file() and "logs" not in p.parts}
+
+    first, before = run({}), files()
+    own = {"photos": {"rules": {"resolution": "min_side_px >= 60"}}}
+    second = run({"filter.image.sources": own})
+    assert files() == before
+    assert second.select["photos"].counts.kept == first.select["photos"].counts.kept - 1
+    assert second.tokenize["scenes"].digest == first.tokenize["scenes"].digest

@@ -104,6 +104,7 @@ def write_recipe(root: Root, changes: Mapping[str, Any] | None = None) -> None:
         "sources.text.range_bytes": 6000,
         "filter.image.rules": {"resolution": "min_side_px >= 8"},
         "filter.image.duplicates": duplicates,
+        "filter.image.decontaminate": [{"name": "exam", "kind": "images", "url": str(root.folder / "exam")}],
         "filter.image.scorers": {"resolution": {}, "colourfulness": {}, "perceptual_hash": {}},
         "plan.held_out": 0.0,
         "plan.window_documents": 40,
@@ -118,6 +119,8 @@ def write_recipe(root: Root, changes: Mapping[str, Any] | None = None) -> None:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Root:
     root = Root(tmp_path_factory.mktemp("takedown"))
     write_data(root.folder / "data")
+    (root.folder / "exam").mkdir()
+    (root.folder / "exam/unseen.png").write_bytes(photo(5000))
     write_recipe(root)
     root.run()
     return root
