@@ -153,6 +153,7 @@ def _is_listed(folder: StageDir, commit: Commit, lists: Takedowns) -> bool:
 
 def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
     """Say whether a unit's tables name one of some samples, as a row or as what a row is a copy of."""
+    whole = {f"{source}/{key}" for source, key in names}
     for entry in commit.files:
         if not entry.name.endswith(".parquet"):
             continue
@@ -161,7 +162,6 @@ def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
             sources = rows["source"] if "source" in rows.columns else [folder.source] * rows.height
             if any(name in names for name in zip(sources, rows["key"], strict=True)):
                 return True
-        whole = {f"{source}/{key}" for source, key in names}
         for column in ("duplicate_of", "of"):  # `of`: the verdicts of stage compare
             if column in rows.columns and any(name in whole for name in rows[column].drop_nulls()):
                 return True
