@@ -14,7 +14,7 @@ from tokenmill.pipelines.sources.source import IndexRow
 
 
 def earlier_rows(folder: StageDir, commit: Commit, start: int) -> Iterator[IndexRow | None]:
-    """Yield the rows from number `start` on; None for one that failed in passing, or whose bytes are damaged or gone."""
+    """Yield the rows from number `start` on; None for one that failed in passing, or whose bytes are gone."""
     rows = folder.read_rows(commit).slice(start)
     packed = rows.filter(rows["packed"])
     archive = folder.at(commit.data.name) if commit.file("data") else ""

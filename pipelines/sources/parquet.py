@@ -33,7 +33,7 @@ class ParquetRows:
     seen from the table's folder. `files` selects tables: `data/train-*.parquet`, or several such patterns.
     """
 
-    version = 3
+    version = 2
     packs = True
     suffixes: Sequence[str] = PARQUET
 
@@ -138,14 +138,14 @@ class ParquetRows:
 class ArrowRows(ParquetRows):
     """The same in Arrow's own files (Feather, IPC), and in the stream form that `datasets` keeps in its cache."""
 
-    version = 2
+    version = 1
     suffixes = ARROW
 
 
 class JsonLinesImages(ParquetRows):
     """Pictures in JSON lines: base64 (also as `data:` URL), or `strings: path`."""
 
-    version = 2
+    version = 1
     suffixes = JSON_LINES
 
 
