@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -41,6 +42,7 @@ from tokenmill.manifests.takedowns import Identifier, normal_url, write_list
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.runner import run_stage
+from tokenmill.pipelines.sources import image_bytes
 from tokenmill.pipelines.sources.opt_out import opted_out
 from tokenmill.pipelines.sources.safe_addresses import is_public
 from tokenmill.pipelines.sources.source import open_source
@@ -725,7 +727,7 @@ def test_pause_that_a_host_asks_for_holds_for_the_units_after(tmp_path, server):
 
 
 def test_pause_that_is_no_number_is_no_fault(tmp_path, server):
-    server.answers["/a"] = status(429, ("Retry-After", "\u00b2"))
+    server.answers["/a"] = status(429, ("Retry-After", "\u00c2\u00b2"))
     (row,) = _fetched(tmp_path, [server.url("/a")], tries=1)
     assert row["fail_reason"] == "http_429"
 
@@ -817,3 +819,16 @@ def test_retry_fetches_again_what_lay_in_an_archive_that_is_gone(tmp_path, serve
     server.answers["/b"] = sends(_jpeg(2))
     after = _ingest(root, _settings(folder, tries=1), retry_failed=True)
     assert after.counts.kept == 2
+
+
+def test_headers_of_pictures_are_read_where_they_hold_up_no_download(tmp_path, server, monkeypatch):
+    honest, threads = image_bytes.image_extension, []
+
+    def watched(data: bytes) -> str:
+        threads.append(threading.current_thread())
+        return honest(data)
+
+    monkeypatch.setattr("tokenmill.pipelines.sources.urls.image_extension", watched)
+    server.answers["/a"] = sends(_jpeg(1))
+    _fetched(tmp_path, [server.url("/a")])
+    assert [thread.name for thread in threads] == [threading.current_thread().name]
