@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.records import Commit
@@ -13,13 +14,14 @@ from tokenmill.pipelines.sources.source import IndexRow
 
 
 def earlier_rows(folder: StageDir, commit: Commit, start: int) -> Iterator[IndexRow | None]:
-    """Yield the rows from number `start` on; None for one that failed in passing, or whose bytes are damaged."""
+    """Yield the rows from number `start` on; None for one that failed in passing, or whose bytes are gone."""
     rows = folder.read_rows(commit).slice(start)
     packed = rows.filter(rows["packed"])
     archive = folder.at(commit.data.name) if commit.file("data") else ""
-    data = read_places(
-        folder.store, [Place(archive, *place) for place in packed.select("offset", "length").iter_rows()]
-    )
+    data: Iterator[bytes | None] = repeat(None)
+    if archive and folder.store.exists(archive):
+        places = [Place(archive, *place) for place in packed.select("offset", "length").iter_rows()]
+        data = read_places(folder.store, places)
     for record in rows.iter_rows(named=True):
         error = None
         if record["fail_reason"] is not None:

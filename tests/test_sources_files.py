@@ -101,3 +101,12 @@ def test_only_pictures_are_taken_from_a_folder(tmp_path):
         (folder / name).write_bytes(b"x")
     assert list(_files("images", folder)) == ["sub/CAPITAL.JPEG", "sub/pic.0.png"]
     assert pl.DataFrame({"a": [1]}).height == 1
+
+
+def test_description_with_a_value_json_does_not_know_is_kept_without_it(tmp_path):
+    folder = _folder(tmp_path / "raw", 1)
+    name = "sub/pic.0.png"
+    (folder / "captions.jsonl").write_text(f'{{"file": "{name}", "caption": "c", "score": NaN}}\n')
+    source = open_source("s", {"kind": "images", "url": str(folder)})
+    ((row,),) = (list(source.index(file)) for file in source.files())
+    assert json.loads(row.metadata) == {"file": name, "caption": "c", "score": None}

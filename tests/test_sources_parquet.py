@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.tiny import picture
 
@@ -192,3 +194,31 @@ def test_table_cut_in_the_middle_stops_the_run_and_is_named(tmp_path):
     (tmp_path / "part-0.parquet").write_bytes(data[:-20])
     with pytest.raises(RunError, match=r"part-0\.parquet: not a readable table"):
         _rows(tmp_path, column="picture")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "found"),
+    [
+        ([5, 0], pa.int64(), ["no_text", "no_text"]),
+        ([1.5], pa.float64(), ["no_text"]),
+        ([["a"]], None, ["no_text"]),
+        ([b"\xff\xfe"], pa.binary(), ["bad_encoding"]),
+        (["  ", ""], pa.string(), ["empty_text", "no_text"]),
+        ([b"Hello \xc3\xbc", b"b"], pa.binary(), [None, None]),
+    ],
+)
+def test_text_is_what_is_written_and_nothing_else(tmp_path, values, kind, found):
+    pq.write_table(pa.table({"text": pa.array(values, kind)}), tmp_path / "a.parquet")
+    rows = _rows(tmp_path, column="text", modality="text")
+    assert [row.error and row.error.reason for row in rows] == found
+    assert all((row.payload is None) == (row.error is not None) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 256, "/".join(["x" * 200] * 6), "a\0b"])
+def test_name_that_no_file_can_have_is_a_failed_row(tmp_path, name):
+    (tmp_path / "good.png").write_bytes(picture(0))
+    _table(tmp_path, image=[name, "good.png"])
+    bad, good = _rows(tmp_path, column="image", strings="path")
+    assert bad.error is not None
+    assert bad.error.reason == "bad_path"
+    assert good.payload == picture(0)

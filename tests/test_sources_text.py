@@ -117,3 +117,12 @@ def test_ranges_on_an_object_store_give_every_line_once(tmp_path, s3_server):
     source = open_source("s", {"kind": "jsonl", "url": root, "options": s3_server.options, "range_bytes": 200})
     rows = [row for file in source.files() for row in source.index(file)]
     assert [(row.offset, row.sha256) for row in rows] == [(row.offset, row.sha256) for row in _rows(tmp_path)]
+
+
+def test_metadata_of_a_line_is_json_for_everybody(tmp_path):
+    nested = b"[" * 300 + b"]" * 300
+    folder = _written(tmp_path, b'{"text": "a", "score": NaN, "n": 1}', b'{"text": "b", "deep": %s, "n": 1}' % nested)
+    one, two = (json.loads(row.metadata) for row in _rows(folder))
+    assert one == {"score": None, "n": 1}
+    assert two["n"] == 1
+    assert "nested too deeply" in json.dumps(two["deep"])

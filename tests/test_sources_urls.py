@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import itertools
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 import yaml
@@ -38,6 +42,7 @@ from tokenmill.manifests.takedowns import Identifier, normal_url, write_list
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.runner import run_stage
+from tokenmill.pipelines.sources import image_bytes
 from tokenmill.pipelines.sources.opt_out import opted_out
 from tokenmill.pipelines.sources.safe_addresses import is_public
 from tokenmill.pipelines.sources.source import open_source
@@ -341,14 +346,15 @@ def test_name_that_leads_elsewhere_the_second_time_is_refused(tmp_path, monkeypa
 
 
 def test_large_pictures_are_fetched_within_few_bytes_of_memory(tmp_path, server, monkeypatch):
-    from tokenmill.pipelines.sources.byte_budget import ByteBudget, Share
+    from tokenmill.pipelines.sources.byte_budget import Share
 
-    most = 0
+    most, budgets = 0, set()
     grow = Share.grow
 
     def watched(self, total):
         nonlocal most
         grow(self, total)
+        budgets.add(self._budget)
         most = max(most, self._budget.used)
 
     monkeypatch.setattr(Share, "grow", watched)
@@ -362,7 +368,7 @@ def test_large_pictures_are_fetched_within_few_bytes_of_memory(tmp_path, server,
     rows = _fetched(tmp_path, [server.url(f"/{number}") for number in range(20)], bytes_ahead=2_000_000)
     assert not any(row["fail_reason"] for row in rows)
     assert 600_000 < most <= 2_000_000 + 2 * len(data)
-    assert ByteBudget(5).used == 0
+    assert [budget.used for budget in budgets] == [0]
 
 
 def test_sha256_of_the_table_is_compared(tmp_path, server):
@@ -381,7 +387,8 @@ def test_table_of_any_format_gives_the_same_rows_in_ranges(tmp_path, server, suf
     captions = ["plain", 'quoted "word", and comma', "two\nlines", "ünï", "tab\there"]
     frame = pl.DataFrame({"url": [server.url(f"/{number}") for number in range(5)], "caption": captions})
     _write(frame, tmp_path / "raw" / f"t.{suffix}")
-    snapshot = _ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw", rows_per_unit=2))
+    quotes = {"quotes": True} if suffix == "tsv" else {}
+    snapshot = _ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw", rows_per_unit=2, **quotes))
     rows = _rows(snapshot)
     assert len(snapshot.commits) == 3
     assert [row["caption"] for row in rows] == captions
@@ -403,8 +410,6 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
         frame.write_csv(stream, separator="\t" if kind == "tsv" else ",")
     data = stream.getvalue()
     if packed == ".zst":
-        import pyarrow as pa
-
         data = pa.compress(data, "zstd", asbytes=True)
     path.write_bytes(gzip.compress(data) if packed == ".gz" else data)
 
@@ -514,30 +519,6 @@ def test_columns_that_have_our_names_for_something_else_are_kept_under_another(t
     }
 
 
-def test_keys_captions_and_metadata_of_urls_arrive_in_the_token_archives(tmp_path, server):
-    from tests import tiny
-
-    from tokenmill.pipelines.chain import Chain, ChainOptions
-    from tokenmill.recipe import check_recipe
-
-    urls = [server.url(f"/{number}.png") for number in range(4)]
-    server.answers |= {f"/{number}.png": sends(picture(number)) for number in range(4)}
-    folder = _table(tmp_path / "raw", url=urls, caption=["one", "two", "three", "four"], name=["a.b", "c/d", "e", "f"])
-    value = {**tiny.RECIPE, "root": str(tmp_path / "root"), "sources": {"web": _settings(folder, key_field="name")}}
-    value["filter"] = {"image": {"scorers": {"resolution": {}}, "rules": {"size": "min_side_px >= 48"}}}
-    (snapshot,) = Chain(recipe=check_recipe(value, "r"), options=ChainOptions(quiet=True)).snapshots("tokenize")
-    found = {}
-    for commit in snapshot.commits:
-        archive = snapshot.folder.store.local_path(snapshot.folder.at(commit.data.name))
-        for sample in webdataset.WebDataset(str(archive), shardshuffle=False).decode():
-            found[sample["json"]["key"]] = sample["json"]
-    assert set(found) == {"a.b", "c/d", "e", "f"}
-    assert (found["a.b"]["captions"], found["a.b"]["source_caption"]) == (["one"], "one")
-    for url, name in zip(urls, ("a.b", "c/d", "e", "f"), strict=True):
-        assert (found[name]["metadata"]["url"], found[name]["metadata"]["name"]) == (url, name)
-        assert found[name]["metadata"]["status"] == "success"
-
-
 def test_rewrite_after_a_takedown_leaves_no_journal(tmp_path):
     from tokenmill.manifests.takedowns import Takedowns
     from tokenmill.pipelines.sources.journal import Journal
@@ -557,9 +538,29 @@ def test_rewrite_after_a_takedown_leaves_no_journal(tmp_path):
 
 def test_machine_without_a_network_stops_the_run_and_records_nothing(tmp_path):
     urls = [f"http://127.0.0.{2 + number % 20}:9/{number}" for number in range(150)]
-    with pytest.raises(RunError, match=r"hosts in a row could not be reached"):
+    with pytest.raises(RunError, match=r"first 100 URLs, of \d+ hosts, could not be reached"):
         _fetched(tmp_path, urls, tries=1)
     assert not [name for name in open_store(str(tmp_path / "root")).names() if "/commits/" in name]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_machine_without_dns_is_told_from_names_that_do_not_exist(tmp_path, server, monkeypatch, answered):
+    honest = socket.getaddrinfo
+
+    def fails(host, *arguments, **options):
+        if host.endswith(".example"):
+            raise socket.gaierror(socket.EAI_NONAME, "no")
+        return honest(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    server.answers["/a"] = sends(_jpeg(1))
+    urls: list[str | None] = [None if n % 10 == 0 else f"http://h{n}.example/{n}" for n in range(130)]
+    if answered:
+        rows = _fetched(tmp_path, [server.url("/a"), *urls])
+        assert {row["fail_reason"] for row in rows} == {None, "no_url", "dns"}
+    else:
+        with pytest.raises(RunError, match="could not be reached"):
+            _fetched(tmp_path, urls)
 
 
 def test_host_that_is_dead_costs_few_tries_and_no_other_host(tmp_path, server):
@@ -570,11 +571,10 @@ def test_host_that_is_dead_costs_few_tries_and_no_other_host(tmp_path, server):
     assert rows[-1]["fail_reason"] is None
 
 
-@pytest.mark.parametrize("fault", ["journal:after-part:1", "commit:between-files:1"])
-def test_killed_run_goes_on_without_asking_again_and_ends_with_the_same_files(tmp_path, server, fault):
-    count = 300
-    jpegs = [_jpeg(number % 7) for number in range(count)]
-    server.answers |= {f"/{number}": sends(data) for number, data in enumerate(jpegs)}
+def test_run_killed_twice_goes_on_without_asking_again_and_ends_with_the_same_files(tmp_path, server):
+    count = 280
+    jpegs = [_jpeg(number) for number in range(7)]
+    server.answers |= {f"/{number}": sends(jpegs[number % 7]) for number in range(count)}
     server.answers["/5"] = status(404)
     folder = _table(tmp_path / "raw", url=[server.url(f"/{number}") for number in range(count)])
 
@@ -584,13 +584,13 @@ def test_killed_run_goes_on_without_asking_again_and_ends_with_the_same_files(tm
         "sources": {"web": _settings(folder)},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
-    assert run_alone("ingest", tmp_path / "recipe.yaml", environment={"TOKENMILL_FAULT": fault}).was_killed
-    server.forget()
     one, two = (open_store(str(tmp_path / name)) for name in ("killed", "whole"))
+    for fault in ("journal:after-part:1", "commit:between-files:1"):
+        assert run_alone("ingest", tmp_path / "recipe.yaml", environment={"TOKENMILL_FAULT": fault}).was_killed
+        assert [name for name in one.names() if "/journal/" in name]
+    server.forget()
     _ingest(one, _settings(folder))
-    again = {request.path for request in server.asked()}
-    assert again == {f"/{number}" for number in range(256, count)}
-    assert len(server.asked()) == count - 256
+    assert sorted(request.path for request in server.asked()) == sorted(f"/{number}" for number in range(256, count))
     _ingest(two, _settings(folder))
     assert trusted(one) == trusted(two)
     assert not any("/journal/" in name for name in one.names())
@@ -630,3 +630,205 @@ def test_name_that_does_not_exist_is_told_from_one_that_cannot_be_looked_up(tmp_
     monkeypatch.setattr(socket, "getaddrinfo", fails)
     (row,) = _fetched(tmp_path, ["http://nosuch.example/a"], tries=1)
     assert (row["fail_reason"], row["fail_transient"]) == ("dns", transient)
+
+
+@pytest.mark.parametrize("url", ["http://xn--a/", "http:// ]\u0130[@", "http://a..b/", "http://h:25/"])
+def test_url_that_no_library_survives_is_one_failed_row_as_is_a_redirect_to_it(tmp_path, server, url):
+    server.answers |= {"/a": sends(_jpeg(1)), "/r": redirects(url.encode("utf-8").decode("latin-1"))}
+    good, bad, redirected = _fetched(tmp_path, [server.url("/a"), url, server.url("/r")])
+    assert (good["fail_reason"], bad["fail_reason"]) == (None, "bad_url")
+    assert redirected["fail_reason"] in ("bad_redirect", "bad_url")
+
+
+def test_fault_that_nobody_foresaw_is_the_rows_alone(tmp_path, server, monkeypatch):
+    from tokenmill.pipelines.sources.download import Downloader
+
+    def fails(*_: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(Downloader, "_check_opt_out", fails)
+    server.answers["/a"] = sends(_jpeg(1))
+    (row,) = _fetched(tmp_path, [server.url("/a")])
+    assert (row["fail_reason"], row["fail_message"]) == ("bad_response", "ArithmeticError")
+
+
+def test_column_without_a_name_is_neither_key_nor_digest(tmp_path, server):
+    server.answers |= {"/0": sends(_jpeg(0)), "/1": sends(_jpeg(1))}
+    (tmp_path / "raw").mkdir()
+    lines = [",url,caption", *(f"{number},{server.url(f'/{number}')},c{number}" for number in range(2))]
+    (tmp_path / "raw" / "a.csv").write_text("\n".join(lines))
+    rows = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw")))
+    assert [(row["key"], row["fail_reason"], row["caption"]) for row in rows] == [
+        ("a.csv#0", None, "c0"),
+        ("a.csv#1", None, "c1"),
+    ]
+
+
+def test_digest_of_the_table_may_be_in_capitals_or_absent(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    digests = [hashlib.sha256(_jpeg(1)).hexdigest().upper(), "", " ", None]
+    folder = _table(tmp_path / "raw", url=[server.url("/a")] * 4, sha256=digests)
+    rows = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(folder, sha256_field="sha256")))
+    assert not any(row["fail_reason"] for row in rows)
+
+
+def test_idle_connections_are_not_kept(tmp_path, monkeypatch):
+    from tokenmill.pipelines.sources.byte_budget import Share
+
+    most = 0
+    settle = Share.settle
+
+    def watched(self, kept):
+        nonlocal most
+        settle(self, kept)
+        most = max(most, len(list(Path("/proc/self/fd").iterdir())))
+
+    monkeypatch.setattr(Share, "settle", watched)
+    with PictureServer(address="0.0.0.0") as everywhere:
+        everywhere.answers["/a"] = sends(_jpeg(1))
+        urls = [everywhere.url("/a", f"127.0.{n // 50}.{n % 50 + 1}") for n in range(150)]
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        rows = _fetched(tmp_path, urls, concurrency=8)
+    assert not any(row["fail_reason"] for row in rows)
+    assert most - before < 100  # both ends of eight connections, and some that the server is about to close
+
+
+def test_machine_at_its_limit_of_open_files_stops_the_run_and_blames_no_host(tmp_path, server, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("tokenmill.pipelines.sources.download.socket_maker", lambda networks: full)
+    with pytest.raises(RunError, match=r"EMFILE.*ulimit"):
+        _fetched(tmp_path, [server.url("/a")])
+
+
+def test_host_that_accepts_and_says_nothing_is_soon_left_alone(tmp_path, server):
+    server.answers |= {f"/{number}": slowly(b"", 0.3) for number in range(30)}
+    rows = _fetched(tmp_path, [server.url(f"/{n}") for n in range(30)], tries=2, per_host=2, read_timeout_s=0.1)
+    assert len(server.asked()) <= 8  # six, and those under way then
+    assert {row["fail_reason"] for row in rows} == {"timeout", "connect"}
+    assert all(row["fail_transient"] for row in rows)
+
+
+def test_host_that_is_always_busy_is_soon_left_alone(tmp_path, server):
+    server.answers |= {f"/{number}": status(503) for number in range(60)}
+    rows = _fetched(tmp_path, [server.url(f"/{number}") for number in range(60)], per_host=2)
+    assert len(server.asked()) <= 22
+    assert {row["fail_reason"] for row in rows} == {"http_503", "host_busy"}
+    assert all(row["fail_transient"] for row in rows)
+
+
+def test_pause_that_a_host_asks_for_holds_for_the_units_after(tmp_path, server):
+    server.answers |= {f"/{number}": status(429, ("Retry-After", "3600")) for number in range(4)}
+    urls = [server.url(f"/{number}") for number in range(4)]
+    rows = _fetched(tmp_path, urls, rows_per_unit=1, tries=1)
+    assert [row["fail_reason"] for row in rows] == ["http_429", "host_busy", "host_busy", "host_busy"]
+    assert [request.path for request in server.asked()] == ["/0"]
+
+
+def test_pause_that_is_no_number_is_no_fault(tmp_path, server):
+    server.answers["/a"] = status(429, ("Retry-After", "\u00c2\u00b2"))
+    (row,) = _fetched(tmp_path, [server.url("/a")], tries=1)
+    assert row["fail_reason"] == "http_429"
+
+
+def test_opt_out_of_an_error_page_says_nothing_of_the_picture(tmp_path, server):
+    noindex = ("X-Robots-Tag", "noindex")
+    server.answers |= {"/a": status(503, noindex), "/b": status(404, noindex)}
+    one, two = _fetched(tmp_path, [server.url("/a"), server.url("/b")], tries=1)
+    assert (one["fail_reason"], one["fail_transient"], two["fail_reason"]) == ("http_503", True, "http_404")
+
+
+def test_metadata_nested_too_deeply_costs_neither_the_other_values_nor_a_takedown(tmp_path, server):
+    server.answers |= {"/a": sends(_jpeg(1)), "/b": sends(_jpeg(2))}
+    (tmp_path / "raw").mkdir()
+    nested = "[" * 700 + "]" * 700
+    lines = [f'{{"url": "{server.url(path)}", "width": 3, "deep": {nested}}}' for path in ("/a", "/b", ":9/x")]
+    (tmp_path / "raw" / "a.jsonl").write_text("\n".join(lines))
+    root = open_store(str(tmp_path / "root"))
+    write_list(root, [Identifier(kind="url", value=normal_url(server.url("/a")))], [], frozenset(), {})
+    one, two, _ = _rows(_ingest(root, _settings(tmp_path / "raw", tries=1)))
+    assert one["fail_reason"] == "takedown"
+    assert json.loads(two["metadata"])["width"] == 3
+    assert [request.path for request in server.asked()] == ["/b"]
+
+
+def test_user_and_password_of_a_url_are_neither_sent_nor_stored(tmp_path, server):
+    server.answers |= {"/a": redirects(server.url("/b").replace("//", "//u:secret@")), "/b": sends(_jpeg(1))}
+    (row,) = _fetched(tmp_path, [server.url("/a").replace("//", "//bob:secret@")])
+    assert row["fail_reason"] is None
+    assert not any("Authorization" in request.headers for request in server.asked())
+    assert "secret" not in row["metadata"]
+    assert json.loads(row["metadata"])["url"] == server.url("/a")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_port_of_another_service_is_not_asked_unless_the_recipe_allows_it(tmp_path, allowed):
+    ports = {"allow_ports": [6379]} if allowed else {}
+    (row,) = _fetched(tmp_path, ["http://127.0.0.9:6379/a"], tries=1, **ports)
+    assert row["fail_reason"] == ("connect" if allowed else "bad_url")
+
+
+def test_cell_that_cannot_be_read_costs_its_row_alone(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    (tmp_path / "raw").mkdir()
+    offsets, texts = b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6)), b"ok\xff\xfeok"
+    captions = pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(texts))
+    dates = pa.array([0, 0, 2**62], pa.timestamp("us"))
+    table = pa.table({"url": [server.url("/a")] * 3, "caption": captions, "date": dates})
+    pq.write_table(table, tmp_path / "raw" / "a.parquet")
+    rows = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw")))
+    assert [row["fail_reason"] for row in rows] == [None, "bad_row", "bad_row"]
+    assert "'caption'" in rows[1]["fail_message"]
+    assert "'date'" in rows[2]["fail_message"]
+
+
+def test_columns_of_bytes_are_read_as_text_and_whole_numbers_as_keys(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    (tmp_path / "raw").mkdir()
+    columns = {"url": [server.url("/a").encode()], "caption": [b"cat"], "id": [5.0]}
+    pq.write_table(pa.table(columns), tmp_path / "raw" / "A.PARQUET")
+    (row,) = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw", key_field="id")))
+    assert (row["key"], row["caption"], row["fail_reason"]) == ("5", "cat", None)
+
+
+def test_quotation_marks_of_a_tsv_are_text(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    captions = ['"The cat" sat', '"open quote', "next", "last"]
+    (tmp_path / "raw").mkdir()
+    lines = ["url\tcaption", *(f"{server.url('/a')}\t{caption}" for caption in captions)]
+    (tmp_path / "raw" / "a.TSV").write_text("\n".join(lines))
+    rows = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(tmp_path / "raw")))
+    assert [row["caption"] for row in rows] == captions
+
+
+def test_column_is_never_lost_to_the_name_another_was_given(tmp_path, server):
+    server.answers["/a"] = sends(_jpeg(1))
+    folder = _table(tmp_path / "raw", url=[server.url("/a")], status=["new"], original_status=["old"])
+    (row,) = _rows(_ingest(open_store(str(tmp_path / "root")), _settings(folder)))
+    said = json.loads(row["metadata"])
+    assert (said["status"], said["original_status"], said["original_original_status"]) == ("success", "old", "new")
+
+
+def test_retry_fetches_again_what_lay_in_an_archive_that_is_gone(tmp_path, server):
+    server.answers |= {"/a": sends(_jpeg(1)), "/b": status(503)}
+    folder = _table(tmp_path / "raw", url=[server.url("/a"), server.url("/b")])
+    root = open_store(str(tmp_path / "root"))
+    before = _ingest(root, _settings(folder, tries=1))
+    root.delete(before.folder.at(before.commits[0].data.name))
+    server.answers["/b"] = sends(_jpeg(2))
+    after = _ingest(root, _settings(folder, tries=1), retry_failed=True)
+    assert after.counts.kept == 2
+
+
+def test_headers_of_pictures_are_read_where_they_hold_up_no_download(tmp_path, server, monkeypatch):
+    honest, threads = image_bytes.image_extension, []
+
+    def watched(data: bytes) -> str:
+        threads.append(threading.current_thread())
+        return honest(data)
+
+    monkeypatch.setattr("tokenmill.pipelines.sources.urls.image_extension", watched)
+    server.answers["/a"] = sends(_jpeg(1))
+    _fetched(tmp_path, [server.url("/a")])
+    assert [thread.name for thread in threads] == [threading.current_thread().name]

@@ -9,6 +9,8 @@ import tarfile
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.tiny import picture
 
@@ -220,3 +222,15 @@ def test_key_ends_at_the_first_dot_of_the_name(tmp_path):
     _shard(tmp_path / "a.tar", [("a.b/c.seg.png", b"x"), ("a.b/c.jpg", b"y"), ("a.b/c.txt", b"t")])
     (row,) = _rows(tmp_path)
     assert (row.key, row.extension, row.caption) == ("a.b/c", "jpg", "t")
+
+
+def test_row_of_the_table_with_an_odd_cell_is_named_and_the_others_are_joined(tmp_path):
+    _shard(tmp_path / "0.tar", [("k.jpg", b"x"), ("l.jpg", b"y")])
+    dates = pa.array([0, 2**62], pa.timestamp("us"))
+    pq.write_table(pa.table({"key": ["k", "l"], "caption": ["one", "two"], "date": dates}), tmp_path / "0.PARQUET")
+    rows = _rows(tmp_path)
+    assert [(row.key, row.caption, row.error and row.error.reason) for row in rows] == [
+        ("k", "one", None),
+        ("l", None, None),
+        ("0.PARQUET#1", None, "bad_row"),
+    ]

@@ -1,32 +1,32 @@
 """Fetches pictures over HTTP: within limits, from public addresses only, and not against their owner's word.
 
 Redirects are followed here and not by the library, so every hop takes its host's turn and is checked as the first was.
-A fault that may pass (time-out, reset, 429, 5xx) is tried again, later each time; all others are final at once.
+A fault that may pass (time-out, reset, 429, 5xx) is tried again, later each time; all others are final at once. Every
+request has a connection of its own, so there are never more sockets than requests under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import errno
 import random
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from yarl import URL
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
 from tokenmill.pipelines.sources.byte_budget import ByteBudget, CrowdedError, Share
 from tokenmill.pipelines.sources.download_settings import DownloadSettings
-from tokenmill.pipelines.sources.image_bytes import image_extension
 from tokenmill.pipelines.sources.opt_out import opted_out
-from tokenmill.pipelines.sources.polite_hosts import PoliteHosts
+from tokenmill.pipelines.sources.polite_hosts import HostMemory, HostShutError, PoliteHosts
 from tokenmill.pipelines.sources.safe_addresses import PrivateAddressError, parse_networks, socket_maker
 
 _LONGEST_URL = 8192
@@ -37,23 +37,23 @@ _EXPECTED_BYTES = 2**18  # of a picture, until its server says or sends more
 _DNS_THREADS, _DNS_CACHE_S = 32, 300
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+_BUSY = (429, 503)
+_LONGEST_RETRY_AFTER_S = 86_400.0
+_SECONDS = re.compile(r"[0-9]{1,9}")
+_OTHER_SERVICES = frozenset(  # ports where an HTTP request could be taken for a command of another protocol
+    (21, 22, 23, 25, 53, 110, 119, 143, 389, 445, 465, 514, 587, 636, 993, 995, 2049, 3306, 3389, 5432, 6379, 11211)
+)
+_OUT_OF_SOCKETS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS)
 _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A picture as it came, and the extension its bytes ask for."""
-
-    payload: bytes
-    extension: str
 
 
 class Downloader:
     """Fetches one URL after the other in one event loop; `async with` opens its connections."""
 
-    def __init__(self, settings: DownloadSettings, budget: ByteBudget) -> None:
+    def __init__(self, settings: DownloadSettings, budget: ByteBudget, memory: dict[str, HostMemory]) -> None:
         self._settings, self._budget = settings, budget
         self._hosts = PoliteHosts(
+            memory,
             per_host=settings.per_host,
             interval_s=settings.host_interval_s,
             longest_wait_s=settings.longest_wait_s,
@@ -67,6 +67,7 @@ class Downloader:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,  # the limits are ours
+                force_close=True,
                 ttl_dns_cache=_DNS_CACHE_S,
                 socket_factory=socket_maker(parse_networks(settings.allow_private)),
             ),
@@ -83,13 +84,21 @@ class Downloader:
         await self._session.close()
         self._resolving.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, row: int, url: str) -> Fetched:
+    async def fetch(self, row: int, url: str) -> bytes:
         """Fetch one picture; rows are numbered in the order in which they will be waited for.
 
         Raises:
             SampleError: with one of the reasons in docs/sources.md; `transient` where another run may do better.
+            RunError: this process may open no more sockets.
         """
-        place = parsed_url(url)
+        try:
+            return await self._tried(row, parsed_url(url))
+        except (SampleError, RunError, MemoryError, ImportError):
+            raise
+        except Exception as error:  # what a hostile answer can make libraries raise is not a closed list
+            raise SampleError("bad_response", type(error).__name__) from error
+
+    async def _tried(self, row: int, place: URL) -> bytes:
         expected, tries = min(_EXPECTED_BYTES, self._settings.max_bytes), 0
         last: SampleError | None = None
         while True:
@@ -97,15 +106,15 @@ class Downloader:
             kept = 0
             try:
                 found = await self._follow(share, place)
-                kept = len(found.payload)
+                kept = len(found)
                 return found
             except CrowdedError:
                 expected = min(share.wanted, self._settings.max_bytes)  # not a try: it begins again once there is room
                 continue
+            except HostShutError as error:
+                raise last or error from None  # the answer that made it shut says more
             except SampleError as error:
                 tries += 1
-                if error.reason == "host_busy":
-                    raise last or error from None  # the answer that asked for quiet says more
                 if not error.transient or tries == self._settings.tries:
                     raise
                 last = error
@@ -113,38 +122,41 @@ class Downloader:
                 share.settle(kept)
             await asyncio.sleep(self._settings.backoff_s * 2 ** (tries - 1) * random.uniform(0.75, 1.25))
 
-    async def _follow(self, share: Share, place: URL) -> Fetched:
+    async def _follow(self, share: Share, place: URL) -> bytes:
         for _ in range(self._settings.max_redirects + 1):
-            host = str(place.host).lower()
+            if place.port in _OTHER_SERVICES and place.port not in self._settings.allow_ports:
+                raise SampleError("bad_url", f"port {place.port} is that of another service (allow_ports)")
+            host = _host(place)
             async with self._hosts.turn(host), self._slots:
                 await self._hosts.begin(host)
                 found = await self._request(share, place)
-            if isinstance(found, Fetched):
+            if isinstance(found, bytes):
                 return found
             place = found
         raise SampleError("too_many_redirects", f"more than {self._settings.max_redirects} redirects")
 
-    async def _request(self, share: Share, place: URL) -> Fetched | URL:
+    async def _request(self, share: Share, place: URL) -> bytes | URL:
         """Ask once; returns the picture, or where it lies."""
-        host = str(place.host).lower()
+        host, answered = _host(place), False
         try:
             async with (
                 asyncio.timeout(self._settings.total_timeout_s),
                 self._session.get(place, allow_redirects=False) as answer,
             ):
-                self._hosts.answered(host)
-                self._check_opt_out(answer)
+                answered = True
+                self._hosts.answered(host, busy=answer.status in _BUSY)
                 if answer.status in _REDIRECTS:
+                    self._check_opt_out(answer)
                     return _redirected(place, answer)
                 self._check_status(host, answer)
-                data = await self._body(share, answer)
+                self._check_opt_out(answer)
+                return await self._body(share, answer)
         except _BROKEN as error:
+            _check_sockets(error)
             fault = _fault(error)
-            no_answer = fault.reason in ("connect", "dns") or isinstance(error, aiohttp.ConnectionTimeoutError)
-            if no_answer and fault.transient:
+            if not answered and fault.transient:
                 self._hosts.silent(host)
             raise fault from error
-        return Fetched(data, image_extension(data))
 
     def _check_opt_out(self, answer: aiohttp.ClientResponse) -> None:
         if self._settings.ignore_opt_out:
@@ -157,7 +169,7 @@ class Downloader:
     def _check_status(self, host: str, answer: aiohttp.ClientResponse) -> None:
         if answer.status == 200:
             return
-        if answer.status in (429, 503):
+        if answer.status in _BUSY:
             self._hosts.quiet(host, _retry_after_s(answer.headers.get("Retry-After", "")))
         message = f"its server answered {answer.status}"
         raise SampleError(f"http_{answer.status}", message, transient=answer.status in _PASSING)
@@ -183,7 +195,8 @@ def _check_size(count: int, limit: int) -> None:
 def parsed_url(text: str) -> URL:
     """Return a URL that may be asked for; raises SampleError `bad_url`.
 
-    One of characters that a URL may have goes out as it is written: signed URLs do not survive another spelling.
+    One of characters that a URL may have goes out as it is written: signed URLs do not survive another spelling. A
+    user and a password are left out: what needs them was not published.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST_URL or not text.isprintable():
@@ -191,11 +204,17 @@ def parsed_url(text: str) -> URL:
     try:
         url = URL(text, encoded=_PLAIN_URL.fullmatch(text) is not None)
         usable = url.scheme in ("http", "https") and _HOST.fullmatch(url.raw_host or "") and url.port is not None
-    except ValueError as error:
+        usable = bool(usable and url.host)  # decodes it, which not every host survives
+        url = url.with_user(None) if usable and url.raw_authority.count("@") else url
+    except (ValueError, LookupError) as error:
         raise SampleError("bad_url", "not a URL") from error
     if not usable:
         raise SampleError("bad_url", "not an http or https URL with a host")
     return url.with_fragment(None)
+
+
+def _host(place: URL) -> str:
+    return (place.raw_host or "").lower()
 
 
 def _redirected(place: URL, answer: aiohttp.ClientResponse) -> URL:
@@ -205,22 +224,39 @@ def _redirected(place: URL, answer: aiohttp.ClientResponse) -> URL:
     try:
         joined = place.join(URL(target, encoded=_PLAIN_URL.fullmatch(target) is not None))
         return parsed_url(str(joined))
-    except (SampleError, ValueError) as error:
+    except (SampleError, ValueError, LookupError) as error:
         raise SampleError("bad_redirect", "a redirect to what is no http or https URL") from error
 
 
 def _retry_after_s(text: str) -> float:
-    """Return the seconds of a Retry-After header (seconds, or a date); 0 where there is none."""
-    if text.strip().isdigit():
-        return float(text)
+    """Return the seconds of a Retry-After header (seconds, or a date), a day at most; 0 where there is none."""
+    if _SECONDS.fullmatch(text.strip()):
+        return min(float(text), _LONGEST_RETRY_AFTER_S)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
+        seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, LookupError, OverflowError):
         return 0.0
+    return min(max(0.0, seconds), _LONGEST_RETRY_AFTER_S)
 
 
 # What aiohttp raises on hostile answers; its own HttpProcessingError is no ClientError.
 _BROKEN = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, LookupError)
+
+
+def _check_sockets(error: BaseException) -> None:
+    """Raise RunError where this machine is at its limit: that says nothing of a host."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_SOCKETS:
+            raise RunError(
+                f"no more sockets ({errno.errorcode[cause.errno]}): raise the limit of open files (ulimit -n), or "
+                "lower concurrency; run it again, it resumes"
+            ) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "os_error", None) or error.__cause__
 
 
 def _fault(error: BaseException) -> SampleError:

@@ -31,6 +31,8 @@ class DownloadSettings(BaseModel):
     ignore_opt_out: bool = False
     allow_private: bool | tuple[str, ...] = Field(default=False, description="true, or networks such as 10.1.0.0/16")
 
+    allow_ports: tuple[int, ...] = Field(default=(), description="ports of other services that are asked all the same")
+
     @field_validator("allow_private")
     @classmethod
     def _networks(cls, value: bool | tuple[str, ...]) -> bool | tuple[str, ...]:
@@ -52,6 +54,7 @@ class DownloadSettings(BaseModel):
             "max_redirects": self.max_redirects,
             "ignore_opt_out": self.ignore_opt_out,
             "allow_private": private,
+            **({"allow_ports": sorted(self.allow_ports)} if self.allow_ports else {}),
         }
 
     @property

@@ -9,15 +9,19 @@ from concurrent.futures import Future
 from types import TracebackType
 
 from tokenmill.pipelines.sources.byte_budget import ByteBudget
-from tokenmill.pipelines.sources.download import Downloader, Fetched
+from tokenmill.pipelines.sources.download import Downloader
 from tokenmill.pipelines.sources.download_settings import DownloadSettings
+from tokenmill.pipelines.sources.polite_hosts import HostMemory
 
 
 class DownloadThread:
-    """A thread with an event loop that downloads; `with` ends it, and drops what is still under way."""
+    """A thread with an event loop that downloads; `with` ends it, and drops what is still under way.
 
-    def __init__(self, settings: DownloadSettings) -> None:
-        self._settings = settings
+    `memory` is what the worker knows of hosts from its units before, and what this one adds.
+    """
+
+    def __init__(self, settings: DownloadSettings, memory: dict[str, HostMemory]) -> None:
+        self._settings, self._memory = settings, memory
         self._budget = ByteBudget(settings.bytes_ahead)
         self._loop = asyncio.new_event_loop()
         self._ready: Future[Downloader] = Future()
@@ -34,11 +38,11 @@ class DownloadThread:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
-    def submit(self, row: int, url: str) -> Future[Fetched]:
+    def submit(self, row: int, url: str) -> Future[bytes]:
         """Begin a download; rows are numbered in the order in which they will be waited for."""
         return asyncio.run_coroutine_threadsafe(self._downloader.fetch(row, url), self._loop)
 
-    def result(self, row: int, future: Future[Fetched]) -> Fetched:
+    def result(self, row: int, future: Future[bytes]) -> bytes:
         """Wait for a row; raises SampleError. Its bytes count as held until `release`."""
         self._loop.call_soon_threadsafe(self._budget.wait_for, row)
         return future.result()
@@ -59,7 +63,7 @@ class DownloadThread:
 
     async def _run(self) -> None:
         self._end = asyncio.Event()
-        async with Downloader(self._settings, self._budget) as downloader:
+        async with Downloader(self._settings, self._budget, self._memory) as downloader:
             self._ready.set_result(downloader)
             await self._end.wait()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:

@@ -15,6 +15,7 @@ from typing import Any
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.sources.metadata import metadata_text
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.webdataset import EXTENSIONS
 
@@ -48,8 +49,8 @@ class _Folder:
         for number, line in enumerate(self.store.read_bytes(self.sidecar).decode("utf-8", "replace").splitlines(), 1):
             try:
                 row = json.loads(line)
-                described[str(row["file"])] = row
-            except (ValueError, KeyError, TypeError) as error:
+                described[str(row["file"])] = json.loads(metadata_text(row))  # what is no JSON elsewhere (NaN) is null
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise RunError(
                     f"{self.store.url}/{self.sidecar}:{number}: not a JSON row with a file: {error}"
                 ) from error
@@ -76,7 +77,7 @@ class _Folder:
             extension=file.path.rsplit(".", 1)[-1].lower(),
             sha256=sha256,
             caption=str(caption) if caption is not None else None,
-            metadata=json.dumps(described, sort_keys=True, ensure_ascii=False),
+            metadata=metadata_text(described),
             payload=payload,
         )
 

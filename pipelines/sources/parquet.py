@@ -17,11 +17,13 @@ from tokenmill.errors import RunError, SampleError
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.sources.image_bytes import image_extension
-from tokenmill.pipelines.sources.metadata import metadata_text, text_or_none
+from tokenmill.pipelines.sources.metadata import key_or_none, metadata_text, text_or_none
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.tables import ARROW, JSON_LINES, PARQUET, Row, matching, table_columns, table_rows
+from tokenmill.pipelines.sources.text import text_bytes
 
 Strings = Literal["base64", "path"]
+_LONGEST_NAME_BYTES, _LONGEST_PART_BYTES = 1024, 255  # of object stores' keys, and of file systems' names
 
 
 class ParquetRows:
@@ -80,7 +82,7 @@ class ParquetRows:
         key = f"{path}#{number}"
         if isinstance(row, SampleError):
             return IndexRow(key=key, path=path, error=row)
-        key = text_or_none(row.get(self.key_field)) or key
+        key = key_or_none(row.get(self.key_field)) or key
         value = row.pop(self.column, None)
         if isinstance(value, Mapping):  # bytes and path; the path says where the picture came from
             row[self.column] = {name: part for name, part in value.items() if name != "bytes"}
@@ -111,13 +113,21 @@ class ParquetRows:
     def _text(self, value: Any) -> bytes:
         if not value:
             raise SampleError("no_text", f"column {self.column!r} is empty")
-        return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else bytes(value)
+        if not isinstance(value, str | bytes):
+            raise SampleError("no_text", f"column {self.column!r} holds {type(value).__name__}, not text")
+        try:
+            return text_bytes(value if isinstance(value, str) else value.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise SampleError("bad_encoding", f"byte {error.start} of the text is not UTF-8") from error
 
     def _file(self, table: str, name: Any) -> bytes | None:
         """Read the file a table names; one that is not below the source, or not there, is the sample's fault."""
         if not name:
             return None
         place = posixpath.normpath(posixpath.join(posixpath.dirname(table), str(name)))
+        parts = [part.encode("utf-8", "replace") for part in place.split("/")]
+        if len(b"/".join(parts)) > _LONGEST_NAME_BYTES or max(map(len, parts)) > _LONGEST_PART_BYTES or "\0" in place:
+            raise SampleError("bad_path", "no file has a name so long, or with a zero byte")
         if str(name).startswith("/") or "://" in str(name) or "\\" in str(name) or place.split("/")[0] == "..":
             raise SampleError("bad_path", "leads out of the source")
         if not self.store.exists(place):

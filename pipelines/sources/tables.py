@@ -34,7 +34,8 @@ ALL_TABLES = (*PARQUET, *ARROW, *JSON_LINES, *SEPARATED)
 Row = dict[str, Any] | SampleError
 _BATCH_ROWS = 256
 _LONGEST_LINE = 64 * 2**20
-_UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, zlib.error, csv.Error)
+_UNREADABLE = (pa.ArrowException, OSError, EOFError, ValueError, ArithmeticError, zlib.error, csv.Error)
+_ODD_CELL = (pa.ArrowException, ValueError, ArithmeticError)
 
 csv.field_size_limit(_LONGEST_LINE)
 
@@ -58,48 +59,58 @@ def matching(files: Sequence[RawFile], patterns: str | Sequence[str] | None) -> 
     return found
 
 
-def table_shape(store: Store, path: str) -> TableShape:
-    """Return a table's shape; raises RunError naming the file when it cannot be read to its end."""
+def table_shape(store: Store, path: str, *, quotes: bool | None = None) -> TableShape:
+    """Return a table's shape; raises RunError naming the file when it cannot be read to its end.
+
+    `quotes` says whether quotation marks enclose fields of CSV and TSV; None: those of CSV alone.
+    """
+    name = path.lower()
     with _opened(store, path) as stream:
-        if path.endswith(PARQUET):
+        if name.endswith(PARQUET):
             table = pq.ParquetFile(stream)
             return TableShape(table.metadata.num_rows, tuple(table.schema_arrow.names))
-        if path.endswith(ARROW):
+        if name.endswith(ARROW):
             schema, batches = _arrow_batches(stream)
             return TableShape(sum(batch.num_rows for batch in batches), tuple(schema.names))
-        if path.endswith(JSON_LINES):
+        if name.endswith(JSON_LINES):
             return TableShape(sum(1 for _ in _lines(stream)), None)
-        reader = _separated(stream, path)
+        reader = _separated(stream, name, quotes)
         columns = tuple(next(reader, []))
         return TableShape(sum(1 for fields in reader if fields), columns)
 
 
 def table_columns(store: Store, path: str) -> tuple[str, ...] | None:
     """Return a table's columns without reading its rows; raises RunError naming the file when it cannot be read."""
+    name = path.lower()
     with _opened(store, path) as stream:
-        if path.endswith(PARQUET):
+        if name.endswith(PARQUET):
             return tuple(pq.ParquetFile(stream).schema_arrow.names)
-        if path.endswith(ARROW):
+        if name.endswith(ARROW):
             return tuple(_arrow_batches(stream)[0].names)
-        return None if path.endswith(JSON_LINES) else tuple(next(_separated(stream, path), []))
+        return None if name.endswith(JSON_LINES) else tuple(next(_separated(stream, name, None), []))
 
 
-def table_rows(store: Store, path: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Row]]:
+def table_rows(
+    store: Store, path: str, start: int = 0, end: int | None = None, *, quotes: bool | None = None
+) -> Iterator[tuple[int, Row]]:
     """Yield (number, row) of the rows [start, end) of a table; a row that cannot be parsed is a SampleError.
+
+    `quotes` says whether quotation marks enclose fields of CSV and TSV; None: those of CSV alone.
 
     Raises:
         RunError: the table cannot be read.
     """
+    name = path.lower()
     with _opened(store, path) as stream:
-        if path.endswith(PARQUET):
+        if name.endswith(PARQUET):
             yield from _parquet_rows(stream, start, end)
-        elif path.endswith(ARROW):
+        elif name.endswith(ARROW):
             rows = (row for batch in _arrow_batches(stream)[1] for row in _small_batches(batch))
             yield from islice(enumerate(rows), start, end)
-        elif path.endswith(JSON_LINES):
+        elif name.endswith(JSON_LINES):
             yield from _each(_lines(stream), start, end, _parsed)
         else:
-            reader = _separated(stream, path)
+            reader = _separated(stream, name, quotes)
             columns = next(reader, [])
             yield from _each((fields for fields in reader if fields), start, end, lambda row: _named(columns, row))
 
@@ -109,9 +120,9 @@ def _opened(store: Store, path: str) -> Iterator[IO[bytes]]:
     """Open a table, unpacked; what makes it unreadable becomes a RunError that names it."""
     with store.open(path) as stream:
         try:
-            if path.endswith(".gz"):
+            if path.lower().endswith(".gz"):
                 yield cast(IO[bytes], gzip.GzipFile(fileobj=stream))
-            elif path.endswith(".zst"):
+            elif path.lower().endswith(".zst"):
                 yield cast(IO[bytes], io.BufferedReader(pa.CompressedInputStream(stream, "zstd")))
             else:
                 yield stream
@@ -129,7 +140,7 @@ def _parquet_rows(stream: IO[bytes], start: int, end: int | None) -> Iterator[tu
             number = first
             for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group]):
                 if number < last and start < number + batch.num_rows:
-                    rows = zip(range(number, number + batch.num_rows), batch.to_pylist(), strict=True)
+                    rows = zip(range(number, number + batch.num_rows), _records(batch), strict=True)
                     yield from ((place, row) for place, row in rows if start <= place < last)
                 number += batch.num_rows
         first += count
@@ -148,7 +159,24 @@ def _arrow_batches(stream: IO[bytes]) -> tuple[pa.Schema, Iterator[pa.RecordBatc
 
 def _small_batches(batch: pa.RecordBatch) -> Iterator[Row]:
     for start in range(0, batch.num_rows, _BATCH_ROWS):
-        yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+        yield from _records(batch.slice(start, _BATCH_ROWS))
+
+
+def _records(batch: pa.RecordBatch) -> list[Row]:
+    """Return a batch's rows; one with a cell that Python has no value for (a date beyond 9999) is a SampleError."""
+    try:
+        return cast(list[Row], batch.to_pylist())
+    except _ODD_CELL:
+        return [_record(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _record(row: pa.RecordBatch) -> Row:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except _ODD_CELL as error:
+            return SampleError("bad_row", f"what column {name!r} holds cannot be read ({type(error).__name__})")
+    return cast(Row, row.to_pylist()[0])
 
 
 def _lines(stream: IO[bytes]) -> Iterator[bytes]:
@@ -157,10 +185,14 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
             yield line
 
 
-def _separated(stream: IO[bytes], path: str) -> Iterator[list[str]]:
+def _separated(stream: IO[bytes], name: str, quotes: bool | None) -> Iterator[list[str]]:
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
-    delimiter = "\t" if ".tsv" in path.rsplit("/", 1)[-1] else ","
-    return csv.reader(text, delimiter=delimiter)
+    is_tsv = ".tsv" in name.rsplit("/", 1)[-1]
+    has_quotes = not is_tsv if quotes is None else quotes
+    delimiter = "\t" if is_tsv else ","
+    if has_quotes:
+        return csv.reader(text, delimiter=delimiter)
+    return csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE)
 
 
 def _each(

@@ -12,6 +12,7 @@ from typing import IO, Any
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.sources.metadata import metadata_text
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 
 _RANGE_BYTES = 256 * 2**20
@@ -67,7 +68,7 @@ class JsonLines:
             length=len(line),
             extension="json",
             sha256=sha256_hex(text.encode("utf-8", "surrogatepass")),
-            metadata=json.dumps(document, sort_keys=True, ensure_ascii=False),
+            metadata=metadata_text(document),
         )
 
 
@@ -94,10 +95,16 @@ def _parsed(line: bytes, text_field: str) -> dict[str, Any]:
         raise SampleError("bad_json", "the line is not JSON") from error
     if not isinstance(document, dict) or not isinstance(document.get(text_field), str):
         raise SampleError("no_text", f"the line has no text field {text_field!r}")
+    text_bytes(document[text_field])
+    return document
+
+
+def text_bytes(text: str) -> bytes:
+    """Return a document as UTF-8; raises SampleError where it cannot be one, or says nothing."""
     try:
-        document[text_field].encode("utf-8")
+        data = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise SampleError("bad_encoding", "the text holds half of a surrogate pair") from error
-    if not document[text_field].strip():
+    if not text.strip():
         raise SampleError("empty_text", "the text is empty")
-    return document
+    return data

@@ -6,32 +6,34 @@ it is there. What a killed run had fetched is not fetched again (`journal.py`), 
 
 from __future__ import annotations
 
-import json
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tokenmill.errors import RunError, SampleError
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.takedowns import REASON
 from tokenmill.pipelines.sources.download_settings import DownloadSettings
-from tokenmill.pipelines.sources.metadata import metadata_text, text_or_none
+from tokenmill.pipelines.sources.image_bytes import image_extension
+from tokenmill.pipelines.sources.metadata import key_or_none, metadata_text, text_or_none
+from tokenmill.pipelines.sources.polite_hosts import HostMemory
 from tokenmill.pipelines.sources.source import FetchContext, IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.tables import ALL_TABLES, Row, TableShape, matching, table_rows, table_shape
 
 if TYPE_CHECKING:
-    from tokenmill.pipelines.sources.download import Fetched
     from tokenmill.pipelines.sources.download_thread import DownloadThread
 
 _OURS = ("key", "url", "status", "http_status", "sha256")  # what the json of a picture says besides the table's columns
 _WINDOW_ROWS = 1024  # under way or waiting to be packed: many hosts at once, even where neighbours share one
 _OFFLINE_ROWS, _OFFLINE_HOSTS = 100, 10
 _UNREACHED = ("dns", "connect", "timeout")
+_UNASKED = ("bad_url", "private_address", "host_busy")
+_CREDENTIALS = re.compile(r"^(\s*[a-z]+://)[^/?#\\]*@", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -40,8 +42,9 @@ class _Pending:
 
     row: IndexRow
     columns: Mapping[str, Any]
+    host: str = ""
     expected_sha256: str | None = None
-    future: Future[Fetched] | None = None
+    future: Future[bytes] | None = None
     held_bytes: int = 0
 
 
@@ -60,6 +63,7 @@ class UrlTables:
         caption_field: str = "caption",
         key_field: str | None = None,
         sha256_field: str | None = None,
+        quotes: bool | None = None,
         files: str | Sequence[str] | None = None,
         rows_per_unit: int = 10_000,
         options: Mapping[str, Any] | None = None,
@@ -69,19 +73,21 @@ class UrlTables:
             raise ValueError(f"rows_per_unit: at least 1, found {rows_per_unit!r}")
         self.fields = {"url_field": url_field, "caption_field": caption_field}
         self.fields |= {n: f for n, f in (("key_field", key_field), ("sha256_field", sha256_field)) if f is not None}
-        self.rows_per_unit, self.patterns = rows_per_unit, files
+        self.rows_per_unit, self.patterns, self.quotes = rows_per_unit, files, quotes
+        self._hosts: dict[str, HostMemory] = {}  # what one worker knows of hosts, over all its units
         self.download = DownloadSettings(**download)
         self.store = open_store(url, options)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {**self.fields, **self.download.identity}
+        quotes = {} if self.quotes is None else {"quotes": self.quotes}
+        return {**self.fields, **quotes, **self.download.identity}
 
     def files(self) -> list[RawFile]:
         """List ranges of rows of all tables; reads each table's size, and all of it where that is not Parquet."""
         found = matching(list_files(self.store, ALL_TABLES), self.patterns)
         with ThreadPoolExecutor(16) as pool:
-            shapes = pool.map(lambda file: table_shape(self.store, file.path), found)
+            shapes = pool.map(lambda file: table_shape(self.store, file.path, quotes=self.quotes), found)
             return [part for file, shape in zip(found, shapes, strict=True) for part in self._parts(file, shape)]
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
@@ -91,16 +97,13 @@ class UrlTables:
         """Yield every row of the files in order, fetching ahead what is not known.
 
         Raises:
-            RunError: a table cannot be read, or no host of a hundred rows in a row can be reached.
+            RunError: a table cannot be read, or no host of the first hundred rows can be reached.
         """
         from tokenmill.pipelines.sources.download_thread import DownloadThread
 
         rows = chain.from_iterable(self._rows(file) for file in files)
-        with DownloadThread(self.download) as thread:
-            offline = _Offline()
-            for row in self._results(rows, context, thread):
-                offline.note(row)
-                yield row
+        with DownloadThread(self.download, self._hosts) as thread:
+            yield from self._results(rows, context, thread)
 
     def payload(self, data: bytes, extension: str) -> bytes:
         return data
@@ -116,7 +119,7 @@ class UrlTables:
             yield replace(file, size=size, start=start, end=end, unit_of_range="rows")
 
     def _rows(self, file: RawFile) -> Iterator[tuple[str, int, Row]]:
-        for number, row in table_rows(self.store, file.path, file.start or 0, file.end):
+        for number, row in table_rows(self.store, file.path, file.start or 0, file.end, quotes=self.quotes):
             yield file.path, number, row
 
     def _results(
@@ -124,6 +127,7 @@ class UrlTables:
     ) -> Iterator[IndexRow]:
         """Keep a window of rows under way, and yield them in order."""
         pending: deque[_Pending] = deque()
+        offline = _Offline()
         begun = done = ahead_bytes = 0
         seen: set[str] = set()
         exhausted = False
@@ -139,7 +143,7 @@ class UrlTables:
             if pending:
                 first = pending.popleft()
                 ahead_bytes -= first.held_bytes
-                yield from self._finished(first, done, thread)
+                yield from self._finished(first, done, thread, offline)
                 done += 1
 
     def _begun(
@@ -154,17 +158,24 @@ class UrlTables:
         key = f"{path}#{number}"
         if isinstance(columns, SampleError):
             return _Pending(IndexRow(key=key, path=path, error=columns), {})
-        key = text_or_none(columns.get(self.fields.get("key_field", ""))) or key
-        url = text_or_none(columns.get(self.fields["url_field"])) or ""
+        key = key_or_none(self._value(columns, "key_field")) or key
+        url = text_or_none(self._value(columns, "url_field")) or ""
+        if (bare := _CREDENTIALS.sub(r"\1", url)) != url:
+            url, columns = bare, {**columns, self.fields["url_field"]: bare}
         metadata = _described(columns, key, url)
-        caption = text_or_none(columns.get(self.fields["caption_field"]))
+        caption = text_or_none(self._value(columns, "caption_field"))
         row = IndexRow(key=key, path=path, caption=caption, metadata=metadata_text(metadata))
         refusal = self._refusal(row, url, seen, context)
         seen.add(key)
         if refusal is not None:
             return _Pending(_failed(row, metadata, refusal), metadata)
-        expected = text_or_none(columns.get(self.fields.get("sha256_field", "")))
-        return _Pending(row, metadata, expected, thread.submit(place, url))
+        expected = (text_or_none(self._value(columns, "sha256_field")) or "").strip().lower() or None
+        return _Pending(row, metadata, _host(url), expected, thread.submit(place, url))
+
+    def _value(self, columns: Mapping[str, Any], name: str) -> Any:
+        """Return what a row has in the field of some name; None where that field is not set."""
+        field = self.fields.get(name)
+        return None if field is None else columns.get(field)
 
     def _refusal(self, row: IndexRow, url: str, seen: set[str], context: FetchContext) -> SampleError | None:
         """Say why a row is not even asked for, if it is not."""
@@ -174,41 +185,52 @@ class UrlTables:
             return SampleError(REASON, "was taken down")
         return None if url else SampleError("no_url", f"column {self.fields['url_field']!r} is empty")
 
-    def _finished(self, pending: _Pending, place: int, thread: DownloadThread) -> Iterator[IndexRow]:
+    def _finished(self, pending: _Pending, place: int, thread: DownloadThread, offline: _Offline) -> Iterator[IndexRow]:
         if pending.future is None:
             yield pending.row
             return
         try:
-            fetched = thread.result(place, pending.future)
+            data = thread.result(place, pending.future)
         except SampleError as error:
+            offline.note(error, pending.host)
             yield _failed(pending.row, pending.columns, error)
             return
+        offline.note(None, pending.host)
         try:
-            yield _succeeded(pending, fetched)
+            yield _succeeded(pending, data)
         finally:
-            thread.release(len(fetched.payload))
+            thread.release(len(data))
 
 
 def _described(columns: Mapping[str, Any], key: str, url: str) -> dict[str, Any]:
     """Return all columns of a table and the URL; a column that has one of our names for something else is renamed."""
     ours = {"key": key, "url": url}
-    named = ((f"original_{n}" if n in _OURS and value != ours.get(n) else n, value) for n, value in columns.items())
-    return {**dict(named), "url": url}
+    described: dict[str, Any] = {}
+    for name, value in columns.items():
+        if name in _OURS and value != ours.get(name):
+            name = f"original_{name}"
+            while name in columns:
+                name = f"original_{name}"
+        described[name] = value
+    return {**described, "url": url}
 
 
-def _succeeded(pending: _Pending, fetched: Fetched) -> IndexRow:
-    sha256 = sha256_hex(fetched.payload)
-    if pending.expected_sha256 not in (None, sha256):
-        error = SampleError("hash_mismatch", "not the bytes that the table gives the sha256 of")
+def _succeeded(pending: _Pending, data: bytes) -> IndexRow:
+    sha256 = sha256_hex(data)
+    try:
+        extension = image_extension(data)  # here and not among the downloads: a hostile header takes seconds
+        if pending.expected_sha256 not in (None, sha256):
+            raise SampleError("hash_mismatch", "not the bytes that the table gives the sha256 of")
+    except SampleError as error:
         return _failed(pending.row, pending.columns, error)
     facts = {"status": "success", "http_status": 200, "sha256": sha256}
     return replace(
         pending.row,
-        length=len(fetched.payload),
-        extension=fetched.extension,
+        length=len(data),
+        extension=extension,
         sha256=sha256,
         metadata=metadata_text({**pending.columns, **facts}),
-        payload=fetched.payload,
+        payload=data,
     )
 
 
@@ -220,25 +242,29 @@ def _failed(row: IndexRow, columns: Mapping[str, Any], error: SampleError) -> In
 
 
 class _Offline:
-    """Tells a machine without a network from a hundred dead links: those lie on one host, or others answer between."""
+    """Tells a machine without a network from dead links: of those, some answer among the first hundred of a unit."""
 
     def __init__(self) -> None:
         self._rows = 0
         self._hosts: set[str] = set()
+        self._has_answer = False
 
-    def note(self, row: IndexRow) -> None:
-        if row.error is None or not row.error.transient or row.error.reason not in _UNREACHED:
-            self._rows = 0
-            self._hosts.clear()
+    def note(self, error: SampleError | None, host: str) -> None:
+        if error is not None and error.reason in _UNASKED:
+            return
+        if error is None or error.reason not in _UNREACHED:
+            self._has_answer = True
+        if error is None or self._has_answer:
             return
         self._rows += 1
-        self._hosts.add(_host(row))
+        self._hosts.add(host)
         if self._rows >= _OFFLINE_ROWS and len(self._hosts) >= _OFFLINE_HOSTS:
             raise RunError(
-                f"{self._rows} URLs of {len(self._hosts)} hosts in a row could not be reached, the last with: "
-                f"{row.error}; see to the network and run it again, it resumes"
+                f"the first {self._rows} URLs, of {len(self._hosts)} hosts, could not be reached, the last with: "
+                f"{error}; see to the network and run it again, it resumes"
             )
 
 
-def _host(row: IndexRow) -> str:
-    return urlsplit(str(json.loads(row.metadata)["url"])).netloc
+def _host(url: str) -> str:
+    """Return a URL's host as it is written, to count hosts by; any text has one."""
+    return url.partition("://")[2].partition("/")[0].lower()

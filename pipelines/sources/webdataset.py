@@ -73,10 +73,11 @@ class WebDatasetSource:
             ManifestError: the table beside the tar cannot be read, or has no keys.
         """
         cuts: list[SampleError] = []
-        described = self._table(file.extra.get("table"))
+        described, odd = self._table(file.extra.get("table"))
         with self.store.open(file.path) as stream:
             for key, group in groupby(_until_cut(stream, cuts), key=lambda found: split_name(found[0].name)[0]):
                 yield self._row(file.path, key, list(group), described.pop(key, {}))
+        yield from odd
         for error in cuts:
             yield IndexRow(key=f"{file.path}#end", path=file.path, error=error)
         for key, row in described.items():
@@ -87,19 +88,21 @@ class WebDatasetSource:
     def payload(self, data: bytes, extension: str) -> bytes:
         return data
 
-    def _table(self, path: str | None) -> dict[str, dict[str, Any]]:
-        """Return key → row of the table beside a tar."""
+    def _table(self, path: str | None) -> tuple[dict[str, dict[str, Any]], list[IndexRow]]:
+        """Return key → row of the table beside a tar, and a failure for each of its rows that cannot be read."""
         if path is None:
-            return {}
+            return {}, []
         try:
-            rows = [row for _, row in table_rows(self.store, path) if isinstance(row, dict)]
+            found = list(table_rows(self.store, path))
         except RunError as error:  # of this shard alone: the others go on
             raise ManifestError(f"{error}; restore it, or set join_parquet: false") from error
+        rows = [row for _, row in found if isinstance(row, dict)]
+        odd = [IndexRow(key=f"{path}#{n}", path=path, error=row) for n, row in found if isinstance(row, SampleError)]
         if rows and "key" not in rows[0]:
             raise ManifestError(
                 f"{self.store.url}/{path}: no column 'key' to join by; set join_parquet: false, or move it elsewhere"
             )
-        return {str(row["key"]): row for row in rows}
+        return {str(row["key"]): row for row in rows}, odd
 
     def _row(self, path: str, key: str, group: list[_Found], described: Mapping[str, Any]) -> IndexRow:
         by_extension = {split_name(member.name)[1]: (member, data) for member, data in group}
