@@ -156,7 +156,6 @@ def _is_listed(folder: StageDir, commit: Commit, lists: Takedowns) -> bool:
 
 def _names_any(folder: StageDir, commit: Commit, names: set[Name]) -> bool:
     """Say whether a unit's tables name one of some samples, as a row or as what a row is a copy of."""
-    whole = {f"{source}/{key}" for source, key in names}
     for entry in commit.files:
         if not entry.name.endswith(".parquet"):
             continue
