@@ -109,9 +109,11 @@ class Picture:
         return self._held[place]
 
     def release(self) -> None:
-        """Let go of large views, once the scorers that run now have seen them."""
+        """Let go of large views, and of the decoder's whole pixels, once the scorers that run now have seen them."""
         self._grey = None
         self._held = {place: pixels for place, pixels in self._held.items() if pixels.nbytes <= _KEPT_BYTES}
+        if (release := getattr(self._decode, "release", None)) is not None:  # a decoder may hold more than its views
+            release()
 
 
 @dataclass(frozen=True, slots=True)
