@@ -28,7 +28,8 @@ _CAMERA = (
     "vlcsnap"
 )
 _FILE_NAME = re.compile(
-    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})|_?(?:{_CAMERA})[\s_-]*+(?:\d[\d_-]++|(?<=[_-])\d)(?:[\s_()-]*+\w{{0,8}})?"
+    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})"
+    rf"|_?(?:{_CAMERA})[\s_-]*+(?:\d[\d_-]++|(?<=[_-])\d)(?:[\s_()-]*+\w{{0,8}})?"
     r"|[0-9a-f]{16,}|(?:[^\W\d]|-)*+\d[\w-]*_[\w-]{0,200}|\d{5,}", re.IGNORECASE,
 )  # fmt: skip
 _NAME_CHARS = 300  # no file name and no date is longer, and longer ones are not looked at: patterns run back and forth

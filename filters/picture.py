@@ -34,11 +34,13 @@ class View:
     Attributes:
         longest_side_px: the longer side has at least as many pixels, if the picture has them.
         min_side_px: the same for the shorter side.
+        max_scale: no view is scaled down further (8, 4, 2 or 1).
     """
 
     kind: Kind = "rgb"
     longest_side_px: int | None = None
     min_side_px: int | None = None
+    max_scale: int = 8
 
     def scale(self, width_px: int, height_px: int) -> int:
         """Return the scale of a picture of this size: the largest of 8, 4, 2 that leaves enough, else 1."""
@@ -47,7 +49,7 @@ class View:
             return 1
         for scale in _SCALES:
             enough = longest >= scale * (self.longest_side_px or 0) and shortest >= scale * (self.min_side_px or 0)
-            if enough and shortest >= scale * _LEAST_SIDE_PX:
+            if enough and scale <= self.max_scale and shortest >= scale * _LEAST_SIDE_PX:
                 return scale
         return 1
 

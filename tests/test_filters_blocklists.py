@@ -210,8 +210,9 @@ def most_cpu_time():
 
 @pytest.mark.parametrize(
     "caption",
-    ["IMG" + "_" * 8000 + "!", "1" * 8000 + "!", "1_" * 4000 + "!", "a" * 8000, "a." * 4000 + "!", "may" + " " * 8000 + "!",
-     "DSC" + "-" * 8000 + "!", "IMG" + "_" * 290 + "!", "1" * 290 + "!", "may" + " 1" * 140 + "!"],
+    ["IMG" + "_" * 8000 + "!", "1" * 8000 + "!", "1_" * 4000 + "!", "a" * 8000, "a." * 4000 + "!",
+     "may" + " " * 8000 + "!", "DSC" + "-" * 8000 + "!", "IMG" + "_" * 290 + "!", "1" * 290 + "!",
+     "may" + " 1" * 140 + "!"],
     ids=lambda caption: caption[:6],
 )  # fmt: skip
 def test_caption_made_to_be_slow_is_looked_at_in_no_time(caption, most_cpu_time):
