@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,13 @@ def test_unit_of_large_pictures_holds_the_pixels_of_one_at_a_time(tmp_path):
     rows, megabytes = _measured(tmp_path, {"photos": {"kind": "images", "url": str(tmp_path / "photos")}}, filters)
     assert rows == 32
     assert megabytes < 600
+
+
+def test_batch_of_large_texts_is_counted_some_at_a_time(tmp_path):
+    (tmp_path / "texts").mkdir()
+    line = json.dumps({"text": "lorem ipsum dolor sit amet " * 40_000})  # 1.1 MB; ten of them in one go take 600 MB
+    (tmp_path / "texts" / "texts.jsonl").write_text(f"{line}\n" * 10)
+    filters = {"text": {"scorers": {"repetition": {}, "minhash": {}}}}
+    rows, megabytes = _measured(tmp_path, {"texts": {"kind": "jsonl", "url": str(tmp_path / "texts")}}, filters)
+    assert rows == 20
+    assert megabytes < 480
