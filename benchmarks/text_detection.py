@@ -6,6 +6,9 @@ Lines of text are drawn over crops of photographs of a megapixel, which are stor
 goes: decoded at the view's scale, shrunk to the cap, detected. A line counts as found when the boxes cover half of it.
 Heights are those of the letters in the whole picture: a cap of 480 sees a third of them in a picture of 1,400 pixels.
 CPU-milliseconds a picture, decoding included. `false_px` is the share of untouched photographs that boxes cover.
+
+Below `pages`, whole pages of text in the size of scans (A4 at 300 dots an inch, 12 megapixels): what share of them
+boxes cover, by the size of the letters and by how many times a picture may be shrunk.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from tokenmill.pipelines.decode_image import open_image
 
 CAPS = (320, 480, 640, 960)
 HEIGHTS_PX = (12, 16, 20, 24, 32, 48)
+PAGES = ((2480, 3508), (4000, 3000))
+FONTS_PX = (30, 36, 42, 50)  # of A4 at 300 dots an inch: 7, 8.5, 10 and 12 points
+SHRINKS = (None, 6, 5, 4, 3)
 WORDS = "Fresh bread, open daily from seven until late, no. 42 "
 Line = tuple[int, tuple[int, int, int, int]]  # height of the letters; left, top, right, bottom
 
@@ -60,7 +66,33 @@ def measure(number: int) -> dict[str, Any]:
         }
         false = [scorer.score([picture_of(image)])["text_coverage"][0] for image in plain]
         caps[cap] = {"cpu_ms": round(cpu_ms, 1), "recall": recall, "false_px": round(float(np.mean(false)), 3)}
-    return {"pictures": number, "caps": caps}
+    return {"pictures": number, "caps": caps, "pages": pages_measured()}
+
+
+def pages_measured() -> dict[str, Any]:
+    """Return, by how far pictures may be shrunk, what is covered of pages and the milliseconds they cost."""
+    pages = {(size, font_px): page(size, font_px) for size in PAGES for font_px in FONTS_PX}
+    found: dict[str, Any] = {}
+    for shrink in SHRINKS:
+        scorer = TextCoverage(max_shrink=shrink)
+        for (size, font_px), image in pages.items():
+            before = time.process_time()
+            scored = scorer.score([picture_of(image)])
+            cpu_ms = 1000 * (time.process_time() - before)
+            row = found.setdefault(f"{size[0]} x {size[1]}", {}).setdefault(str(shrink), {})
+            row[font_px] = {"covered": round(scored["text_coverage"][0], 2), "cpu_ms": round(cpu_ms)}
+    return found
+
+
+def page(size: tuple[int, int], font_px: int) -> Image.Image:
+    """Fill a page with lines of text of a size (capitals are 0.74 of it) on paper that is not white everywhere."""
+    image = Image.new("RGB", size, (255, 250, 235))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(font_px)
+    line = WORDS * (1 + int(size[0] / (20 * font_px)))
+    for number, top in enumerate(range(size[1] // 12, size[1] * 11 // 12, round(font_px * 1.45))):
+        words = line[number % 7 : number % 7 + int(size[0] * 0.84 / (font_px * 0.52))]
+        draw.text((size[0] // 12, top), words, fill=(20, 20, 60), font=font)
+    return image
 
 
 def with_text(image: Image.Image, random: np.random.Generator) -> tuple[Image.Image, list[Line]]:

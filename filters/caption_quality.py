@@ -28,9 +28,11 @@ _CAMERA = (
     "vlcsnap"
 )
 _FILE_NAME = re.compile(
-    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})|_?(?:{_CAMERA})[\s_-]*[\d_-]{{2,}}(?:[\s_()-]*\w{{0,8}})?"
-    r"|[0-9a-f]{16,}|[\w-]*\d[\w-]*_[\w-]{0,200}|\d{5,}", re.IGNORECASE,
+    rf"[\w ()+,.@~-]{{0,200}}\.(?:{_EXTENSIONS})"
+    rf"|_?(?:{_CAMERA})[\s_-]*+(?:\d[\d_-]++|(?<=[_-])\d)(?:[\s_()-]*+\w{{0,8}})?"
+    r"|[0-9a-f]{16,}|(?:[^\W\d]|-)*+\d[\w-]*_[\w-]{0,200}|\d{5,}", re.IGNORECASE,
 )  # fmt: skip
+_NAME_CHARS = 300  # no file name and no date is longer, and longer ones are not looked at: patterns run back and forth
 _URL = re.compile(
     r"(?:[a-z][a-z0-9+.-]{1,20}://|www\.)\S+|[\w-]+(?:\.[\w-]+)*\.(?:com|net|org|io|co|de|fr|ru|cn|jp|uk)(?:/\S*)?",
     re.I,
@@ -62,7 +64,7 @@ class CaptionQuality:
     """
 
     name: ClassVar = "caption_quality"
-    version: ClassVar = 1
+    version: ClassVar = 2
     takes: ClassVar[Literal["image"]] = "image"
     views: ClassVar = ()
     reads_caption: ClassVar[bool] = True
@@ -123,9 +125,9 @@ def kind_of(caption: str) -> str:
         return "empty"
     if _URL.fullmatch(text):
         return "url"
-    if _DATE.fullmatch(text):
+    if len(text) <= _NAME_CHARS and _DATE.fullmatch(text):
         return "date"
-    if _FILE_NAME.fullmatch(text):
+    if len(text) <= _NAME_CHARS and _FILE_NAME.fullmatch(text):
         return "file_name"
     if tuple(units) in _BOILERPLATE_UNITS:
         return "boilerplate"

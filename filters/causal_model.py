@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.filters.steady import steady
 
 _PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
 _CHARS_PER_TOKEN = 64  # of a longer text no more is tokenized, so a megabyte of it costs no second
@@ -58,7 +59,7 @@ class CausalModel:
         import torch
 
         device = self._model.device
-        with torch.inference_mode():
+        with steady(device):
             logits_BTV = self._model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device)).logits
             losses = []
             for row, length in enumerate(lengths):

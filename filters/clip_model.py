@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from tokenmill.errors import RunError
 from tokenmill.filters.clip_import import open_clip, quiet
 from tokenmill.filters.clip_pixels import ClipPixels
 from tokenmill.filters.clip_source import CONFIG, ClipSource
+from tokenmill.filters.steady import steady
 from tokenmill.filters.weights_file import HUB, read_tensors
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -77,7 +77,7 @@ class ClipModel:
 
     def embed_captions(self, captions: Sequence[str]) -> Embeddings:
         """Return (n, dimension); captions longer than the network's context are cut as open_clip does."""
-        with self._lock, _steady(self._device):
+        with self._lock, steady(self._device):
             tokens = self._tokens([" ".join(caption.split())[:MOST_CHARACTERS] for caption in captions])
             return _unit(self._model.encode_text(tokens.to(self._device)))
 
@@ -85,7 +85,7 @@ class ClipModel:
         import torch
 
         self.num_batches += 1
-        with _steady(self._device):
+        with steady(self._device):
             pixels_BCHW = torch.from_numpy(pixels_BHWC).to(self._device).permute(0, 3, 1, 2).float().div_(255)
             scaled = ((pixels_BCHW - self._mean) / self._std).contiguous().to(self._dtype)
             return _unit(self._model.encode_image(scaled))
@@ -144,33 +144,3 @@ def _unit(features: Any) -> Embeddings:
 
     unit: Embeddings = normalize(features.float(), dim=-1).cpu().numpy()
     return unit
-
-
-@contextmanager
-def _steady(device: Any) -> Iterator[None]:
-    """Compute without gradients, the same bits every time."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode(), _exact_cuda(device):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _exact_cuda(device: Any) -> Iterator[None]:
-    import torch
-
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
+from tokenmill.filters.text_groups import text_groups
 from tokenmill.filters.unit_hashes import hashed_plain_units, splitmix64
 
 _BASE = np.uint64(0xD1B54A32D192ED03)
@@ -55,7 +56,9 @@ class MinHash:
 
     def score(self, batch: Sequence[str]) -> Columns:
         """Sign texts; a text's signature does not depend on the others."""
-        return {"minhash": [self._signature(units) for units in hashed_plain_units(batch)]}
+        return {
+            "minhash": [self._signature(units) for group in text_groups(batch) for units in hashed_plain_units(group)]
+        }
 
     def _signature(self, units_N: NDArray[np.uint64]) -> list[int] | None:
         if not len(units_N):

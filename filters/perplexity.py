@@ -57,7 +57,7 @@ class Perplexity:
     lower: bool = False
 
     name: ClassVar = "perplexity"
-    version: ClassVar = 1
+    version: ClassVar = 2
     takes: ClassVar[Literal["text"]] = "text"
     places: ClassVar = ("model", "revision", "device")
     columns: ClassVar = {"perplexity": pl.Float32(), "perplexity_tokens": pl.Int32()}

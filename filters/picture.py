@@ -34,11 +34,13 @@ class View:
     Attributes:
         longest_side_px: the longer side has at least as many pixels, if the picture has them.
         min_side_px: the same for the shorter side.
+        max_scale: no view is scaled down further (8, 4, 2 or 1).
     """
 
     kind: Kind = "rgb"
     longest_side_px: int | None = None
     min_side_px: int | None = None
+    max_scale: int = 8
 
     def scale(self, width_px: int, height_px: int) -> int:
         """Return the scale of a picture of this size: the largest of 8, 4, 2 that leaves enough, else 1."""
@@ -47,7 +49,7 @@ class View:
             return 1
         for scale in _SCALES:
             enough = longest >= scale * (self.longest_side_px or 0) and shortest >= scale * (self.min_side_px or 0)
-            if enough and shortest >= scale * _LEAST_SIDE_PX:
+            if enough and scale <= self.max_scale and shortest >= scale * _LEAST_SIDE_PX:
                 return scale
         return 1
 
@@ -109,9 +111,11 @@ class Picture:
         return self._held[place]
 
     def release(self) -> None:
-        """Let go of large views, once the scorers that run now have seen them."""
+        """Let go of large views, and of the decoder's whole pixels, once the scorers that run now have seen them."""
         self._grey = None
         self._held = {place: pixels for place, pixels in self._held.items() if pixels.nbytes <= _KEPT_BYTES}
+        if (release := getattr(self._decode, "release", None)) is not None:  # a decoder may hold more than its views
+            release()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tokenmill.filters.character_classes import UNICODE
 from tokenmill.filters.scorer import Columns, fingerprint_of
+from tokenmill.filters.text_groups import text_groups
 from tokenmill.filters.unit_hashes import hashed_units, splitmix64
 
 TOP, REPEATED = (2, 3, 4), (5, 6, 7, 8, 9, 10)
@@ -59,8 +60,12 @@ class Repetition:
             "repeated_line_char_ratio": [share for _, share in lines],
             "repeated_paragraph_ratio": [share for share, _ in paragraphs],
             "repeated_paragraph_char_ratio": [share for _, share in paragraphs],
-            **ngram_shares(batch),
+            **_together([ngram_shares(group) for group in text_groups(batch)]),
         }
+
+
+def _together(groups: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+    return {column: [value for group in groups for value in group[column]] for column in groups[0]}
 
 
 def repeated_shares(parts: Sequence[str]) -> tuple[float, float]:

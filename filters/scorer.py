@@ -121,6 +121,14 @@ def reads_caption(scorer: Scorer) -> bool:
     return bool(getattr(scorer, "reads_caption", False))
 
 
+def reads_caption_alone(scorer: Scorer) -> bool:
+    """Tell whether a scorer of pictures needs no byte of them: `reads_caption`, and `views` is empty.
+
+    It scores every indexed sample, broken pictures too; size and data of its pictures are empty.
+    """
+    return reads_caption(scorer) and not views_of(scorer)
+
+
 def build_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
     """Build the scorer a recipe names; raises RecipeError for unknown names and settings."""
     scorer: Scorer = build("scorer", name, settings or {}, BUILT_IN, ENTRY_POINT_GROUP)

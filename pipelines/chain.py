@@ -33,7 +33,7 @@ from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
-from tokenmill.pipelines.score import caption_score_work, score_work
+from tokenmill.pipelines.score import score_works
 from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import select_work
@@ -120,10 +120,8 @@ class Chain:
         works = {}
         for name in (name for name in self.recipe.sources if self.pieces[name]):
             scoring, parents = self.passes[self.modality[name]], self._parents(name, self.ingest, self.split)
-            for describe in (score_work, caption_score_work):
-                work = describe(self.store, scoring, self.pieces[name], self.limits, parents)
-                if work.folders:
-                    works[name, describe.__name__] = work
+            for kind, work in score_works(self.store, scoring, self.pieces[name], self.limits, parents).items():
+                works[name, kind] = work
         found = self._run("score", works)
         return {
             n: tuple(one for key, some in found.items() if key[0] == n for one in some) for n in self.recipe.sources

@@ -29,6 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 # What Pillow's decoders raised over 13,000 spoiled pictures of 9 formats; MemoryError and ImportError are none of them.
 _BAD_BYTES = (OSError, SyntaxError, ValueError, OverflowError, RuntimeError, EOFError, struct.error)
+_STRIP_ROWS = 256
 # EXIF orientation → how rows and columns run, after the axes were swapped where it is 5 or more.
 _MIRRORED = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 
@@ -65,8 +66,11 @@ class EncodedImage:
     def __init__(self, data: bytes, image: Image.Image) -> None:
         self._data = data
         self._coded_size = image.size
-        self._simple = image.format == "JPEG" and image.mode in ("RGB", "L")  # else CMYK, or no JPEG at all
+        # Else CMYK, or no JPEG at all; of an MPO, the first picture is a JPEG like any other.
+        self._simple = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
         self._orientation = _orientation(image)
+        # The EXIF of a PNG may stand behind its pixels, which are then decoded by now.
+        self._read = image if image.format == "PNG" else None
         self._whole: NDArray[np.uint8] | None = None
 
     @property
@@ -88,6 +92,10 @@ class EncodedImage:
         image = reduced(self._whole, scale)
         return image if kind == "rgb" else luma_of(image)
 
+    def release(self) -> None:
+        """Let go of the whole pixels; another view decodes them again."""
+        self._read = self._whole = None
+
     def _jpeg(self, kind: Kind, scale: int) -> NDArray[np.uint8]:
         width, height = (-(-side // scale) for side in self._coded_size)
         try:
@@ -106,7 +114,7 @@ class EncodedImage:
         return np.asarray(image if image.mode == mode else image.convert(mode))
 
     def _loaded(self, mode: str = "", scale: int = 1) -> Image.Image:
-        image = _open(self._data)
+        image, self._read = self._read or _open(self._data), None
         try:
             if mode:
                 width, height = (max(1, side // scale) for side in image.size)
@@ -131,6 +139,8 @@ def _open(data: bytes) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Read EXIF orientation; EXIF that can't be read is no reason to lose the picture."""
+    if image.format == "TIFF":  # Pillow turns it as it loads, and gives its size upright
+        return 1
     try:
         return int(image.getexif().get(0x0112, 1))
     except (*_BAD_BYTES, TypeError):
@@ -153,13 +163,19 @@ def _rgb(image: Image.Image) -> Image.Image:
         high_byte = np.clip(np.asarray(image).astype(np.int64), 0, 65_535) >> 8
         image = Image.fromarray(high_byte.astype(np.uint8), "L")
     if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, image).convert("RGB")
+    """Lay a picture on white, some rows at a time: whole, it would take three times its memory."""
+    width, height = image.size
+    laid = Image.new("RGB", image.size)
+    for top in range(0, height, _STRIP_ROWS):
+        strip = image.crop((0, top, width, min(top + _STRIP_ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        laid.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return laid
 
 
 def _fault(error: Exception) -> SampleError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,7 +124,7 @@ class SampleReader:
     def _picture(self, found: Found, caption: str | None) -> Picture:
         data = self._payload(found)
         image = open_image(data, max_pixels=self.limits.max_pixels)
-        picture = Picture(partial(_decoded, image), *image.size, data=data, sha256=found[2], caption=caption)
+        picture = Picture(_Views(image), *image.size, data=data, sha256=found[2], caption=caption)
         picture.view(BASE)
         return picture
 
@@ -187,12 +186,20 @@ class SampleReader:
             yield sample
 
 
-def _decoded(image: EncodedImage, kind: Kind, scale: int) -> Pixels:
-    """Decode a view; whatever hostile bytes make the decoder raise is a SampleError."""
-    pixels = _attempt(image, kind, scale)
-    if isinstance(pixels, SampleError):
-        raise pixels
-    return pixels
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """Decodes views; whatever hostile bytes make the decoder raise is a SampleError."""
+
+    image: EncodedImage
+
+    def __call__(self, kind: Kind, scale: int) -> Pixels:
+        pixels = _attempt(self.image, kind, scale)
+        if isinstance(pixels, SampleError):
+            raise pixels
+        return pixels
+
+    def release(self) -> None:
+        self.image.release()
 
 
 def _attempt(function: Callable[..., T], *arguments: Any, **options: Any) -> T | SampleError:

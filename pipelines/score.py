@@ -2,7 +2,8 @@
 
 A gated scorer leaves null behind its gate; the cheap scorers its gate reads are run again beside it where they are not
 part of the pass, which costs less than reading their tables. Scorers that read captions are works of their own: their
-units hang on the captions as well as on the bytes, so a changed caption costs nobody else anything.
+units hang on the captions as well as on the bytes, so a changed caption costs nobody else anything. Those that read
+nothing but captions read no byte of a picture: they score every indexed sample, those with broken pictures too.
 """
 
 from __future__ import annotations
@@ -17,39 +18,39 @@ from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.samples import SampleSlice
 from tokenmill.pipelines.score_worker import ScoreWorker
-from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
+from tokenmill.pipelines.scoring_pass import Reads, ScorerSpec, ScoringPass, scoring_pass
 
 
 def score_work(
     store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits, parents: Mapping[str, str]
 ) -> StageWork:
     """Describe the scoring of one source by scorers that see nothing but the samples themselves."""
-    return _work(store, scoring, pieces, limits, parents, captions=False)
+    return _work(store, scoring, pieces, limits, parents, "pictures")
 
 
-def caption_score_work(
+def score_works(
     store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits, parents: Mapping[str, str]
-) -> StageWork:
-    """Describe the scoring of one source by scorers that read captions too, or hang on one that does."""
-    return _work(store, scoring, pieces, limits, parents, captions=True)
+) -> dict[Reads, StageWork]:
+    """Describe the scoring of one source, by what its scorers read; works without a scorer are left out."""
+    kinds: tuple[Reads, ...] = ("pictures", "both", "captions")
+    works = {kind: _work(store, scoring, pieces, limits, parents, kind) for kind in kinds}
+    return {kind: work for kind, work in works.items() if work.folders}
 
 
 def _work(
     store: Store, scoring: ScoringPass, pieces: Sequence[SampleSlice], limits: DecodeLimits,
-    parents: Mapping[str, str], *, captions: bool,
+    parents: Mapping[str, str], reads: Reads,
 ) -> StageWork:  # fmt: skip
     source, settings = pieces[0].source, pieces[0].settings
     folders = tuple(
         StageDir(store=store, source=source, config=scoring.config(spec, limits))
-        for spec in scoring.specs_that_read(captions)
+        for spec in scoring.specs_that_read(reads)
     )
+    digest, told = ("content", "") if reads == "pictures" else ("rows", " captions")
     return StageWork(
-        title=f"score {source} captions" if captions else f"score {source}",
+        title=f"score {source}{told if reads != 'both' else ' pictures and captions'}",
         folders=folders,
-        units=[
-            Unit(inputs=(piece.reference("rows" if captions else "content"),), payload={"slice": piece})
-            for piece in pieces
-        ],
+        units=[Unit(inputs=(piece.reference(digest),), payload={"slice": piece}) for piece in pieces],
         make_worker=partial(_make_worker, source, dict(settings), scoring.modality, scoring.specs, limits),
         parents=parents,
     )

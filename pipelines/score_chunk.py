@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
 from tokenmill.filters.picture import Picture
 from tokenmill.filters.scorer import Scorer, is_prepared, views_of
 
@@ -39,9 +39,14 @@ class Sheet:
         for column in scorer.columns:
             self.columns[column] = [None] * len(self.keys)
 
-    def put(self, places: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
-        """Fill in what a scorer said of the samples at some places."""
+    def put(self, scorer: Scorer, places: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
+        """Fill in what a scorer said of the samples at some places; raises RunError unless it said all and no more."""
+        if columns.keys() != scorer.columns.keys():
+            said, offered = ", ".join(sorted(columns)) or "none", ", ".join(sorted(scorer.columns))
+            raise RunError(f"scorer {scorer.name!r}: returned the columns {said}; it offers {offered}")
         for column, values in columns.items():
+            if len(values) != len(places):
+                raise RunError(f"scorer {scorer.name!r}: {len(values)} values of {column!r} for {len(places)} samples")
             target = self.columns[column]
             for place, value in zip(places, values, strict=True):
                 target[place] = value

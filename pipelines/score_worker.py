@@ -18,9 +18,10 @@ from typing import Any, cast
 
 import polars as pl
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
+from tokenmill.filters.picture import Image, Kind, Picture
 from tokenmill.filters.rules import Gate
-from tokenmill.filters.scorer import Columns, PreparedScorer, Scorer, is_prepared
+from tokenmill.filters.scorer import Columns, PreparedScorer, Scorer, is_prepared, reads_caption_alone
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Counts
 from tokenmill.pipelines.decoding import SampleReader, failure_values
@@ -95,6 +96,8 @@ class ScoreWorker:
     ) -> Iterator[Looked | str | SampleError]:
         if self._pass.modality == "text":
             return self._reader.texts(piece, rows)
+        if all(reads_caption_alone(self._pass.scorers[spec.name]) for spec in specs):
+            return map(Look(()), _unseen(rows))
         return self._reader.pictures(piece, rows, Look([self._pass.scorers[s.name] for s in specs if self._at_once(s)]))
 
     def _at_once(self, spec: ScorerSpec) -> bool:
@@ -119,7 +122,7 @@ class ScoreWorker:
             sheet.begin(scorer)
             whole = {p: sample.picture if isinstance(sample, Looked) else sample for p, sample in good.items()}
             if self._pass.modality != "text" and self._at_once(spec):
-                small = _gathered(spec.name, cast(Mapping[int, Looked], good), sheet)
+                small = _gathered(scorer, cast(Mapping[int, Looked], good), sheet)
                 if is_prepared(scorer):
                     seen[spec.name] = small
             elif is_prepared(scorer):
@@ -167,7 +170,7 @@ class ScoreWorker:
         for one in looked:
             for what, seconds in one.seconds.items():
                 add_seconds(sheet.seconds, what, seconds)
-        return _gathered(scorer.name, dict(zip(pictures, looked, strict=True)), sheet)
+        return _gathered(scorer, dict(zip(pictures, looked, strict=True)), sheet)
 
     def _in_batches(
         self, spec: ScorerSpec, score: Callable[[list[Any]], Columns], seen: Mapping[int, Any], sheet: Sheet, kind: str
@@ -175,7 +178,7 @@ class ScoreWorker:
         """Add what a scorer says of the samples that come through its gate; the phase's name tells which pool it is."""
         started = time.perf_counter()
         for some in _batches(self._through_gate(spec, sheet, list(seen)), self._pass.scorers[spec.name].batch_size):
-            sheet.put(some, score([seen[place] for place in some]))
+            sheet.put(self._pass.scorers[spec.name], some, score([seen[place] for place in some]))
         add_seconds(sheet.seconds, f"{kind}:{spec.name}", time.perf_counter() - started)
 
     def _through_gate(self, spec: ScorerSpec, sheet: Sheet, places: list[int]) -> list[int]:
@@ -187,8 +190,8 @@ class ScoreWorker:
         return [place for place in places if passes[place]]
 
     def _output(self, parts: Sequence[Part], name: str) -> UnitOutput:
-        schema = dict(self._pass.scorers[name].columns)
-        columns: dict[str, list[Any]] = {column: [v for p in parts for v in p.columns[column]] for column in schema}
+        offered = self._pass.scorers[name].columns
+        columns: dict[str, list[Any]] = {column: [v for p in parts for v in p.columns[column]] for column in offered}
         errors = [
             error or part.faults.get(name, {}).get(place) for part in parts for place, error in enumerate(part.errors)
         ]
@@ -196,7 +199,7 @@ class ScoreWorker:
         frame = pl.concat(
             [
                 pl.DataFrame({"key": [key for part in parts for key in part.keys]}, schema={"key": pl.String}),
-                pl.DataFrame(columns, schema=schema, strict=False),
+                _typed(self._pass.scorers[name], columns),
                 pl.DataFrame(failures, schema=FAILURE_COLUMNS, orient="row"),
             ],
             how="horizontal",
@@ -207,17 +210,38 @@ class ScoreWorker:
         return UnitOutput(rows=frame, counts=counts, digests={"values": rows_digest(frame)})
 
 
-def _gathered(name: str, looked: Mapping[int, Looked], sheet: Sheet) -> dict[int, Any]:
+def _unseen(rows: pl.DataFrame) -> Iterator[Picture]:
+    """Yield pictures of which no bytes are read: captions and digests as indexed."""
+
+    def decode(kind: Kind, scale: int) -> Image:
+        raise RunError("a scorer that says it looks at captions alone (views = ()) asked for pixels")
+
+    for sha256, caption in rows.select("sha256", "caption").iter_rows():
+        yield Picture(decode, 0, 0, sha256=sha256, caption=caption)
+
+
+def _gathered(scorer: Scorer, looked: Mapping[int, Looked], sheet: Sheet) -> dict[int, Any]:
     """Put a scorer's values and faults into the sheet; return what its model is to see, by place."""
     small: dict[int, Any] = {}
+    name = scorer.name
     for place, one in looked.items():
         if name in one.faults:
             sheet.faults.setdefault(name, {})[place] = one.faults[name]
         elif name in one.values:
-            sheet.put([place], one.values[name])
+            sheet.put(scorer, [place], one.values[name])
         elif name in one.small:
             small[place] = one.small[name]
     return small
+
+
+def _typed(scorer: Scorer, columns: Mapping[str, list[Any]]) -> pl.DataFrame:
+    """Make a table of a scorer's values; raises RunError for one that is none of its column's type."""
+    frame = pl.DataFrame(dict(columns), schema=dict(scorer.columns), strict=False)
+    for column, values in columns.items():
+        if frame[column].null_count() != values.count(None):
+            wrong = next(v for v, held in zip(values, frame[column], strict=True) if held is None and v is not None)
+            raise RunError(f"scorer {scorer.name!r}: {str(wrong)[:80]!r} is no {frame.schema[column]} for {column!r}")
+    return frame
 
 
 def _batches(places: list[int], size: int) -> Iterator[list[int]]:

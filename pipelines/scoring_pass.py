@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Gate, columns_of
-from tokenmill.filters.scorer import Scorer, build_scorer, identity_settings, is_prepared, reads_caption
+from tokenmill.filters.scorer import (
+    Scorer,
+    build_scorer,
+    identity_settings,
+    is_prepared,
+    reads_caption,
+    reads_caption_alone,
+)
 from tokenmill.manifests.stagedir import StageConfig
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.samples import FAILURE_COLUMNS
 
 VERSION = 1
 SCHEMA = 1
+Reads = Literal["pictures", "captions", "both"]  # a text counts as a picture
+RESERVED = frozenset(("key", *FAILURE_COLUMNS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +55,15 @@ class ScoringPass:
         models = {name for name, scorer in self.scorers.items() if is_prepared(scorer)}
         return frozenset(name for name, needed in self.needs.items() if models.intersection(needed))
 
-    def specs_that_read(self, captions: bool) -> list[ScorerSpec]:
-        """Return the scorers whose values hang on captions, by themselves or by their gate, or those that don't."""
-        reading = {name for name, scorer in self.scorers.items() if reads_caption(scorer)}
-        return [spec for spec in self.specs if bool(reading & {spec.name, *self.needs[spec.name]}) is captions]
+    def specs_that_read(self, what: Reads) -> list[ScorerSpec]:
+        """Return the scorers whose values hang on these things, by themselves or by their gate, and on no others."""
+        return [spec for spec in self.specs if self._reads(spec) == what]
+
+    def _reads(self, spec: ScorerSpec) -> Reads:
+        used = [self.scorers[name] for name in (spec.name, *self.needs[spec.name])]
+        if not any(map(reads_caption, used)):
+            return "pictures"
+        return "captions" if all(map(reads_caption_alone, used)) else "both"
 
     def check_halves(self) -> None:
         """Raise RecipeError where whole pictures would have to travel to the models."""
@@ -83,6 +98,7 @@ class ScoringPass:
 def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
     """Build the scorers of a recipe's section and order them; raises RecipeError where gates go in circles."""
     scorers = {spec.name: build_scorer(spec.name, spec.settings) for spec in specs}
+    _check_columns(modality, scorers)
     owner = {column: name for name, scorer in scorers.items() for column in scorer.columns}
     columns = {column: kind for scorer in scorers.values() for column, kind in scorer.columns.items()}
     needs: dict[str, tuple[str, ...]] = {}
@@ -97,6 +113,18 @@ def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
         direct = needs[spec.name]
         needs[spec.name] = tuple(sorted({*direct, *(name for one in direct for name in needs[one])}))
     return ScoringPass(modality=modality, specs=ordered, scorers=scorers, needs=needs)
+
+
+def _check_columns(modality: str, scorers: Mapping[str, Scorer]) -> None:
+    """Raise RecipeError where a column would be two things."""
+    owner: dict[str, str] = {}
+    for name, scorer in scorers.items():
+        for column in scorer.columns:
+            if column in RESERVED:
+                raise RecipeError(f"filter.{modality}.scorers.{name}: the column {column!r} is tokenmill's own")
+            if column in owner:
+                raise RecipeError(f"filter.{modality}.scorers: {owner[column]} and {name} both offer {column!r}")
+            owner[column] = name
 
 
 def _ordered(specs: Sequence[ScorerSpec], needs: Mapping[str, tuple[str, ...]]) -> tuple[ScorerSpec, ...]:

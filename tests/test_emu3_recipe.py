@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tests import tiny_clip
 
 from tokenmill.manifests.archive import ArchiveWriter
@@ -23,20 +23,35 @@ RECIPE = Path(__file__).parents[1] / "pipelines" / "recipes" / "emu3-images.yaml
 def _pictures() -> dict[str, Image.Image]:
     photograph = Image.fromarray(skimage.data.coffee()).resize((800, 600))
     page = Image.fromarray(skimage.data.page()).convert("RGB").resize((1152, 573))
-    coloured = Image.blend(page, Image.linear_gradient("L").resize(page.size).convert("RGB"), 0.2)
-    tinted = np.asarray(coloured).copy()
-    tinted[: 573 // 2, :, 2] //= 3  # the upper half yellow, the lower half blue: colourful, and full of text
-    tinted[573 // 2 :, :, 0] //= 3
     return {
         "astronaut": Image.fromarray(skimage.data.astronaut()).resize((640, 640)),
         "coffee": photograph,
         "grey": photograph.convert("L").convert("RGB"),
         "small": photograph.resize((680, 510)),
-        "page": Image.fromarray(tinted),
+        "page": _tinted(page),
+        "scan": _tinted(_scan()),
         "blank": Image.new("RGB", (600, 600), (230, 230, 230)),
         "banner": photograph.resize((3000, 580)),
         "copy": photograph.resize((780, 585)),
     }
+
+
+def _tinted(page: Image.Image) -> Image.Image:
+    """Make the upper half yellow and the lower half blue: colourful, and full of text."""
+    coloured = Image.blend(page, Image.linear_gradient("L").resize(page.size).convert("RGB"), 0.2)
+    tinted, middle = np.asarray(coloured).copy(), page.height // 2
+    tinted[:middle, :, 2] //= 3
+    tinted[middle:, :, 0] //= 3
+    return Image.fromarray(tinted)
+
+
+def _scan() -> Image.Image:
+    """Set a page of A4 in ten points at 300 dots an inch: 8.7 megapixels, of which letters are 31 pixels high."""
+    image = Image.new("RGB", (2480, 3508), (255, 250, 235))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(42)
+    for top in range(300, 3200, 61):
+        draw.text((200, top), "It was the best of times, it was the worst of times, " * 2, font=font, fill=0)
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +94,7 @@ def test_emu3_recipe_keeps_what_is_beautiful_whether_or_not_it_is_colourful(fold
         "grey": "near_duplicate",  # of the coffee: a hash sees no colours
         "small": "resolution",
         "page": "kept",
+        "scan": "kept",
         "blank": "blank",
         "banner": "aspect",
         "copy": "near_duplicate",
@@ -89,7 +105,7 @@ def test_emu3_recipe_rescues_colourful_pictures_without_text_from_its_aesthetic_
     chain = _chain(folder, 3.0)
     fates = _fates(chain)
     assert (fates["astronaut"], fates["coffee"], fates["copy"]) == ("kept", "kept", "near_duplicate")
-    assert (fates["grey"], fates["page"]) == ("aesthetic", "aesthetic")
+    assert [fates[key] for key in ("grey", "page", "scan")] == ["aesthetic"] * 3
     (snapshot,) = chain.select.values()
     assert snapshot.totals["rescued.aesthetic"] == 3  # both photographs and the copy
     assert Counter(fate.split(":")[0] for fate in fates_of(chain).values()).keys() >= {"dropped"}
@@ -101,4 +117,4 @@ def test_emu3_recipe_asks_for_text_only_where_the_answer_counts(folder):
     (commit,) = scored["text_coverage"].commits
     rows = scored["text_coverage"].folder.read_rows(commit)
     asked = set(rows.filter(pl.col("text_coverage").is_not_null())["key"])
-    assert asked == {"astronaut", "coffee", "page", "banner", "copy"}  # not the small, grey and blank ones
+    assert asked == {"astronaut", "coffee", "page", "scan", "banner", "copy"}  # not the small, grey and blank ones

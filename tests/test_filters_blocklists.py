@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from io import BytesIO
 
 import numpy as np
@@ -157,7 +158,17 @@ def test_text_blocklist_and_captions_never_raise(tmp_path_factory, text):
     [
         (
             "file_name",
-            ["IMG_1234.jpg", "DSC00012", "photo (3).jpeg", "20130812_153012", "P1010032", "a" * 32, "1234567"],
+            [
+                "IMG_1234.jpg",
+                "DSC00012",
+                "photo (3).jpeg",
+                "20130812_153012",
+                "P1010032",
+                "photo_3",
+                "img-2 (1",
+                "a" * 32,
+                "1234567",
+            ],
         ),
         ("url", ["https://example.org/a.png", "www.example.com", "example.com/pictures/3"]),
         ("date", ["2024-01-05", "January 5, 2024", "12 March 2011", "05.01.2024 12:30", "2012", "2024年1月5日"]),
@@ -173,6 +184,7 @@ def test_text_blocklist_and_captions_never_raise(tmp_path_factory, text):
                 "两只猫在沙发上",
                 "Mrs. Robinson at home",
                 "photo by Jan",
+                "photo 3 dogs",
                 "U.S. flag",
             ],
         ),
@@ -180,6 +192,32 @@ def test_text_blocklist_and_captions_never_raise(tmp_path_factory, text):
 )
 def test_caption_kind_tells_words_from_what_is_none(kind, captions):
     assert {caption: kind_of(caption) for caption in captions} == dict.fromkeys(captions, kind)
+
+
+@pytest.fixture
+def most_cpu_time():
+    """End what computes for more than ten seconds, however busy the machine is."""
+
+    def ended(*_):
+        raise TimeoutError("ten seconds of computing")
+
+    before = signal.signal(signal.SIGPROF, ended)
+    signal.setitimer(signal.ITIMER_PROF, 10)
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["IMG" + "_" * 8000 + "!", "1" * 8000 + "!", "1_" * 4000 + "!", "a" * 8000, "a." * 4000 + "!",
+     "may" + " " * 8000 + "!", "DSC" + "-" * 8000 + "!", "IMG" + "_" * 290 + "!", "1" * 290 + "!",
+     "may" + " 1" * 140 + "!"],
+    ids=lambda caption: caption[:6],
+)  # fmt: skip
+def test_caption_made_to_be_slow_is_looked_at_in_no_time(caption, most_cpu_time):
+    for _ in range(20):
+        assert kind_of(caption) != "file_name"
 
 
 def test_caption_quality_measures_length_language_and_repetition(photographs):

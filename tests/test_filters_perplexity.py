@@ -99,6 +99,18 @@ def test_perplexity_of_batches_of_any_size_is_the_same_to_five_digits(folder, te
     assert (ratio - 1).abs().max() < 1e-5
 
 
+def test_perplexity_does_not_hang_on_the_number_of_threads(folder, texts):
+    import torch
+
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(build_scorer("perplexity", {"model": str(folder), "device": "cpu"}).score(texts))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
 def test_perplexity_fingerprint_covers_weights_and_batch_size_and_not_the_place(folder, tmp_path):
     first = build_scorer("perplexity", {"model": str(folder)}).fingerprint
     copied = shutil.copytree(folder, tmp_path / "elsewhere")

@@ -7,7 +7,8 @@ from io import BytesIO
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from tokenmill.errors import SampleError
 from tokenmill.filters.colourfulness import Colourfulness
@@ -104,16 +105,54 @@ def test_jpeg_stored_as_rgb_keeps_its_colours(photograph):
     assert np.abs(seen.luma().astype(int) - luma_of(seen.rgb())).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_every_view_and_the_size(photograph, orientation):
+def test_exif_orientation_turns_every_view_and_the_size(photograph, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    seen = picture(encoded(photograph.crop((0, 0, 1150, 862)), exif=exif))
-    assert (seen.height_px, seen.width_px) == seen.rgb().shape[:2]
-    turned = Image.fromarray(seen.rgb()).reduce(2)
-    difference = np.asarray(turned).astype(int) - seen.rgb(longest_side_px=512)
-    assert np.abs(difference).mean() < 3
-    assert seen.luma(longest_side_px=512).shape == seen.rgb(longest_side_px=512).shape[:2]
+    if kind == "TIFF":
+        data = encoded(photograph.resize((144, 108)), kind, tiffinfo={0x0112: orientation})
+    else:
+        data = encoded(photograph.resize((144, 108)), kind, exif=exif, **({"speed": 10} if kind == "AVIF" else {}))
+    flat = Image.open(BytesIO(encoded(photograph.resize((144, 108)), kind))).convert("RGB")
+    flat.getexif()[0x0112] = orientation
+    wanted = np.asarray(ImageOps.exif_transpose(flat)).astype(int)
+    seen = picture(data)
+    assert (seen.height_px, seen.width_px) == seen.rgb().shape[:2] == wanted.shape[:2]
+    assert np.abs(seen.rgb() - wanted).mean() < 2
+    halved = np.asarray(Image.fromarray(wanted.astype(np.uint8)).reduce(2)).astype(int)
+    assert np.abs(seen.rgb(longest_side_px=72) - halved).mean() < 4
+    assert np.abs(seen.luma(longest_side_px=72) - halved.mean(axis=2)).mean() < 12
+
+
+def test_picture_of_several_jpegs_has_pillows_bits_of_the_first(photograph):
+    data = encoded(photograph, "MPO", save_all=True, append_images=[photograph.rotate(180)])
+    assert Image.open(BytesIO(data)).format == "MPO"
+    for scale in (1, 4):
+        assert np.array_equal(open_image(data, max_pixels=10**8)("rgb", scale), by_pillow(data, "RGB", scale))
+
+
+def test_png_is_decoded_once_though_its_orientation_may_stand_behind_the_pixels(photograph, monkeypatch):
+    loads = []
+    load = PngImageFile.load_prepare
+    monkeypatch.setattr(PngImageFile, "load_prepare", lambda image: loads.append(image) or load(image))
+    picture(encoded(photograph, "PNG")).rgb()
+    assert len(loads) == 1
+
+
+def test_released_picture_holds_no_large_pixels_and_decodes_them_again(photograph):
+    seen = picture(encoded(photograph.resize((1500, 1200)), "PNG"))
+    before, image = seen.rgb(), seen._decode
+    seen.release()
+    assert image._whole is None and not seen._held
+    assert np.array_equal(seen.rgb(), before)
+
+
+def test_transparency_is_laid_on_white_strip_by_strip_as_at_once():
+    pixels = np.random.default_rng(3).integers(0, 256, (700, 31, 4), np.uint8)
+    image = Image.fromarray(pixels)
+    at_once = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    assert np.array_equal(picture(encoded(image, "PNG")).rgb(), np.asarray(at_once))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])

@@ -27,7 +27,7 @@ GOLDEN = {
     ("sharpness", 2): {"sharpness": 860.5974},
     ("sha256", 1): {"sha256": "ab" * 32},
     ("perceptual_hash", 2): {"phash": 14020352518765010888},
-    ("text_coverage", 2): {"text_coverage": 0.6579, "text_boxes": 7},
+    ("text_coverage", 3): {"text_coverage": 0.6579, "text_boxes": 7},
     ("text_statistics", 1): {
         "num_chars": 30,
         "num_words": 8,

@@ -1,0 +1,103 @@
+"""What scoring asks of a scorer: its own columns, all of them, a value a sample, of their types; and no more bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import polars as pl
+import pytest
+from tests import tiny
+
+from tokenmill.errors import RecipeError, RunError
+from tokenmill.filters import scorer as scorers
+from tokenmill.pipelines import decoding
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
+from tokenmill.recipe import check_recipe
+
+
+class Odd:
+    """Says what the test wants it to say."""
+
+    name, version, takes, batch_size, views = "odd", 1, "image", 1, ()
+    columns: ClassVar[Mapping[str, Any]] = {"odd": pl.Float32()}
+    fingerprint = scorers.fingerprint("odd", 1, {})
+    says: ClassVar[Callable[[Sequence[Any]], Mapping[str, Any]]]
+
+    def score(self, batch: Sequence[Any]) -> Mapping[str, Any]:
+        return type(self).says(batch)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tiny.write_pictures(folder)
+    return folder
+
+
+@pytest.fixture
+def odd(monkeypatch) -> type[Odd]:
+    monkeypatch.setitem(scorers.BUILT_IN, "odd", f"{__name__}:Odd")
+    return Odd
+
+
+def _scored(data: Path, root: Path, asked: dict[str, Any]) -> dict[str, pl.DataFrame]:
+    changes = {"filter.image": {"scorers": asked}}
+    value = tiny.recipe(data, str(root), changes, sources=["photos"])
+    chain = Chain(recipe=check_recipe(value, "test"), options=ChainOptions(quiet=True))
+    return {
+        snapshot.folder.config.settings["scorer"]: pl.concat(snapshot.folder.read_rows(c) for c in snapshot.commits)
+        for snapshot in chain.snapshots("score")
+    }
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ({"odd": ["high"]}, "scorer 'odd': 'high' is no Float32 for 'odd'"),
+        ({"odd": [1.0, 2.0]}, "scorer 'odd': 2 values of 'odd' for 1 samples"),
+        ({}, "scorer 'odd': returned the columns none; it offers odd"),
+        ({"odd": [1.0], "more": [1]}, "scorer 'odd': returned the columns more, odd; it offers odd"),
+    ],
+)
+def test_scorer_that_says_something_else_than_it_offers_ends_the_run_by_name(data, tmp_path, odd, says, told):
+    odd.says = staticmethod(lambda batch: says)
+    with pytest.raises(RunError) as caught:
+        _scored(data, tmp_path, {"odd": {}})
+    assert told in str(caught.value)
+
+
+def test_scorer_may_say_null_nan_and_whole_numbers(data, tmp_path, odd):
+    values = iter([None, float("nan"), 3])
+    odd.says = staticmethod(lambda batch: {"odd": [next(values)]})
+    found = _scored(data, tmp_path, {"odd": {}})["odd"].filter(pl.col("fail_reason").is_null())
+    assert sorted(map(str, found["odd"])) == ["3.0", "None", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [("colourfulness", "colourfulness and odd both offer 'colourfulness'"), ("fail_reason", "tokenmill's own")],
+)
+def test_column_of_two_scorers_or_of_tokenmill_is_refused(odd, monkeypatch, column, told):
+    monkeypatch.setattr(odd, "columns", {column: pl.Float32()})
+    specs = [ScorerSpec(name=name, settings={}) for name in ("colourfulness", "odd", "sha256")]
+    with pytest.raises(RecipeError) as caught:
+        scoring_pass("image", specs)
+    assert told in str(caught.value)
+
+
+def test_scorer_of_captions_alone_opens_no_picture_and_scores_broken_ones(data, tmp_path, monkeypatch):
+    opened: Counter[bytes] = Counter()
+    real = decoding.open_image
+    monkeypatch.setattr(decoding, "open_image", lambda data, **how: opened.update([data]) or real(data, **how))
+    alone = _scored(data, tmp_path / "alone", {"caption_quality": {}})
+    assert not opened
+    found = _scored(data, tmp_path / "beside", {"caption_quality": {}, "colourfulness": {}})
+    assert set(opened.values()) == {1}
+    assert found["colourfulness"]["fail_reason"].drop_nulls().to_list() == ["not_an_image"]
+    assert found["caption_quality"]["fail_reason"].null_count() == found["caption_quality"].height
+    assert found["caption_quality"].equals(alone["caption_quality"])
+    assert found["caption_quality"]["caption_words"].drop_nulls().len() == 3
