@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +111,7 @@ class NgramModel:
         try:
             data = self._path.read_bytes()
             return gzip.decompress(data) if self._path.suffix == ".gz" else data
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise self._wrong(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
     def _wrong(self, what: str) -> RecipeError:

@@ -58,7 +58,6 @@ class SampleReader:
         self.limits = limits
         self.name = name
         self._decoder: VideoDecoder | None = None
-        self._failures = 0
         self.read_s = 0.0  # spent waiting for bytes so far
 
     def close(self) -> None:
@@ -72,7 +71,7 @@ class SampleReader:
             self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s, max_pixels=self.limits.max_pixels)
         return self._decoder
 
-    def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[str | SampleError]:
+    def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[str | SampleError]:
         """Yield the text of every row; ingest has read it as UTF-8 already."""
 
         def read(found: Found) -> str | SampleError:
@@ -178,11 +177,12 @@ class SampleReader:
             ]
             yield from read_places(store, places)
 
-    def _counted(self, samples: Iterable[T | SampleError]) -> Iterator[T | SampleError]:
+    def _counted(self, samples: Iterable[T | SampleError]) -> Generator[T | SampleError]:
+        failures = 0  # of this unit: whether a run stops must not hang on which units a worker gets
         for sample in samples:
-            self._failures = self._failures + 1 if isinstance(sample, SampleError) else 0
-            if self._failures > self.limits.failure_budget:
-                raise RunError(f"{self.name}: {self._failures} samples failed in a row, the last with: {sample}")
+            failures = failures + 1 if isinstance(sample, SampleError) else 0
+            if failures > self.limits.failure_budget:
+                raise RunError(f"{self.name}: {failures} samples failed in a row, the last with: {sample}")
             yield sample
 
 

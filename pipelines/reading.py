@@ -56,19 +56,19 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], *, threads: int,
         yield from map(function, items)
         return
     pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        source = iter(items)
-        try:
-            for item in islice(source, window):
+    source, pool = iter(items), ThreadPoolExecutor(threads)
+    try:
+        for item in islice(source, window):
+            pending.append(pool.submit(function, item))
+        while pending:
+            result = pending.popleft().result()
+            for item in islice(source, 1):
                 pending.append(pool.submit(function, item))
-            while pending:
-                result = pending.popleft().result()
-                for item in islice(source, 1):
-                    pending.append(pool.submit(function, item))
-                yield result
-        finally:
-            for future in pending:
-                future.cancel()
+            yield result
+    finally:
+        # Without waiting: a generator that is given up may be closed by the garbage collector, in whatever thread that
+        # happens to run in, one of this pool's own included (seen as a process that hung for good).
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(store: Store, span: _Span) -> bytes:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from itertools import islice
 from typing import Any, cast
@@ -57,7 +58,13 @@ class ScoreWorker:
         used = {name for scorer in self._wanted(job) for name in (scorer, *self._pass.needs[scorer])}
         specs = [spec for spec in self._pass.specs if spec.name in used]
         rows = piece.read()
-        samples = self._samples(piece, rows, specs)
+        # Closed here and now: left to the collector, threads would be joined by whichever thread it runs in.
+        with closing(self._samples(piece, rows, specs)) as samples:
+            yield from self._chunks(rows, samples, specs)
+
+    def _chunks(
+        self, rows: pl.DataFrame, samples: Iterator[Looked | str | SampleError], specs: Sequence[ScorerSpec]
+    ) -> Iterator[Chunk]:
         lengths = rows["length"].to_list() if "length" in rows.columns else [0] * rows.height  # a clip has none
         for size in _chunk_sizes(lengths, _CHUNK_ROWS[self._pass.modality]):
             keys, rows, read_s = rows["key"].head(size).to_list(), rows.slice(size), self._reader.read_s
@@ -93,11 +100,11 @@ class ScoreWorker:
 
     def _samples(
         self, piece: SampleSlice, rows: pl.DataFrame, specs: Sequence[ScorerSpec]
-    ) -> Iterator[Looked | str | SampleError]:
+    ) -> Generator[Looked | str | SampleError]:
         if self._pass.modality == "text":
             return self._reader.texts(piece, rows)
         if all(reads_caption_alone(self._pass.scorers[spec.name]) for spec in specs):
-            return map(Look(()), _unseen(rows))
+            return (look(picture) for look in (Look(()),) for picture in _unseen(rows))
         return self._reader.pictures(piece, rows, Look([self._pass.scorers[s.name] for s in specs if self._at_once(s)]))
 
     def _at_once(self, spec: ScorerSpec) -> bool:

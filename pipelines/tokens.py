@@ -27,6 +27,7 @@ from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.archive_json import finite, json_text
 from tokenmill.pipelines.caption import Selected
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
@@ -230,7 +231,7 @@ class TokenWorker:
 
     def _described(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the source says of a sample, as the archive may hold it."""
-        described = {"source_caption": row["caption"], "metadata": json.loads(row["metadata"])}
+        described = {"source_caption": row["caption"], "metadata": finite(json.loads(row["metadata"]))}
         masked: dict[str, Any] = described if self._settings.mask is None else self._settings.mask.in_json(described)
         return masked
 
@@ -325,7 +326,7 @@ class TokenWorker:
             "captions": list(sample.captions),
             "source": self._reader.name,
             "key": key,
-            "scores": {name: sample.row[name] for name in carried},
+            "scores": {name: finite(sample.row[name]) for name in carried},
             "licence": self._settings.licence,
             **self._described(sample.row),
         }
@@ -333,7 +334,7 @@ class TokenWorker:
             "codes.npy": npy_bytes(codes),
             "text.npy": npy_bytes(text_ids),
             # Half of a surrogate pair, which metadata may hold, becomes JSON's own escape for it.
-            "json": json.dumps(document, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace"),
+            "json": json_text(document).encode("utf-8", "backslashreplace"),
         }
         placed = writer.add(key, members)
         places = [placed[name] for name in ("codes.npy", "text.npy", "json")]

@@ -214,5 +214,10 @@ def test_ngram_model_that_is_missing_or_cut_is_named(tmp_path):
     path.write_bytes(gzip.compress(ARPA.encode())[:50])
     with pytest.raises(RecipeError, match=r"cut.arpa.gz' cannot be read"):
         build_scorer("perplexity", {"model": str(path)}).score(["a"])
+    spoiled = bytearray(gzip.compress(ARPA.encode()))
+    spoiled[30], spoiled[31] = spoiled[30] ^ 0xFF, spoiled[31] ^ 0x55
+    path.write_bytes(spoiled)
+    with pytest.raises(RecipeError, match=r"cut.arpa.gz' cannot be read"):
+        build_scorer("perplexity", {"model": str(path)}).score(["a"])
     with pytest.raises(RecipeError, match="model"):
         build_scorer("perplexity", {})

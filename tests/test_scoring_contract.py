@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +13,10 @@ import polars as pl
 import pytest
 from tests import tiny
 
-from tokenmill.errors import RecipeError, RunError
+from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.filters import scorer as scorers
 from tokenmill.pipelines import decoding
+from tokenmill.pipelines.archive_json import finite
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
 from tokenmill.recipe import check_recipe
@@ -101,3 +104,30 @@ def test_scorer_of_captions_alone_opens_no_picture_and_scores_broken_ones(data, 
     assert found["caption_quality"]["fail_reason"].null_count() == found["caption_quality"].height
     assert found["caption_quality"].equals(alone["caption_quality"])
     assert found["caption_quality"]["caption_words"].drop_nulls().len() == 3
+
+
+def test_failures_are_counted_within_a_unit(tmp_path):
+    (tmp_path / "photos").mkdir()
+    reader = decoding.SampleReader(
+        "photos", {"kind": "images", "url": str(tmp_path / "photos")}, decoding.DecodeLimits(failure_budget=3)
+    )
+    fault = SampleError("corrupt", "of no kind")
+    for _ in range(2):  # two units of one worker
+        assert list(reader._counted([fault] * 3)) == [fault] * 3
+    with pytest.raises(RunError, match="4 samples failed in a row"):
+        list(reader._counted([fault] * 4))
+
+
+def test_score_that_is_no_number_is_null_in_archives(data, tmp_path, odd):
+    odd.says = staticmethod(lambda batch: {"odd": [float("nan")]})
+    changes = {"filter.image": {"scorers": {"odd": {}}, "carry": ["odd"]}}
+    value = tiny.recipe(data, str(tmp_path), changes, sources=["photos"])
+    assert Chain(recipe=check_recipe(value, "test"), options=ChainOptions(quiet=True)).tokenize
+    (path,) = tmp_path.glob("tokenize/*/*/**/*.tar")
+    with tarfile.open(path) as archive:
+        documents = [archive.extractfile(m).read() for m in archive if m.name.endswith(".json")]
+    assert {json.loads(document)["scores"]["odd"] for document in documents} == {None}
+
+
+def test_numbers_that_json_has_not_become_null():
+    assert finite({"a": [1, 1e999, {"b": float("nan")}], "c": "NaN"}) == {"a": [1, None, {"b": None}], "c": "NaN"}
