@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,24 @@ def test_ordered_map_left_early_does_not_hang():
         if number == 5:
             break
     assert open_store("memory://x").url == "memory://x"
+
+
+def test_ordered_map_given_up_in_one_of_its_own_threads_ends_there():
+    """As the garbage collector may do it: whoever waits for the pool here waits for himself."""
+    given_up, outcome, yielded = [], Future(), threading.Event()
+
+    def function(item):
+        if item == 1:
+            yielded.wait(10)
+            try:
+                given_up[0].close()
+                outcome.set_result("closed")
+            except BaseException as error:
+                outcome.set_exception(error)
+        return item
+
+    given_up.append(ordered_map(function, range(8), threads=2, window=2))
+    assert next(given_up[0]) == 0
+    yielded.set()
+    assert outcome.result(timeout=10) == "closed"
+    assert list(given_up[0]) == []
