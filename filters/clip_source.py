@@ -104,7 +104,15 @@ class ClipSource:
     def digest(self) -> str:
         """The sha256 over all that makes an embedding but precision and batch: weights, network, preprocessing."""
         parts = {"config": self.config, "quick_gelu": self.quick_gelu, "preprocessing": self.preprocessing}
+        words = {path.name: weights_digest(path) for path in self._tokenizer_files}
+        parts |= {"tokenizer": words} if words else {}
         return digest_of({**parts, "view": repr(self.framing.view), "weights": weights_digest(self.weights)})
+
+    @property
+    def _tokenizer_files(self) -> list[Path]:
+        """Return what a folder brings to cut captions into tokens; other models use open_clip's own."""
+        names = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*")
+        return sorted(path for name in names for path in (self.folder.glob(name) if self.folder is not None else ()))
 
 
 @cache

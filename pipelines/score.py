@@ -46,17 +46,21 @@ def _work(
         StageDir(store=store, source=source, config=scoring.config(spec, limits))
         for spec in scoring.specs_that_read(reads)
     )
+    fingerprints = {name: value for folder in folders for name, value in folder.config.fingerprints.items()}
     digest, told = ("content", "") if reads == "pictures" else ("rows", " captions")
     return StageWork(
         title=f"score {source}{told if reads != 'both' else ' pictures and captions'}",
         folders=folders,
         units=[Unit(inputs=(piece.reference(digest),), payload={"slice": piece}) for piece in pieces],
-        make_worker=partial(_make_worker, source, dict(settings), scoring.modality, scoring.specs, limits),
+        make_worker=partial(
+            _make_worker, source, dict(settings), scoring.modality, scoring.specs, limits, fingerprints
+        ),
         parents=parents,
     )
 
 
 def _make_worker(
-    source: str, settings: Mapping[str, Any], modality: str, specs: tuple[ScorerSpec, ...], limits: DecodeLimits
-) -> ScoreWorker:
-    return ScoreWorker(scoring_pass(modality, specs), partial(SampleReader, source, settings, limits))
+    source: str, settings: Mapping[str, Any], modality: str, specs: tuple[ScorerSpec, ...], limits: DecodeLimits,
+    fingerprints: Mapping[str, str],
+) -> ScoreWorker:  # fmt: skip
+    return ScoreWorker(scoring_pass(modality, specs), partial(SampleReader, source, settings, limits), fingerprints)

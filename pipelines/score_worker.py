@@ -38,8 +38,23 @@ _CHUNK_BYTES = 128 * 2**20  # of encoded samples
 class ScoreWorker:
     """Decodes a slice once and runs the scorers that lack it; a `HalvedWorker`."""
 
-    def __init__(self, scoring: ScoringPass, open_reader: Callable[[], SampleReader]) -> None:
+    def __init__(
+        self,
+        scoring: ScoringPass,
+        open_reader: Callable[[], SampleReader],
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
         self._pass, self._open_reader = scoring, open_reader
+        self._unchecked = dict(fingerprints or {})
+
+    def _check(self, name: str) -> None:
+        """Compare a scorer that reads files with what the run was planned with, once; raises RunError.
+
+        Only where it is about to score: a machine that decodes needs no weights.
+        """
+        expected, scorer = self._unchecked.pop(name, None), self._pass.scorers[name]
+        if expected is not None and hasattr(scorer, "places") and scorer.fingerprint != expected:
+            raise RunError(f"scorer {name!r}: its files on this machine are not those the run was planned with")
 
     @cached_property
     def _reader(self) -> SampleReader:
@@ -57,6 +72,9 @@ class ScoreWorker:
         piece: SampleSlice = job.unit.payload["slice"]
         used = {name for scorer in self._wanted(job) for name in (scorer, *self._pass.needs[scorer])}
         specs = [spec for spec in self._pass.specs if spec.name in used]
+        for spec in specs:
+            if not is_prepared(self._pass.scorers[spec.name]):
+                self._check(spec.name)
         rows = piece.read()
         # Closed here and now: left to the collector, threads would be joined by whichever thread it runs in.
         with closing(self._samples(piece, rows, specs)) as samples:
@@ -76,6 +94,7 @@ class ScoreWorker:
         """Run the models over what `prepare` left for them."""
         for spec in self._pass.specs:
             if spec.name in chunk.seen:
+                self._check(spec.name)
                 scorer = self._pass.scorers[spec.name]
                 if is_prepared(scorer):
                     self._in_batches(spec, scorer.score_prepared, chunk.seen[spec.name], chunk.sheet, "model")

@@ -13,16 +13,21 @@ import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests import tiny
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.caption_quality import caption_columns, kind_of
 from tokenmill.filters.hash_lists import read_hash_lists
 from tokenmill.filters.picture import Picture
 from tokenmill.filters.scorer import build_scorer, reads_caption
 from tokenmill.filters.text_blocklist import plain_text
+from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.jobs import Job, Target
+from tokenmill.pipelines.score import score_work
 from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
+from tokenmill.recipe import check_recipe
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +255,19 @@ def test_list_that_moved_scores_nothing_again_and_one_that_changed_does(tmp_path
     moved.write_text("ab" * 32 + "\n")
     changed.write_text("cd" * 32 + "\n")
     assert named(first) == named(moved) != named(changed)
+
+
+def test_worker_whose_list_is_not_the_one_the_run_was_planned_with_scores_nothing(tmp_path):
+    tiny.write_data(tmp_path / "data")
+    (tmp_path / "list").write_text("ab" * 32 + "\n")
+    scorers = {"blocklist": {"sha256": str(tmp_path / "list")}}
+    changes = {"filter.image": {"scorers": scorers}}
+    recipe = tiny.recipe(tmp_path / "data", str(tmp_path / "root"), changes, sources=["photos"])
+    chain = Chain(recipe=check_recipe(recipe, "tiny"), options=ChainOptions(quiet=True))
+    work = score_work(chain.store, chain.passes["image"], chain.pieces["photos"], chain.limits, {})
+    (tmp_path / "list").write_text("cd" * 32 + "\n")
+    worker = work.make_worker()
+    with pytest.raises(RunError, match=r"blocklist.*not those the run was planned with"):
+        worker(Job(unit=work.units[0], targets=(Target(folder=work.folders[0]),)))
+    assert not list(work.folders[0].store.names(work.folders[0].path))
+    worker.close()
