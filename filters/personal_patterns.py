@@ -16,7 +16,7 @@ from functools import cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2
 KINDS = ("credentials", "secret", "email", "iban", "card", "ip", "phone")
 
 
@@ -52,11 +52,11 @@ _LETTER = (
     "A-Za-z\u00c0-\u058f"  # scripts with spaces that addresses are written in; Han before an address is no part of it
 )
 _EMAIL = re.compile(
-    rf"(?<![{_LETTER}0-9._%+'-])[{_LETTER}0-9_%+'-][{_LETTER}0-9._%+'-]{{0,63}}@"
-    rf"(?:[{_LETTER}0-9](?:[{_LETTER}0-9-]{{0,61}}[{_LETTER}0-9])?\.){{1,8}}[{_LETTER}]{{2,24}}(?![{_LETTER}0-9_])"
+    rf"(?<![{_LETTER}0-9._%+'-])[{_LETTER}0-9_%+'-][{_LETTER}0-9._%+'-]{{0,63}}(?:@|%40)"
+    rf"(?:[{_LETTER}0-9](?:[{_LETTER}0-9-]{{0,61}}[{_LETTER}0-9])?\.){{1,8}}[{_LETTER}]{{2,24}}(?![{_LETTER}0-9])"
 )
 _EMAIL_ELSEWHERE = re.compile(r"(?<![\w.+-])[\w][\w.+-]{0,63}@(?:[^\W_][\w-]{0,62}\.){1,8}[^\W\d_]{2,24}")
-_CREDENTIALS = re.compile(r"://([^\s/?#@:<>]{1,256}:[^\s/?#@<>]{1,256})@")
+_CREDENTIALS = re.compile(r"://([^\s/?#@:<>]{1,256}:[^\s/?#<>]{1,256})@")
 _SECRETS = {
     "PRIVATE KEY": r"-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----(?:[A-Za-z0-9+/=\s:,.]|-(?!-)){1,8192}"
     r"-----END [A-Z ]{0,24}PRIVATE KEY-----",
@@ -99,7 +99,7 @@ _PHONE = re.compile(rf"(?<![A-Za-z0-9_.,+])(?:\+|\(\+?)?\d(?:{_SEPARATORS}\d){{6
 
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
-    if "@" in text:
+    if "@" in text or "%40" in text:
         yield from (match.span() for match in _EMAIL.finditer(text))
         if not text.isascii():
             yield from (match.span() for match in _EMAIL_ELSEWHERE.finditer(text))

@@ -223,3 +223,16 @@ def test_counts_table_has_its_types():
     scorer = build_scorer("personal_data")
     table = pl.DataFrame(dict(scorer.score(["a@b.org", ""])), schema=dict(scorer.columns), strict=True)
     assert table["num_emails"].to_list() == [1, 0] and set(table.dtypes) == {pl.Int32}
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("write to _john@example.com_ or", "write to <EMAIL>_ or"),
+        ("john@example.com_", "<EMAIL>_"),
+        ("?to=john%40example.com&x", "?to=<EMAIL>&x"),
+        ("ftp://u:p@ss@host/", "ftp://<CREDENTIALS>@host/"),
+    ],
+)
+def test_mask_sees_through_marks_around_and_inside_of_what_it_masks(text, left):
+    assert PersonalMask(kinds=("credentials", "email"), phone_regions=())(text) == left
