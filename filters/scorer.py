@@ -8,7 +8,7 @@ alone. Selection is elsewhere (`rules.py`), which is why a new threshold costs s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import polars as pl
@@ -105,10 +105,12 @@ def identity_settings(scorer: Scorer, settings: Mapping[str, Any]) -> dict[str, 
     """Return the settings that are part of what a scorer's columns are known by.
 
     Those that only say where something lies or runs (its attribute `places`: paths, devices) are not: the content of
-    what lies there is in the fingerprint.
+    what lies there is in the fingerprint. Nor are those that say what goes without saying.
     """
     places = getattr(scorer, "places", ())
-    return {name: value for name, value in settings.items() if name not in places}
+    defaults: dict[str, Any] = {one.name: one.default for one in fields(scorer)} if is_dataclass(scorer) else {}
+    plain = {name for name, default in defaults.items() if getattr(scorer, name) == default}
+    return {name: value for name, value in settings.items() if name not in places and name not in plain}
 
 
 def views_of(scorer: Scorer) -> tuple[View, ...]:

@@ -131,3 +131,12 @@ def test_score_that_is_no_number_is_null_in_archives(data, tmp_path, odd):
 
 def test_numbers_that_json_has_not_become_null():
     assert finite({"a": [1, 1e999, {"b": float("nan")}], "c": "NaN"}) == {"a": [1, None, {"b": None}], "c": "NaN"}
+
+
+def test_setting_that_says_what_goes_without_saying_names_the_same_columns():
+    def named(**settings):
+        scoring = scoring_pass("image", [ScorerSpec(name="sharpness", settings=settings)])
+        return scoring.config(scoring.specs[0], decoding.DecodeLimits()).digest
+
+    assert named() == named(longest_side_px=512) != named(longest_side_px=None)
+    assert len({named(longest_side_px=side) for side in (None, 256, 512)}) == 3
