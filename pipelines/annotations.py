@@ -7,11 +7,8 @@ are read, with their digests compared, when the query comes to it, and only the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import polars as pl
@@ -22,6 +19,7 @@ from tokenmill.manifests.records import Commit
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.chain import MODALITIES, Chain
 from tokenmill.pipelines.execution_threads import query_threads
+from tokenmill.pipelines.reading import ordered_map
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
 from tokenmill.pipelines.scored import Scored
 
@@ -86,18 +84,10 @@ class _Annotations:
 
     def _read(self, columns: list[str]) -> Iterator[pl.DataFrame]:
         """Yield the slices in order, some of them read ahead."""
-        rest = iter(self._slices)
-        with ThreadPoolExecutor(self._threads) as pool:
-            ahead: deque[Future[pl.DataFrame]] = deque(
-                pool.submit(one.read, columns, self._schema) for one in islice(rest, 2 * self._threads)
-            )
-            try:
-                while ahead:
-                    yield ahead.popleft().result()
-                    ahead.extend(pool.submit(one.read, columns, self._schema) for one in islice(rest, 1))
-            finally:
-                for future in ahead:
-                    future.cancel()
+        threads = self._threads
+        return ordered_map(
+            lambda one: one.read(columns, self._schema), self._slices, threads=threads, window=2 * threads
+        )
 
 
 def run_sql(chain: Chain, query: str) -> pl.DataFrame:

@@ -79,6 +79,7 @@ class ScoreWorker:
         # Closed here and now: left to the collector, threads would be joined by whichever thread it runs in.
         with closing(self._samples(piece, rows, specs)) as samples:
             yield from self._chunks(rows, samples, specs)
+            next(samples, None)  # run to its end: whoever reads ahead stops by himself
 
     def _chunks(
         self, rows: pl.DataFrame, samples: Iterator[Looked | str | SampleError], specs: Sequence[ScorerSpec]
