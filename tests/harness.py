@@ -132,8 +132,8 @@ def wait_for_record(store: Store, stage: str, process: subprocess.Popen[str]) ->
         if any("/commits/" in entry.path for entry in store.files(stage)):
             return
         time.sleep(0.01)
-    told = process.communicate()[0] or ""
-    raise AssertionError(f"the run ended (exit code {process.returncode}) before it could be disturbed:\n{told[-3000:]}")
+    told = (process.communicate()[0] or "")[-3000:]
+    raise AssertionError(f"the run ended (exit code {process.returncode}) before it could be disturbed:\n{told}")
 
 
 def trusted(store: Store) -> dict[str, str]:
