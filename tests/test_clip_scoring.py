@@ -40,9 +40,29 @@ def changes(place: Path, *names: str) -> dict[str, object]:
     return {"filter.image": {"scorers": wanted}}
 
 
+def all_scorers(place: Path) -> dict[str, object]:
+    """Those on CLIP, one with a model behind a model's score, and all others of pictures, of captions and of texts."""
+    blocked = place / "blocked"
+    blocked.write_text("0123456789abcdef\n")
+    pictures: dict[str, object] = {
+        **changes(place)["filter.image"]["scorers"],  # type: ignore[index]
+        "text_coverage": {"when": "aesthetic < 10 AND NOT is_monochrome"},
+        "sharpness": {"longest_side_px": None},
+        "blocklist": {"phash": str(blocked), "max_distance": 32},
+        **{name: {} for name in ("resolution", "entropy", "perceptual_hash", "sha256", "caption_quality")},
+    }
+    texts = ("text_statistics", "language", "repetition", "character_ratios", "personal_data", "minhash")
+    return {"filter.image": {"scorers": pictures}, "filter.text": {"scorers": {name: {} for name in texts}}}
+
+
 def scored(place: Path, root: str, *names: str) -> dict[str, str]:
     """Score inline; returns the digest of every trusted file of the stage by its path."""
-    value = tiny.recipe(place / "data", str(place / root), changes(place, *names), sources=["scenes"])
+    return scored_as(place, root, changes(place, *names), ["scenes"])
+
+
+def scored_as(place: Path, root: str, settings: dict[str, object], sources: list[str]) -> dict[str, str]:
+    """Score some sources inline by a recipe with these changes."""
+    value = tiny.recipe(place / "data", str(place / root), settings, sources=sources)
     chain = Chain(recipe=check_recipe(value, "tiny"), options=ChainOptions(quiet=True))
     assert chain.snapshots("score")
     store = open_store(str(place / root))
@@ -78,12 +98,12 @@ def test_annotations_of_clip_scorers_are_complete(place):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_operators_on_ray_leave_the_files_of_one_process(place, tmp_path):
-    expected = scored(place, "together")
-    settings = changes(place) | {"execution.executor": "ray", "execution.pools": HALVES}
-    recipe = tiny.write_recipe(
-        tmp_path / "r.yaml", place / "data", str(tmp_path / "root"), settings, sources=["scenes"]
-    )
-    shutil.copytree(place / "together" / "ingest", tmp_path / "root" / "ingest")
+    sources = ["scenes", "text"]
+    expected = scored_as(place, "everything", all_scorers(place), sources)
+    assert len({path.split("/")[2] for path in expected}) == 19  # a folder a scorer
+    settings = all_scorers(place) | {"execution.executor": "ray", "execution.pools": HALVES}
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", place / "data", str(tmp_path / "root"), settings, sources=sources)
+    shutil.copytree(place / "everything" / "ingest", tmp_path / "root" / "ingest")
     run_alone("score", recipe).check()
     found = trusted(open_store(str(tmp_path / "root")))
     assert {path: digest for path, digest in found.items() if path.startswith("score/")} == expected
