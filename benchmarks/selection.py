@@ -223,7 +223,8 @@ def step(name: str, folder: Path) -> dict[str, Any]:
 def bare(folder: Path) -> dict[str, Any]:
     """Do what a loop of polars alone does: scan, the same expressions, write."""
     chain = chain_of(folder, ())
-    parts = [[f"{folder}/root/{d.at(c.rows.name)}" for d, c in part.scores]
+    root = folder / "root"
+    parts = [[str(root / d.at(c.rows.name)) for d, c in part.scores]
              for name in SOURCES for part in chain.scored[name]]  # fmt: skip
     rules = chain.rules["image"]
     kept = 0

@@ -1,7 +1,6 @@
-"""Bound what a scorer has to look at: area averaging down to a longest side, never up.
+"""Bound what a scorer has to look at, never up: to an exact longest side, or by halves, which is 20 times faster.
 
-One rule for all scorers that don't need every pixel, so their figures mean the same for a thumbnail and a photograph
-of 50 megapixels. Shrinking 12 megapixels takes 28 ms, after which colourfulness takes 1 instead of 52.
+So figures mean the same for a thumbnail and a photograph of 50 megapixels.
 """
 
 from __future__ import annotations

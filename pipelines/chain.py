@@ -31,6 +31,7 @@ from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_works
@@ -257,11 +258,11 @@ class Chain:
     @cached_property
     def compare(self) -> dict[str, Snapshot]:
         """Who is a copy of whom, by modality: decided over all sources of it at once."""
-        engines = engines_of(self.recipe.execution, "compare")
         works = {
             modality: compare_work(
                 self.store, modality, self._judged_of(modality), self._rules_in(modality), settings,
-                duplicates_folder(self.store, modality, settings), engines,
+                duplicates_folder(self.store, modality, settings),
+                engines_of(self.recipe.execution, "compare", self._num_rows(modality)),
             )
             for modality, settings in self.duplicate_settings.items()
             if self._judged_of(modality)
@@ -279,8 +280,12 @@ class Chain:
             )
             for modality, compared in self.compare.items()
         }  # fmt: skip
-        here = self.recipe.execution.executor != "ray"
+        num_rows = sum(self._num_rows(modality) for modality in works)
+        here = not is_worth_a_pool(self.recipe.execution, "duplicates", num_rows)
         return self._single("duplicates", works, inline=here, threads=query_threads(self.store))
+
+    def _num_rows(self, modality: str) -> int:
+        return sum(part.piece.num_rows for name in self.sources_of(modality) for part in self.judged[name])
 
     def _rules_in(self, modality: str) -> dict[str, Rules]:
         return {name: self.rules_of[name] for name in self.sources_of(modality)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenmill.pipelines.compare_kinds import Positions
 from tokenmill.pipelines.execution_threads import available_cpus
 from tokenmill.pipelines.parts import MapInOrder, RayParts, map_here
-from tokenmill.pipelines.pools import stage_pool
+from tokenmill.pipelines.pools import is_worth_a_pool, stage_pool
 from tokenmill.pipelines.reading import ordered_map
 from tokenmill.recipe import Execution
 
@@ -76,10 +76,10 @@ class Engines:
         )
 
 
-def engines_of(run: Execution, stage: str) -> Engines:
-    """Return how a recipe works on a comparison."""
+def engines_of(run: Execution, stage: str, num_rows: int) -> Engines:
+    """Return how a recipe works on a comparison of so many samples."""
     workspace = Path(run.workspace).expanduser() if run.workspace else None
-    if run.executor != "ray":
+    if not is_worth_a_pool(run, stage, num_rows):
         threads = available_cpus() + 1  # reading waits for the store, and lets the interpreter go
         return Engines(map_parts=partial(ordered_map, threads=threads, window=4 * threads), workspace=workspace)
     pool = RayParts(pool=stage_pool(run, stage), tries=run.tries, start_timeout_s=run.start_timeout_s)

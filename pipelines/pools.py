@@ -9,6 +9,8 @@ from tokenmill.recipe import Execution, StagePool, Workers
 
 POOLED = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "tokenize", "plan")
 
+_FEW_ROWS = 1_000_000
+
 
 def stage_pool(run: Execution, stage: str) -> RayPool:
     """Return the pool of a stage; a cluster started on this machine is sized for the largest one of the recipe."""
@@ -40,3 +42,11 @@ def _workers(said: Workers, otherwise: WorkerPool) -> WorkerPool:
         gpus=otherwise.gpus if said.gpus is None else said.gpus,
         memory_gb=otherwise.memory_gb if said.memory_gb is None else said.memory_gb,
     )
+
+
+def is_worth_a_pool(run: Execution, stage: str, num_rows: int) -> bool:
+    """Tell whether a query over so many rows runs on a pool of Ray's: many rows, or a pool that the recipe names.
+
+    A pool takes 4 to 8 s to start, and a comparison starts several; a million rows take less than that here.
+    """
+    return run.executor == "ray" and (stage in run.pools or num_rows > _FEW_ROWS)

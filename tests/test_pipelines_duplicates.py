@@ -196,7 +196,9 @@ def test_comparison_on_ray_gives_the_bytes_of_inline_for_one_and_two_workers(fol
     for workers in (2, 1):
         for stage in ("compare", "duplicates", "select"):
             shutil.rmtree(folder / "root" / stage)
-        _ = make(folder, {"execution.executor": "ray", "execution.workers": workers}).select
+        pools = {"compare": {}, "duplicates": {}}  # so few samples would be compared in this process otherwise
+        changes = {"execution.executor": "ray", "execution.workers": workers, "execution.pools": pools}
+        _ = make(folder, changes).select
         assert files("root") == wanted
 
 
