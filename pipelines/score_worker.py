@@ -32,7 +32,7 @@ from tokenmill.pipelines.score_chunk import Chunk, Look, Looked, Part, Sheet, ad
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass
 
 _CHUNK_ROWS = {"image": 64, "video": 64, "text": 256}  # a batch is never larger
-_CHUNK_BYTES = 128 * 2**20  # of encoded samples
+_CHUNK_BYTES = 128 * 2**20
 
 
 class ScoreWorker:
@@ -76,16 +76,14 @@ class ScoreWorker:
             if not is_prepared(self._pass.scorers[spec.name]):
                 self._check(spec.name)
         rows = piece.read()
-        # Closed here and now: left to the collector, threads would be joined by whichever thread it runs in.
-        with closing(self._samples(piece, rows, specs)) as samples:
+        with closing(self._samples(piece, rows, specs)) as samples:  # whatever happens: threads read ahead for it
             yield from self._chunks(rows, samples, specs)
-            next(samples, None)  # run to its end: whoever reads ahead stops by himself
+            next(samples, None)  # to its end
 
     def _chunks(
         self, rows: pl.DataFrame, samples: Iterator[Looked | str | SampleError], specs: Sequence[ScorerSpec]
     ) -> Iterator[Chunk]:
-        lengths = rows["length"].to_list() if "length" in rows.columns else [0] * rows.height  # a clip has none
-        for size in _chunk_sizes(lengths, _CHUNK_ROWS[self._pass.modality]):
+        for size in chunk_sizes(rows, _CHUNK_ROWS[self._pass.modality]):
             keys, rows, read_s = rows["key"].head(size).to_list(), rows.slice(size), self._reader.read_s
             chunk = self._prepared(keys, list(islice(samples, size)), specs)
             add_seconds(chunk.sheet.seconds, "read", self._reader.read_s - read_s)
@@ -124,7 +122,8 @@ class ScoreWorker:
         if self._pass.modality == "text":
             return self._reader.texts(piece, rows)
         if all(reads_caption_alone(self._pass.scorers[spec.name]) for spec in specs):
-            return (look(picture) for look in (Look(()),) for picture in _unseen(rows))
+            look = Look(())
+            return (look(picture) for picture in _unseen(rows))
         return self._reader.pictures(piece, rows, Look([self._pass.scorers[s.name] for s in specs if self._at_once(s)]))
 
     def _at_once(self, spec: ScorerSpec) -> bool:
@@ -144,10 +143,10 @@ class ScoreWorker:
         for looked in good.values():
             for what, seconds in looked.seconds.items() if isinstance(looked, Looked) else ():
                 add_seconds(sheet.seconds, what, seconds)
+        whole = {place: one.picture if isinstance(one, Looked) else one for place, one in good.items()}
         for spec in specs:
             scorer = self._pass.scorers[spec.name]
             sheet.begin(scorer)
-            whole = {p: sample.picture if isinstance(sample, Looked) else sample for p, sample in good.items()}
             if self._pass.modality != "text" and self._at_once(spec):
                 small = _gathered(scorer, cast(Mapping[int, Looked], good), sheet)
                 if is_prepared(scorer):
@@ -276,10 +275,16 @@ def _batches(places: list[int], size: int) -> Iterator[list[int]]:
         yield places[begin : begin + size]
 
 
-def _chunk_sizes(lengths: Sequence[int], most_rows: int) -> Iterator[int]:
-    """Cut samples of these encoded sizes into chunks: a function of the unit alone."""
+def chunk_sizes(table: pl.DataFrame, most_rows: int) -> Iterator[int]:
+    """Cut a slice into chunks, a function of its rows alone: what is held of a chunk at once has a bound.
+
+    Of a file these are its encoded bytes, of a clip the pixels of its frame, which cannot be decoded a second time.
+    """
+    held = (
+        pl.col("length") if "length" in table.columns else pl.col("width_px").cast(pl.Int64) * pl.col("height_px") * 3
+    )
     rows = size = 0
-    for length in lengths:
+    for length in table.select(held).to_series():
         rows, size = rows + 1, size + length
         if rows >= most_rows or size >= _CHUNK_BYTES:
             yield rows

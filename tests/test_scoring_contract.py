@@ -18,6 +18,7 @@ from tokenmill.filters import scorer as scorers
 from tokenmill.pipelines import decoding
 from tokenmill.pipelines.archive_json import finite
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.score_worker import chunk_sizes
 from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
 from tokenmill.recipe import check_recipe
 
@@ -140,3 +141,13 @@ def test_setting_that_says_what_goes_without_saying_names_the_same_columns():
 
     assert named() == named(longest_side_px=512) != named(longest_side_px=None)
     assert len({named(longest_side_px=side) for side in (None, 256, 512)}) == 3
+
+
+def test_chunks_of_a_slice_are_bounded_by_rows_and_by_what_is_held_of_each():
+    files = pl.DataFrame({"length": [1000] * 100 + [200 * 2**20, 5]})
+    assert list(chunk_sizes(files, 64)) == [64, 37, 1]
+    clips = pl.DataFrame(
+        {"width_px": [3840] * 20, "height_px": [2160] * 20}, schema={"width_px": pl.Int32, "height_px": pl.Int32}
+    )
+    assert list(chunk_sizes(clips, 64)) == [6, 6, 6, 2]
+    assert list(chunk_sizes(clips.clear(), 64)) == []
