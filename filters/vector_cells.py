@@ -1,6 +1,6 @@
 """Cells of a space of vectors: where near vectors are looked for, so that not all have to be compared with all.
 
-k-means by faiss on a sample, spherical (by angle). A row's home is the cell of its nearest centre, its probes are the
+Spherical k-means (by angle) on a sample. A row's home is the cell of its nearest centre, its probes are the
 few nearest cells; a pair counts as near only if the better row's home is among the worse row's probes. That relation
 belongs to the two rows alone, so it is the same however rows are batched, and its price is recall: measured in
 docs/duplicates.md. One thread and chunks of one size, because sums of floats depend on both.
@@ -35,7 +35,7 @@ def usable(vectors: Vectors) -> NDArray[np.bool_]:
     return np.concatenate(chunks)
 
 
-def unit(vectors: Vectors) -> NDArray[np.float32]:
+def unit(vectors: Vectors | NDArray[np.float64]) -> NDArray[np.float32]:
     """Scale rows to length one, each by itself, so that a row's digits don't depend on its neighbours."""
     return _unit(np.ascontiguousarray(vectors, np.float32))
 
@@ -63,27 +63,66 @@ def train_cells(vectors: Vectors) -> NDArray[np.float32] | None:
     sample = unit(sample[usable(sample)])
     if len(sample) < num_cells:
         return None
-    faiss = _faiss()
-    means = faiss.Kmeans(sample.shape[1], num_cells, niter=_ROUNDS, seed=_SEED, spherical=True)
-    means.cp.min_points_per_centroid = 1
-    means.cp.max_points_per_centroid = 2 * _TRAINED_ON
     with one_thread():
-        means.train(sample)
-    return np.asarray(means.centroids, np.float32)
+        return _means(sample, num_cells)
+
+
+def _means(sample: NDArray[np.float32], num_cells: int) -> NDArray[np.float32]:
+    centres = sample[np.random.default_rng(_SEED).choice(len(sample), num_cells, replace=False)]
+    for _ in range(_ROUNDS):
+        sums, sizes = np.zeros(centres.shape), np.zeros(num_cells, np.int64)
+        cosines = np.empty(len(sample), np.float32)
+        for start in range(0, len(sample), _CHUNK_ROWS):
+            chunk = sample[start : start + _CHUNK_ROWS]
+            products = chunk @ centres.T
+            homes = products.argmax(axis=1)
+            cosines[start : start + len(chunk)] = np.take_along_axis(products, homes[:, None], axis=1)[:, 0]
+            _add_rows(sums, sizes, chunk, homes)
+        empty = np.flatnonzero((sizes == 0) | ~sums.any(axis=1))
+        sums[empty] = sample[np.argsort(cosines, kind="stable")[: len(empty)]]  # where cells fit worst
+        centres = unit(sums)
+    return centres
+
+
+@compiled
+def _add_rows(
+    sums: NDArray[np.float64], sizes: NDArray[np.int64], rows: NDArray[np.float32], homes: NDArray[np.int64]
+) -> None:
+    for row in range(len(rows)):
+        sizes[homes[row]] += 1
+        for axis in range(rows.shape[1]):
+            sums[homes[row], axis] += rows[row, axis]
 
 
 def probe(vectors: Vectors, centres: NDArray[np.float32], num_probes: int) -> NDArray[np.int32]:
     """Return the nearest cells of each row, its home first: (n, num_probes), -1 for rows without direction."""
-    index = _faiss().IndexFlatIP(centres.shape[1])
-    index.add(centres)
     probes = np.full((len(vectors), num_probes), -1, np.int32)
     with one_thread():
         for start in range(0, len(vectors), _CHUNK_ROWS):
             chunk = vectors[start : start + _CHUNK_ROWS]
             good = usable(chunk)
             if good.any():
-                probes[start : start + _CHUNK_ROWS][good] = index.search(unit(chunk[good]), num_probes)[1]
+                products = unit(chunk[good]) @ centres.T
+                probes[start : start + _CHUNK_ROWS][good] = _highest_columns(products, num_probes)
     return probes
+
+
+@compiled
+def _highest_columns(products: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    columns = np.full((len(products), count), -1, np.int32)
+    highest = np.empty(count, np.float32)
+    for row in range(len(products)):
+        highest[:] = -np.inf
+        for column in range(products.shape[1]):
+            product = products[row, column]
+            if product <= highest[-1]:
+                continue
+            place = count - 1
+            while place > 0 and product > highest[place - 1]:
+                highest[place], columns[row, place] = highest[place - 1], columns[row, place - 1]
+                place -= 1
+            highest[place], columns[row, place] = product, column
+    return columns
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -95,11 +134,4 @@ def one_thread() -> AbstractContextManager[Any]:
 def _thread_pools() -> Any:
     from threadpoolctl import ThreadpoolController
 
-    _faiss()  # brings a BLAS of its own
     return ThreadpoolController()
-
-
-def _faiss() -> Any:
-    import faiss
-
-    return faiss
