@@ -38,13 +38,32 @@ _THEMSELVES: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
-    """What a file holds, after rotation; `fps` is the average, `seconds` is frames over fps."""
+    """What a file holds, upright; `fps` is the average, `seconds` the time from the first frame to behind the last.
+
+    `reader` names what decodes it, `codec` and `pixel_format` are FFmpeg's names.
+    """
 
     num_frames: int
     fps: float
     width_px: int
     height_px: int
     seconds: float
+    reader: str = ""
+    codec: str = ""
+    pixel_format: str = ""
+    has_audio: bool = False
+    is_interlaced: bool = False
+    is_variable_rate: bool = False
+    is_hdr: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledFrames:
+    """Frames of a clip at an even rate: THWC RGB, their numbers in the file, their seconds from the clip's first."""
+
+    frames: Frames
+    numbers: NDArray[np.int64]
+    seconds: NDArray[np.float64]
 
 
 class VideoDecoder:
@@ -95,6 +114,21 @@ class VideoDecoder:
             _, batch = self._reply(deadline, into=frames[filled:])
             filled += len(batch)
         return frames
+
+    def times(self, path: str | Path) -> NDArray[np.float64]:
+        """Return when each frame is shown, and when the last one ends: num_frames + 1 seconds from the file's start."""
+        info = self.probe(path)
+        return np.arange(info.num_frames + 1) / info.fps
+
+    def sample(
+        self, path: str | Path, start: int, end: int, fps: float, *, short_side_px: int | None = None,
+        max_seconds: float | None = None,
+    ) -> SampledFrames:  # fmt: skip
+        """Decode the frames of [start, end) that are shown at start, start + 1/fps, …: each at most once."""
+        times = self.times(path)
+        numbers = frames_at_rate(times, start, end, fps, max_seconds)
+        frames = self.frames(path, list(numbers), short_side_px=short_side_px)
+        return SampledFrames(frames=frames, numbers=numbers, seconds=times[numbers] - times[start])
 
     def scan(self, path: str | Path, *, short_side_px: int | None = None) -> Iterator[Frames]:
         """Decode the whole file in batches of up to 64 frames (THWC RGB); the child works one batch ahead."""
@@ -180,6 +214,20 @@ class VideoDecoder:
             self.close()
             raise _as_raised(ready["type"], ready["message"])
         return ours
+
+
+def frames_at_rate(
+    times: NDArray[np.float64], start: int, end: int, fps: float, max_seconds: float | None = None
+) -> NDArray[np.int64]:
+    """Return the frames of [start, end) that are on show at even times, ascending, none twice.
+
+    `times` holds when each frame begins, and when the last one ends.
+    """
+    seconds = times[end] - times[start]
+    seconds = seconds if max_seconds is None else min(seconds, max_seconds)
+    wanted = times[start] + np.arange(int(seconds * fps + 1e-6)) / fps
+    shown = np.searchsorted(times[:end], wanted + 1e-6, side="right") - 1
+    return np.unique(np.clip(shown, start, end - 1)).astype(np.int64)
 
 
 def _timed_out(timeout_s: float) -> SampleError:
