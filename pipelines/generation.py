@@ -1,4 +1,4 @@
-"""Stage generate: the recipe's prompts, drawn with the exported model and decoded to PNG.
+"""Stage generate: the recipe's prompts, drawn with the exported model and decoded to PNG, clips to mp4.
 
 The folder is named by the model and the settings of the drawing. Pictures carry digits of their own content and
 `generated.json` is published last and exclusively, so a killed run leaves nothing that counts, two runs at once agree
@@ -8,6 +8,7 @@ on the first one, and asking again costs one look (0.1 s, no torch).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -21,6 +22,7 @@ from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
 from tokenmill.pipelines.exported import Exported, find_export, steady_threads
 from tokenmill.pipelines.tokens import open_vision
+from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import GenerateSettings, Recipe
 
 __all__ = ["evaluate_model", "generate_pictures", "generated_name"]
@@ -32,7 +34,7 @@ _DESCRIPTION = "generated.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """One drawn picture: what was asked, the document's ids, the pixels (HWC)."""
+    """One drawn picture, or clip with its `fps`: what was asked, the document's ids, the frames (THWC)."""
 
     prompt: str
     number: int
@@ -40,7 +42,20 @@ class Picture:
     seed: int
     grid: tuple[int, int]
     ids: NDArray[np.int32]
-    pixels: NDArray[np.uint8]
+    frames: NDArray[np.uint8]
+    fps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """Some prompts for pictures of one size, or for clips of one length."""
+
+    prompts: tuple[str, ...]
+    rows: int
+    columns: int
+    latent_frames: int = 1
+    fps: float | None = None
+    seconds: float | None = None
 
 
 def generate_pictures(recipe: Recipe) -> dict[str, Any]:
@@ -50,7 +65,7 @@ def generate_pictures(recipe: Recipe) -> dict[str, Any]:
         RunError: nothing was exported yet. RecipeError: sides that are no multiple of the tokenizer's factor, pictures
             that do not fit the model's context, or a model that was trained without pictures.
     """
-    if not recipe.generate.prompts:
+    if not recipe.generate.prompts and recipe.generate.clips is None:
         return {"pictures": 0, "note": "the recipe names no prompt (generate.prompts)"}
     store = open_store(recipe.root, recipe.storage)
     exported = find_export(store, recipe.train.run)
@@ -58,7 +73,9 @@ def generate_pictures(recipe: Recipe) -> dict[str, Any]:
     if not store.exists(name):
         _draw_and_publish(store, exported, recipe.generate, name)
     found = json.loads(store.read_bytes(name))
-    return {"pictures": len(found["pictures"]), "generated": name.removesuffix(f"/{_DESCRIPTION}")}
+    clips = sum("fps" in picture for picture in found["pictures"])
+    counted = {"pictures": len(found["pictures"]) - clips} | ({"clips": clips} if clips else {})
+    return {**counted, "generated": name.removesuffix(f"/{_DESCRIPTION}")}
 
 
 def generated_name(exported: Exported, settings: GenerateSettings) -> str:
@@ -69,7 +86,8 @@ def generated_name(exported: Exported, settings: GenerateSettings) -> str:
 
 def _settings(settings: GenerateSettings) -> dict[str, Any]:
     """What of the settings determines the pictures."""
-    return settings.model_dump(mode="json", exclude={"evaluate_documents"})
+    left_out = {"evaluate_documents"} | ({"clips"} if settings.clips is None else set())
+    return settings.model_dump(mode="json", exclude=left_out)
 
 
 def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettings, name: str) -> None:
@@ -78,23 +96,7 @@ def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettin
     if not vision:
         raise RecipeError(f"generate.prompts: {exported.path} was trained without pictures; it cannot draw")
     tokenizer = open_vision(vision)
-    rows = []
-    for picture in _draw(exported, settings, tokenizer):
-        data = _png(picture)
-        digest = sha256_hex(data)
-        file = f"{picture.number:03d}-{picture.sample:03d}-{digest[:8]}.png"
-        store.put(f"{folder}/{file}", data)
-        rows.append(
-            {
-                "prompt": picture.prompt,
-                "seed": picture.seed,
-                "file": file,
-                "bytes": len(data),
-                "sha256": digest,
-                "grid": list(picture.grid),
-                "ids_sha256": sha256_hex(picture.ids.astype("<i4").tobytes()),
-            }
-        )
+    rows = [_put(store, folder, picture) for picture in _draw(exported, settings, tokenizer)]
     described = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -108,47 +110,97 @@ def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettin
     store.put_exclusive(name, (json.dumps(described, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> list[Picture]:
-    """Sample every prompt `per_prompt` times and decode; the seed is counted up over all of them."""
-    from tokenmill.generate.model import load_model
-    from tokenmill.generate.pictures import decode_ids
-    from tokenmill.generate.sample import generate_vision
+def _put(store: Store, folder: str, picture: Picture) -> dict[str, Any]:
+    """Write a picture or clip; returns its entry in the description."""
+    is_clip = picture.fps is not None
+    data = mp4(picture.frames, picture.fps) if picture.fps is not None else _png(picture)
+    digest = sha256_hex(data)
+    file = f"{picture.number:03d}-{picture.sample:03d}-{digest[:8]}.{'mp4' if is_clip else 'png'}"
+    store.put(f"{folder}/{file}", data)
+    return {
+        "prompt": picture.prompt,
+        "seed": picture.seed,
+        "file": file,
+        "bytes": len(data),
+        "sha256": digest,
+        "grid": list(picture.grid),
+        "ids_sha256": sha256_hex(picture.ids.astype("<i4").tobytes()),
+        **({"fps": picture.fps, "frames": len(picture.frames)} if is_clip else {}),
+    }
 
-    grid = _grid(settings, tokenizer.spatial_factor)
+
+def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> list[Picture]:
+    """Sample every prompt `per_prompt` times and decode; the seed is counted up over all of them, clips last."""
+    from tokenmill.generate.model import load_model
+
+    asked = list(_asked(settings, tokenizer))
     with exported.local() as path:
         loaded = load_model(path)
-    asked = [(n, k, text) for n, text in enumerate(settings.prompts) for k in range(settings.per_prompt)]
-    pictures = []
+    pictures: list[Picture] = []
     with steady_threads(loaded.model):
-        documents = generate_vision(
-            loaded.model,
-            loaded.vocabulary,
-            [text for _, _, text in asked],
-            *grid,
-            top_k=settings.top_k,
-            temperature=settings.temperature,
-            guidance=settings.guidance,
-            seed=settings.seed,
-        )
-        for seed, ((number, sample, text), ids) in enumerate(zip(asked, documents, strict=True), settings.seed):
-            (pixels,) = decode_ids(ids, loaded.vocabulary, tokenizer)
-            pictures.append(
-                Picture(prompt=text, number=number, sample=sample, seed=seed, grid=grid, ids=ids, pixels=pixels)
-            )
+        for group in asked:
+            pictures += _draw_group(loaded, group, settings, tokenizer, number=len(pictures))
     return pictures
 
 
-def _grid(settings: GenerateSettings, factor: int) -> tuple[int, int]:
+def _draw_group(
+    loaded: Any, group: _Asked, settings: GenerateSettings, tokenizer: Any, *, number: int
+) -> list[Picture]:
+    """Draw one size; `number` pictures were drawn before."""
+    from tokenmill.generate.pictures import decode_ids
+    from tokenmill.generate.sample import generate_vision
+
+    first = number // settings.per_prompt
+    wanted = [(n, k, text) for n, text in enumerate(group.prompts, first) for k in range(settings.per_prompt)]
+    documents = generate_vision(
+        loaded.model,
+        loaded.vocabulary,
+        [text for _, _, text in wanted],
+        group.rows,
+        group.columns,
+        group.latent_frames,
+        fps=group.fps,
+        seconds=group.seconds,
+        top_k=settings.top_k,
+        temperature=settings.temperature,
+        guidance=settings.guidance,
+        seed=settings.seed + number,
+    )
+    return [
+        Picture(
+            prompt=text, number=n, sample=k, seed=seed, grid=(group.rows, group.columns), ids=ids, fps=group.fps,
+            frames=np.stack(decode_ids(ids, loaded.vocabulary, tokenizer)),
+        )
+        for seed, ((n, k, text), ids) in enumerate(zip(wanted, documents, strict=True), settings.seed + number)
+    ]  # fmt: skip
+
+
+def _asked(settings: GenerateSettings, tokenizer: Any) -> Iterator[_Asked]:
+    factor = tokenizer.spatial_factor
+    if settings.prompts:
+        rows, columns = _grid(settings.height, settings.width, factor, "generate")
+        yield _Asked(prompts=settings.prompts, rows=rows, columns=columns)
+    if settings.clips is not None:
+        clips, window = settings.clips, tokenizer.temporal_factor
+        rows, columns = _grid(clips.height, clips.width, factor, "generate.clips")
+        steps = max(1, round(clips.seconds * clips.fps / window))
+        yield _Asked(
+            prompts=clips.prompts, rows=rows, columns=columns, latent_frames=steps, fps=clips.fps,
+            seconds=round(steps * window / clips.fps, 3),
+        )  # fmt: skip
+
+
+def _grid(height: int, width: int, factor: int, where: str) -> tuple[int, int]:
     """Turn pixels into rows and columns of codes."""
-    for side in ("height", "width"):
-        if getattr(settings, side) % factor:
-            raise RecipeError(f"generate.{side}: {getattr(settings, side)} is no multiple of {factor} pixels a code")
-    return settings.height // factor, settings.width // factor
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels % factor:
+            raise RecipeError(f"{where}.{side}: {pixels} is no multiple of {factor} pixels a code")
+    return height // factor, width // factor
 
 
 def _png(picture: Picture) -> bytes:
     from tokenmill.generate.pictures import save_png
 
     buffer = BytesIO()
-    save_png(buffer, picture.pixels, {"prompt": picture.prompt, "seed": str(picture.seed)})
+    save_png(buffer, picture.frames[0], {"prompt": picture.prompt, "seed": str(picture.seed)})
     return buffer.getvalue()

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from tokenmill.errors import SampleError
@@ -101,23 +101,25 @@ class Drawer:
         raise refusal
 
     def _split(self, document: Document, segments: Sequence[Segment]) -> list[Document]:
-        """Take a clip that is too long in stretches of equal numbers of latent frames, as few as fit."""
+        """Take a clip that is too long in as few runs of latent frames as fit, as equal as can be, each captioned."""
         clips = [segment for segment in segments if isinstance(segment, VisionSegment)]
+        context = self.settings.context
         if not self.settings.split_long_clips or len(clips) != 1 or clips[0].t == 1:
-            raise SampleError("too_long", f"{document.length} ids, the context is {self.settings.context}")
-        for count in range(clips[0].t - 1, 0, -1):
-            parts = [
-                self._stretch(document, segments, first, count, clips[0].t) for first in range(0, clips[0].t, count)
-            ]
-            if max(part.length for part in parts) <= self.settings.context:
-                return parts
-        raise SampleError("too_long", f"one latent frame does not fit the context of {self.settings.context}")
+            raise SampleError("too_long", f"{document.length} ids, the context is {context}")
+        frames = clips[0].t
+        if self._run(document, segments, 0, 1).length > context:
+            raise SampleError("too_long", f"one latent frame does not fit the context of {context}")
+        for number in range(min(frames, -(-document.length // context)), frames + 1):
+            edges = [frames * run // number for run in range(number + 1)]
+            runs = [self._run(document, segments, *edge) for edge in pairwise(edges)]
+            if max(run.length for run in runs) <= context:
+                return runs
+        raise AssertionError("runs of one latent frame fit")
 
-    def _stretch(self, document: Document, segments: Sequence[Segment], first: int, count: int, total: int) -> Document:
-        frames = min(count, total - first)
-        cut = take_frames(segments, first, frames)
+    def _run(self, document: Document, segments: Sequence[Segment], first: int, behind: int) -> Document:
+        cut = take_frames(segments, first, behind - first)
         spans = document_spans(cut, document.template, self.vocabulary, document.variant)
-        return Document(document.sample, first, frames, document.template, document.variant, spans)
+        return Document(document.sample, first, behind - first, document.template, document.variant, spans)
 
     def _draw(self, what: str, key: str) -> float:
         return uniform(self.plan_id, self.source, key, str(self.repetition), what)

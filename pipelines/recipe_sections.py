@@ -14,8 +14,11 @@ from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.split import SplitSettings
-from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision
-from tokenmill.recipe import Execution, Recipe, Scenes, TokenizeSettings
+from tokenmill.pipelines.tokens import fingerprint_of_vision
+from tokenmill.pipelines.tokens_clip import ClipPolicy
+from tokenmill.pipelines.tokens_settings import TokenSettings
+from tokenmill.recipe import Execution, Recipe, Scenes
+from tokenmill.settings_tokenize import ClipSettings, TokenizeSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -58,10 +61,20 @@ def token_settings(recipe: Recipe, source: str, modality: str) -> TokenSettings:
         min_area=area.min_area,
         max_area=area.max_area,
         max_aspect=area.max_aspect,
-        fps=tokens.video.fps,
-        max_seconds=tokens.video.max_seconds,
+        clip=clip_policy(tokens.video) if modality == "video" else None,
         licence=recipe.sources[source].licence,
         mask=personal_mask(tokens),
+    )
+
+
+def clip_policy(section: ClipSettings) -> ClipPolicy:
+    """Return what becomes of clips of different lengths."""
+    return ClipPolicy(
+        fps=section.fps,
+        long=section.long,
+        max_ids=section.max_ids,
+        min_fps=section.min_fps,
+        max_seconds=section.max_seconds,
     )
 
 

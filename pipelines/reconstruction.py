@@ -22,17 +22,16 @@ from tokenmill.tokenize.vision import VisionTokenizer
 Pixels = NDArray[np.uint8]
 
 
+_PIXELS_OF_A_CLIP = 4_000_000  # of four frames each: 27 windows of 192 x 192, 3 of 512 x 512
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoded:
-    """A sample's first vision segment, decoded: the picture, or the first frame of a clip's middle window (HWC).
-
-    `frame` is that frame's number in the tokenized clip, 0 for a picture.
-    """
+    """A sample's first vision segment, decoded: frames (THWC), one of a picture, a clip's first few seconds."""
 
     key: str
     segment: VisionSegment
-    pixels: Pixels
-    frame: int
+    frames: Pixels
 
 
 def reconstruct(
@@ -40,7 +39,7 @@ def reconstruct(
 ) -> list[Decoded]:
     """Decode the codes of some index rows of one token archive; samples without vision are left out.
 
-    Windows of a clip are coded independently, so one of them is enough to look at and costs a fraction of the clip.
+    Windows of a clip are coded independently, so its first ones can be looked at alone; how many hangs on their size.
     """
     found = []
     for row, sample in zip(rows, read_stored(store, archive, rows), strict=True):
@@ -49,13 +48,12 @@ def reconstruct(
             continue
         codes = sample.codes[segment.offset : segment.offset + segment.num_codes].astype(np.uint32)
         codes_THW = codes.reshape(segment.t, segment.h, segment.w)
-        middle, frame = segment.t // 2, 0
         if segment.fps is None:
-            pixels = vision.decode_images(codes_THW)[0]
+            frames = vision.decode_images(codes_THW)
         else:
-            pixels = vision.decode_video(codes_THW[None, middle : middle + 1])[0, 0]
-            frame = middle * vision.temporal_factor
-        found.append(Decoded(key=row["key"], segment=segment, pixels=pixels, frame=frame))
+            window = segment.h * segment.w * vision.spatial_factor**2 * vision.temporal_factor
+            frames = vision.decode_video(codes_THW[None, : max(1, _PIXELS_OF_A_CLIP // window)])[0]
+        found.append(Decoded(key=row["key"], segment=segment, frames=frames))
     return found
 
 
@@ -65,6 +63,6 @@ def fitted(original: Pixels, decoded: Pixels) -> Pixels:
 
 
 def psnr(one: Pixels, two: Pixels) -> float:
-    """Return the peak signal-to-noise ratio of two pictures in dB; infinite for equal ones."""
+    """Return the peak signal-to-noise ratio of two pictures (or clips) in dB; infinite for equal ones."""
     error = float(np.mean((one.astype(np.float64) - two.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -1,4 +1,4 @@
-"""The pictures that the trained model drew, prompt by prompt."""
+"""The pictures and clips that the trained model drew, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.report_html import Markup, element, note, section
 from tokenmill.pipelines.report_learned import Learned
 from tokenmill.pipelines.report_pictures import Album, tile
+
+_PIXELS_A_CODE = 8  # only for the room the player takes before it has loaded
 
 
 def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
@@ -33,6 +35,8 @@ def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
         f"{settings['height']} × {settings['width']} pixels, top-k {settings['top_k']}, "
         f"temperature {settings['temperature']:g}, guidance {settings['guidance']:g}, step {found['step']}."
     )
+    if clips := settings.get("clips"):
+        how += f" Clips: {clips['height']} × {clips['width']} pixels, {clips['fps']:g} frames a second."
     return section("generated", "Generated", element("p", how), element("div", groups, class_="cards middle"))
 
 
@@ -42,5 +46,9 @@ def _drawn(store: Store, learned: Learned, picture: Mapping[str, Any], album: Al
         data = store.read_bytes(f"{learned.drawn_folder}/{picture['file']}")
     except StorageError:
         return element("div", f"{picture['file']} is gone", class_="blank")
+    seed = f"seed {picture['seed']}"
+    if "fps" in picture:
+        height, width = (side * _PIXELS_A_CODE for side in picture["grid"])
+        return tile(album.film(data, width, height, alt), seed, f"{picture['frames']} frames")
     pixels = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
-    return tile(album.picture(pixels, alt, side=256), f"seed {picture['seed']}")
+    return tile(album.picture(pixels, alt, side=256), seed)

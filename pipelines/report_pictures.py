@@ -22,12 +22,15 @@ from tokenmill.errors import RunError, SampleError, StorageError
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.report_data import SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, element
+from tokenmill.pipelines.tokens_clip import frames_on_show, sized_frames
+from tokenmill.pipelines.write_video import mp4
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 _SMALL_PX = 96
 _BUDGET = 3_200_000
+_FILM_PX = 400  # two clips side by side
 
 
 @dataclass
@@ -41,14 +44,32 @@ class Album:
     def picture(self, pixels: Pixels, alt: str, *, side: int = 176) -> Markup:
         """Return an image, or a box with its description when the budget is spent."""
         kind, data = encoded(pixels, side)
-        if self.spent + len(data) * 4 // 3 > self.budget:
-            self.refused += 1
+        source = self._source(f"image/{kind}", data)
+        if source is None:
             return element("div", alt, class_="blank")
-        self.spent += len(data) * 4 // 3
-        source = f"data:image/{kind};base64,{b64encode(data).decode()}"
         sharp = "sharp" if max(pixels.shape[:2]) <= _SMALL_PX else None
         height, width = pixels.shape[:2]
         return element("img", src=source, alt=alt[:300], class_=sharp, width=width, height=height, loading="lazy")
+
+    def video(self, frames: Pixels, fps: float, alt: str) -> Markup:
+        """Return a player of frames (THWC), or a box with its description when the budget is spent."""
+        return self.film(mp4(frames, fps, longer_side_px=_FILM_PX), frames.shape[2], frames.shape[1], alt)
+
+    def film(self, data: bytes, width: int, height: int, alt: str) -> Markup:
+        """Return a player of an mp4, or a box with its description when the budget is spent."""
+        source = self._source("video/mp4", data)
+        if source is None:
+            return element("div", alt, class_="blank")
+        return element("video", src=source, aria_label=alt[:300], width=width, height=height, controls="controls",
+                       loop="loop", muted="muted", playsinline="playsinline", preload="auto")  # fmt: skip
+
+    def _source(self, kind: str, data: bytes) -> str | None:
+        """Return the address that holds data itself, unless the budget is spent."""
+        if self.spent + len(data) * 4 // 3 > self.budget:
+            self.refused += 1
+            return None
+        self.spent += len(data) * 4 // 3
+        return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
 def encoded(pixels: Pixels, side: int) -> tuple[str, bytes]:
@@ -94,12 +115,15 @@ class Originals:
         """Return the texts of some rows by key."""
         return {key: found for key, found in self._read(table, rows).items() if isinstance(found, str)}
 
-    def frames(self, table: SourceTable, row: Mapping[str, Any], numbers: list[int]) -> Pixels | None:
-        """Return some frames (THWC) of a clip, or None where they can't be had."""
+    def clip(self, table: SourceTable, row: Mapping[str, Any], fps: float, decoded: Pixels) -> Pixels | None:
+        """Return the frames (THWC) of which a clip's first decoded ones were made, or None where they can't be had."""
         reader = self._reader(table.source)
+        number, height, width, _ = decoded.shape
         try:
             with reader.source.store.local_copy(row["path"]) as path:
-                return reader.decoder.frames(path, numbers)
+                times = reader.decoder.times(path)
+                numbers = frames_on_show(times, row["start_frame"], row["end_frame"], fps)[:number]
+                return sized_frames(reader.decoder, path, numbers, (height, width))
         except (SampleError, StorageError, RunError) as error:
             log.warning("%s: %s", table.source, error)
             return None

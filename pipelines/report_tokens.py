@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -18,7 +19,9 @@ from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
 from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, size, table
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
-from tokenmill.pipelines.tokens import clip_frames, open_vision
+from tokenmill.pipelines.tokens import open_vision
+from tokenmill.pipelines.tokens_clip import FITS
+from tokenmill.pipelines.write_video import side_by_side
 
 _SHOWN = {"image": 8, "video": 4}
 
@@ -33,6 +36,7 @@ def tokens_section(run: Run, album: Album, originals: Originals) -> Markup:
         "tokens",
         "Tokens",
         _archives(snapshots),
+        _clip_lengths({source: one for source, one in snapshots.items() if run.modality(source) == "video"}),
         element("h3", "Reconstructions"),
         _reconstructions(run, snapshots, album, originals),
         element("h3", "Plan"),
@@ -50,6 +54,20 @@ def _archives(snapshots: Mapping[str, Snapshot]) -> Markup:
         ])  # fmt: skip
     head = ("source", "samples", "codes", "text ids", "archives", "shards", "commonest grids of codes")
     return table(head, rows, numbers=(1, 2, 3, 4, 5))
+
+
+def _clip_lengths(snapshots: Mapping[str, Snapshot]) -> Markup | None:
+    """Tell how many clips became documents whole, in pieces, at a lower rate, …, and how many were refused."""
+    if not snapshots:
+        return None
+    rows = []
+    for source, snapshot in snapshots.items():
+        policy, totals = snapshot.folder.config.settings["clip"], snapshot.totals
+        asked = f"{policy['long'].replace('_', ' ')}, {policy['fps']:g} fps, {count(policy['max_ids'])} ids"
+        fits = [count(totals.get(f"clips.{fit}", 0)) for fit in FITS]
+        rows.append([source, asked, *fits, count(snapshot.counts.failed.get("too_long", 0))])
+    head = ("clips of", "policy", *FITS.values(), "refused: too long")
+    return table(head, rows, numbers=range(2, len(head)))
 
 
 def _grids(snapshot: Snapshot) -> str:
@@ -77,37 +95,60 @@ def _reconstructions(run: Run, snapshots: Mapping[str, Snapshot], album: Album, 
         opened[name] = opened.get(name) or open_vision(spec)
         pairs = list(_pairs(run.tables[source], snapshot, opened[name], originals))
         if pairs:
-            values = [value for _, _, _, value in pairs if math.isfinite(value)]
+            values = [pair.psnr for pair in pairs if math.isfinite(pair.psnr)]
             mean = f"mean PSNR {sum(values) / len(values):.1f} dB over these {len(pairs)}" if values else "exact"
-            tiles = [_pair(key, one, two, value, album) for key, one, two, value in pairs]
+            tiles = [_pair(pair, album) for pair in pairs]
             parts.append(element("h4", source, " ", element("small", mean)))
             parts.append(element("div", tiles, class_="sheet"))
     told = note("On the left the original at the size it was tokenized, on the right what its stored codes decode to.")
     return [told, parts] if parts else note("There is no tokenized picture or clip to decode.")
 
 
-def _pair(key: str, original: Pixels, decoded: Pixels, value: float, album: Album) -> Markup:
-    both = join(
-        album.picture(original, f"original of {key}", side=160), album.picture(decoded, f"{key}, decoded", side=160)
-    )
-    return tile(both, element("code", key), "exact" if math.isinf(value) else f"{value:.1f} dB", double=True)
+def _pair(pair: _Pair, album: Album) -> Markup:
+    key, fps = pair.key, pair.fps
+    if fps is None:
+        shown = join(
+            album.picture(pair.original[0], f"original of {key}", side=160),
+            album.picture(pair.decoded[0], f"{key}, decoded", side=160),
+        )
+    else:
+        both = side_by_side(pair.original, pair.decoded)
+        shown = album.video(both, fps, f"{key}: the original, and beside it what its codes decode to")
+    told = "exact" if math.isinf(pair.psnr) else f"{pair.psnr:.1f} dB"
+    return tile(shown, element("code", key), told, double=True)
 
 
-def _pairs(
-    samples: SourceTable, snapshot: Snapshot, vision: Any, originals: Originals
-) -> Iterator[tuple[str, Pixels, Pixels, float]]:
-    """Yield key, original, decoded and PSNR of some samples; of a clip, a frame from its middle."""
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Original and decoded frames (THWC) of a sample, of one size; `fps` of a clip alone."""
+
+    key: str
+    original: Pixels
+    decoded: Pixels
+    fps: float | None
+
+    @property
+    def psnr(self) -> float:
+        return psnr(self.original, self.decoded)
+
+
+def _pairs(samples: SourceTable, snapshot: Snapshot, vision: Any, originals: Originals) -> Iterator[_Pair]:
+    """Yield some samples beside what they decode to; a sample that cannot be read again is left out."""
     for decoded in _decoded(samples, snapshot, vision):
         row = samples.find(decoded.key)
         if not row.height:
             continue
-        if decoded.segment.fps is None:
-            original = originals.pictures(samples, row).get(decoded.key)
-        else:
-            original = _clip_frame(samples, row.row(0, named=True), decoded, snapshot, originals)
+        original = _original(samples, row, decoded, originals)
         if original is not None:
-            same_size = fitted(original, decoded.pixels)
-            yield decoded.key, same_size, decoded.pixels, psnr(same_size, decoded.pixels)
+            yield _Pair(key=decoded.key, original=original, decoded=decoded.frames, fps=decoded.segment.fps)
+
+
+def _original(samples: SourceTable, row: pl.DataFrame, decoded: Decoded, originals: Originals) -> Pixels | None:
+    """Return what was encoded, as frames of the decoded size."""
+    if decoded.segment.fps is not None:
+        return originals.clip(samples, row.row(0, named=True), decoded.segment.fps, decoded.frames)
+    picture = originals.pictures(samples, row).get(decoded.key)
+    return None if picture is None else fitted(picture, decoded.frames[0])[None]
 
 
 def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[Decoded]:
@@ -121,17 +162,6 @@ def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[
         known = sorted(known, key=lambda row: place[row["key"]])[: -(-left // units_left)]
         yield from reconstruct(folder.store, folder.at(commit.data.name), known, vision)
         left -= len(known)
-
-
-def _clip_frame(
-    samples: SourceTable, row: Mapping[str, Any], decoded: Decoded, snapshot: Snapshot, originals: Originals
-) -> Pixels | None:
-    """Return the film's frame that became the decoded one."""
-    _, max_seconds = snapshot.folder.config.settings["clip"]
-    assert decoded.segment.fps is not None
-    frames = clip_frames(row["start_frame"], row["end_frame"], row["fps"], decoded.segment.fps, max_seconds)
-    found = originals.frames(samples, row, [frames[decoded.frame]])
-    return None if found is None else found[0]
 
 
 def _plan(plan: Plan) -> Markup:

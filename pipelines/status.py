@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenmill.manifests.ledger import bytes_of, sum_of_counts
+from tokenmill.manifests.ledger import bytes_of, sum_of_counts, sum_of_numbers
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
 from tokenmill.pipelines.runner import IncompleteStageError
+from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.recipe import Recipe
 
 _RECENT_S = 600.0
@@ -58,6 +59,7 @@ def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) ->
         "total": total,
         "counts": sum_of_counts(commits).to_json(),
         "bytes": bytes_of(commits),
+        "totals": sum_of_numbers(commits, "totals"),
         "units_per_s": rate,
         "eta_s": (total - len(commits)) / rate if rate else None,
     }
@@ -73,6 +75,12 @@ def _units_per_s(folder: StageDir) -> float | None:
     return (len(recent) - 1) / max(now - recent[0], 1e-9)
 
 
+def _clips(totals: Mapping[str, int]) -> str:
+    """Tell how clips of different lengths became documents, where a stage counts that."""
+    found = [f"{fit.replace('_', '-')} {totals[f'clips.{fit}']:,}" for fit in FITS if totals.get(f"clips.{fit}")]
+    return f"  clips {', '.join(found)}" if found else ""
+
+
 def render_status(found: Mapping[str, Any]) -> str:
     """Return the status as a table for people."""
     lines = [f"{found['root']}"]
@@ -83,6 +91,7 @@ def render_status(found: Mapping[str, Any]) -> str:
         name = f"{row['stage']} {row['source']} {row['what']}".rstrip()
         line = f"  {name:<34} {row['done']:>6,}/{row['total']:,} units  in {counts['in']:,}  kept {counts['kept']:,}"
         line += f"  {row['bytes'] / 2**20:,.1f} MiB" + (f"  ({reasons})" if reasons else "")
+        line += _clips(row["totals"])
         if row["done"] < row["total"]:
             eta = row["eta_s"]
             line += f"  ETA {eta:,.0f} s" if eta is not None else "  (not running)"

@@ -21,7 +21,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
-from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.manifests.archive import ArchiveWriter, npy_bytes
 from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
@@ -32,12 +31,14 @@ from tokenmill.pipelines.caption import Selected
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
+from tokenmill.pipelines.tokens_clip import ClipArea, ClipEncoder, Sampling
+from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, segments_to_json
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-VERSION = 2
+VERSIONS = {"image": 2, "text": 2, "video": 3}
 SCHEMA = 1
 _PLACES = ("codes", "text", "json")
 _INDEX_COLUMNS: dict[str, Any] = {
@@ -47,49 +48,7 @@ _INDEX_COLUMNS: dict[str, Any] = {
     "num_text": pl.Int32,
     "num_codes": pl.Int32,
     **{f"{member}_{what}": pl.Int64 for member in _PLACES for what in ("offset", "length")},
-    **FAILURE_COLUMNS,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenSettings:
-    """How one source's samples become tokens.
-
-    Attributes:
-        vocabulary, vision: specifications that `build_vocabulary` and `load_vision_tokenizer` take.
-        min_area, max_area: pixels of a picture (or frame) after resizing; max_aspect: longer ones fail.
-        fps: frames a second taken of a clip; max_seconds: only the clip's first so many seconds.
-        licence: of the source, stored with every sample.
-        mask: replaces personal data in bodies, captions and metadata; None leaves them as they are.
-    """
-
-    modality: str
-    vocabulary: Mapping[str, Any]
-    vision: Mapping[str, Any]
-    min_area: int
-    max_area: int
-    max_aspect: float
-    fps: float
-    max_seconds: float
-    licence: str = ""
-    mask: PersonalMask | None = None
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What of this determines the archive of a source of this modality."""
-        value: dict[str, Any] = {
-            "modality": self.modality,
-            "vocabulary": dict(self.vocabulary),
-            "licence": self.licence,
-        }
-        if self.mask is not None:
-            value["mask"] = self.mask.identity
-        if self.modality != "text":
-            value["vision"] = dict(self.vision)
-            value["area"] = [self.min_area, self.max_area, self.max_aspect]
-        if self.modality == "video":
-            value["clip"] = [self.fps, self.max_seconds]
-        return value
 
 
 def tokenize_work(
@@ -105,7 +64,7 @@ def tokenize_work(
     piece = selected[0].piece
     config = StageConfig(
         stage="tokenize",
-        version=VERSION,
+        version=VERSIONS[settings.modality],
         schema=SCHEMA,
         settings={**settings.identity, **(limits.settings if settings.modality != "text" else {})},
         fingerprints=fingerprints,
@@ -135,8 +94,8 @@ class _Sample:
     captions: Sequence[str] = ()
     body: str | None = None
     codes: NDArray[np.uint32] | None = None  # (t, h, w)
-    fps: float | None = None
-    seconds: float | None = None
+    clip: Sampling | None = None
+    texts: tuple[list[Segment], NDArray[np.uint32]] | None = None
     error: SampleError | None = None
 
 
@@ -190,6 +149,10 @@ class TokenWorker:
         self._vision: VisionTokenizer | None = None
         if settings.modality != "text":
             self._vision = open_vision(settings.vision)
+        self._clips: ClipEncoder | None = None
+        if self._vision is not None and settings.clip is not None:
+            area = ClipArea(min_area=settings.min_area, max_area=settings.max_area, max_aspect=settings.max_aspect)
+            self._clips = ClipEncoder(self._vision, settings.clip, area, self._vocabulary)
         self._seconds: dict[str, float] = {}
 
     def close(self) -> None:
@@ -274,32 +237,17 @@ class TokenWorker:
         )
 
     def _encode_clips(self, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
-        by_key = {sample.row["key"]: sample for sample in samples}
+        assert self._clips is not None
+        clips, by_key = self._clips, {sample.row["key"]: sample for sample in samples}
+        clips.seconds = self._seconds
 
         def encode(path: Path, row: Mapping[str, Any]) -> None:
-            self._encode_clip(path, row, by_key[row["key"]])
+            sample = by_key[row["key"]]
+            sample.codes, sample.clip = clips(self._reader.decoder, path, row, self._texts(sample)[0])
 
         for sample, result in zip(samples, self._reader.clips(rows, encode), strict=True):
             if isinstance(result, SampleError):
                 sample.error = result
-
-    def _encode_clip(self, path: Path, row: Mapping[str, Any], sample: _Sample) -> None:
-        """Take a clip at the wanted rate, whole windows of `temporal_factor` frames, each encoded by itself."""
-        assert self._vision is not None
-        started = time.perf_counter()
-        rate = min(self._settings.fps, row["fps"])
-        indices = clip_frames(row["start_frame"], row["end_frame"], row["fps"], rate, self._settings.max_seconds)
-        indices = indices[: len(indices) // self._vision.temporal_factor * self._vision.temporal_factor]
-        if not indices:
-            raise SampleError("clip_too_short", f"fewer than {self._vision.temporal_factor} frames at {rate:g} fps")
-        frames = self._reader.decoder.frames(path, indices)
-        size = self._size(frames.shape[1], frames.shape[2])
-        fitted = np.stack([resize(frame, size) for frame in frames])
-        self._seconds["decode"] += time.perf_counter() - started
-        started = time.perf_counter()
-        sample.codes = self._vision.encode_video(fitted[None])[0]
-        sample.fps, sample.seconds = rate, round(len(indices) / rate, 3)
-        self._seconds["model"] += time.perf_counter() - started
 
     def _write(self, job: Job, carried: Sequence[str], samples: Sequence[_Sample]) -> Any:
         started = time.perf_counter()
@@ -307,7 +255,7 @@ class TokenWorker:
         with target.folder.store.staging(target.folder.path) as path:
             with ArchiveWriter(path) as writer:
                 rows = [self._row(writer, sample, carried) for sample in samples]
-            frame = pl.DataFrame(rows, schema=_INDEX_COLUMNS, orient="row")
+            frame = pl.DataFrame(rows, schema=_index_columns(self._settings.modality), orient="row")
             archive = StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256)
             commit = publish(job, target, _output(frame, samples, archive))
         self._seconds["write"] += time.perf_counter() - started
@@ -316,8 +264,8 @@ class TokenWorker:
     def _row(self, writer: ArchiveWriter, sample: _Sample, carried: Sequence[str]) -> tuple[Any, ...]:
         key = sample.row["key"]
         if sample.error is not None:
-            blank = (None,) * (len(_INDEX_COLUMNS) - 1 - len(FAILURE_COLUMNS))
-            return (key, *blank, *failure_values("tokenize", sample.error))
+            blank = (None,) * (len(_INDEX_COLUMNS) - 1)
+            return (key, *blank, *self._fit(sample), *failure_values("tokenize", sample.error))
         segments, text_ids = self._segments(sample)
         codes = _stored_codes(sample.codes, self._vision.codebook_size if self._vision else 0)
         described = segments_to_json(segments)
@@ -345,30 +293,43 @@ class TokenWorker:
             len(text_ids),
             len(codes),
             *(number for place in places for number in (place.offset, place.length)),
+            *self._fit(sample),
             *failure_values("tokenize", None),
         )
 
+    def _fit(self, sample: _Sample) -> tuple[str | None, ...]:
+        """Return the column `fit`, which only clips have."""
+        if self._settings.modality != "video":
+            return ()
+        return (None if sample.clip is None or sample.error else sample.clip.fit,)
+
     def _segments(self, sample: _Sample) -> tuple[list[Segment], NDArray[np.uint32]]:
-        """Return the document's segments, and the text ids they point into: captions as variants, or the body."""
-        segments: list[Segment] = []
-        ids: list[int] = []
-        texts = [sample.body] if sample.body is not None else sample.captions
-        for variant, text in enumerate(texts):
-            start = len(ids)
-            ids += self._vocabulary.text.encode(text)
-            role: Any = "body" if sample.body is not None else "caption"
-            segments.append(TextSegment(start, len(ids), role, variant=0 if role == "body" else variant))
+        """Return the document's segments, and the text ids they point into."""
+        texts, ids = self._texts(sample)
+        if sample.clip is not None:
+            return [*texts, sample.clip.segment], ids
         if sample.codes is not None:
             t, h, w = sample.codes.shape
-            segments.append(VisionSegment(t, h, w, 0, fps=sample.fps, seconds=sample.seconds))
-        return segments, np.asarray(ids, dtype=np.uint32)
+            return [*texts, VisionSegment(t, h, w, 0)], ids
+        return texts, ids
+
+    def _texts(self, sample: _Sample) -> tuple[list[Segment], NDArray[np.uint32]]:
+        """Return a sample's texts as segments, and their ids: captions as variants, or the body."""
+        if sample.texts is None:
+            segments: list[Segment] = []
+            ids: list[int] = []
+            texts = [sample.body] if sample.body is not None else sample.captions
+            for variant, text in enumerate(texts):
+                start = len(ids)
+                ids += self._vocabulary.text.encode(text)
+                role: Any = "body" if sample.body is not None else "caption"
+                segments.append(TextSegment(start, len(ids), role, variant=0 if role == "body" else variant))
+            sample.texts = segments, np.asarray(ids, dtype=np.uint32)
+        return sample.texts
 
 
-def clip_frames(start: int, end: int, source_fps: float, fps: float, max_seconds: float) -> list[int]:
-    """Return the frames of [start, end) that stand at `fps` frames a second, at most `max_seconds` of them."""
-    step = source_fps / fps
-    number = int(min((end - start) / step, max_seconds * fps))
-    return [start + int(index * step) for index in range(number)]
+def _index_columns(modality: str) -> dict[str, Any]:
+    return _INDEX_COLUMNS | ({"fit": pl.String} if modality == "video" else {}) | FAILURE_COLUMNS
 
 
 def _stored_codes(codes: NDArray[np.uint32] | None, codebook_size: int) -> NDArray[np.unsignedinteger[Any]]:
@@ -385,5 +346,8 @@ def _output(frame: pl.DataFrame, samples: Sequence[_Sample], archive: StagedArch
         "codes": int(frame["num_codes"].sum() or 0),
         "bytes": archive.bytes,
     }
+    if "fit" in frame.columns:
+        fits = Counter(frame["fit"].drop_nulls())
+        totals |= {f"clips.{fit}": number for fit, number in sorted(fits.items())}
     counts = Counts(rows_in=len(samples), kept=kept, out=kept, failed=dict(sorted(failed.items())))
     return UnitOutput(rows=frame, counts=counts, totals=totals, archive=archive)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -103,6 +104,22 @@ def test_generate_writes_a_png_for_each_prompt_and_says_how_it_came(trained):
         assert image.size == (48, 32)
         assert picture["grid"] == [4, 6]
         assert image.text["prompt"] == picture["prompt"]
+
+
+def test_generate_writes_an_mp4_for_each_prompt_of_a_clip_and_leaves_the_pictures_as_they_are(trained):
+    clips = {"prompts": ["a square moves"], "height": 16, "width": 32, "fps": 8, "seconds": 1.1}
+    row = generate_pictures(trained.recipe(clips=clips))
+    assert (row["pictures"], row["clips"]) == (2, 1)
+    *pictures, clip = json.loads(trained.store.read_bytes(f"{row['generated']}/generated.json"))["pictures"]
+    alone = generate_pictures(trained.recipe())
+    assert pictures == json.loads(trained.store.read_bytes(f"{alone['generated']}/generated.json"))["pictures"]
+    assert (clip["prompt"], clip["seed"], clip["grid"]) == ("a square moves", 2, [2, 4])
+    with av.open(io.BytesIO(trained.store.read_bytes(f"{row['generated']}/{clip['file']}"))) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.pix_fmt, stream.width, stream.height) == ("yuv420p", 32, 16)
+        times = [frame.time for frame in container.decode(stream)]
+    assert len(times) == clip["frames"] == 8  # whole latent frames
+    assert times[-1] == pytest.approx(7 / 8)
 
 
 def test_generate_again_changes_nothing_and_loads_no_torch(trained):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from base64 import b64decode
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,7 +111,8 @@ def assert_self_contained(page: Page) -> None:
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
         if name in _LOADING:
-            assert value.startswith("#" if tag == "a" else "data:image/"), (tag, name, value[:60])
+            allowed = {"a": "#", "video": "data:video/mp4;base64,"}.get(tag, "data:image/")
+            assert value.startswith(allowed), (tag, name, value[:60])
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
 
 
@@ -128,6 +132,21 @@ def test_report_shows_a_copy_beside_the_sample_that_was_kept(page):
 def test_report_shows_reconstructions_of_pictures_and_clips(page):
     assert page.text.count(" dB") >= 6
     assert any(value.endswith(", decoded") for _, name, value in page.attributes if name == "alt")
+
+
+def test_report_plays_a_clip_beside_what_its_codes_decode_to(page):
+    videos = [value for tag, name, value in page.attributes if (tag, name) == ("video", "src")]
+    assert len(videos) == page.tags["video"] == 2
+    with av.open(io.BytesIO(b64decode(videos[0].partition(",")[2]))) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        shown = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(stream)]
+    times, frames = zip(*shown, strict=True)
+    assert len(frames) == 8  # of the second that is a clip, at 8 frames a second
+    assert times[1] - times[0] == pytest.approx(1 / 8)
+    left, right = np.stack(frames)[:, :, :32].astype(float), np.stack(frames)[:, :, -32:].astype(float)
+    assert np.abs(left - right).mean() < 30
+    assert np.abs(left[0] - left[-1]).mean() > 1  # it moves
 
 
 def test_report_after_training_draws_curves_baselines_and_pictures(finished, tmp_path):

@@ -46,7 +46,7 @@ RECIPE: dict[str, Any] = {
         "vocabulary": {"name": "bytes", "codebook_size": 2048},
         "vision": {"name": "scenes"},
         "image": {"min_area": 1024, "max_area": 4096},
-        "video": {"min_area": 1024, "max_area": 1024, "fps": 8, "max_seconds": 1},
+        "video": {"min_area": 1024, "max_area": 1024, "fps": 8, "long": "runs", "max_ids": 256},
     },
     "plan": {"context": 256, "window_documents": 12, "held_out": 0.1, "split_long_clips": True},
 }

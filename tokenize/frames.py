@@ -16,12 +16,13 @@ from tokenmill.tokenize.segments import Segment, VisionSegment
 def take_frames(segments: Sequence[Segment], start: int, count: int) -> list[Segment]:
     """Give the sample's segments with its one clip cut to latent frames [start, start + count).
 
+    It says the same as the stretch tokenized alone would: the clip's rate, and its own seconds to a millisecond.
     Raises SampleError (`not_one_clip`) unless there is exactly one vision segment, with that many frames.
     """
     clips = [segment for segment in segments if isinstance(segment, VisionSegment)]
     if len(clips) != 1 or start < 0 or count < 1 or start + count > clips[0].t:
         raise SampleError("not_one_clip", f"latent frames [{start}, {start + count}) of {len(clips)} vision segments")
     (clip,) = clips
-    seconds = clip.seconds * count / clip.t if clip.seconds is not None else None
+    seconds = None if clip.seconds is None else round(clip.seconds * count / clip.t, 3)
     part = replace(clip, t=count, offset=clip.offset + start * clip.h * clip.w, seconds=seconds)
     return [part if segment is clip else segment for segment in segments]

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
+from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_train import PlanSettings, TrainSettings
 
 Modality = Literal["image", "video", "text"]
@@ -218,46 +219,14 @@ class CaptionSettings(BaseModel):
         return dict(self.model_extra or {})
 
 
-class VisionSettings(BaseModel):
-    """A vision tokenizer by name, folder or hub name; further keys are its options."""
+class ClipPrompts(Section):
+    """What to draw as clips."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-
-class Area(Section):
-    """The size of a picture or frame that is tokenized, in pixels after resizing."""
-
-    min_area: Positive = 512 * 512
-    max_area: Positive = 512 * 512
-    max_aspect: float = Field(default=5.0, ge=1)
-
-
-class ClipSettings(Area):
-    """How a clip is tokenized."""
-
-    fps: float = Field(default=24.0, gt=0, description="frames a second taken; never more than the clip has")
-    max_seconds: float = Field(default=20.0, gt=0)
-
-
-class MaskSettings(Section):
-    """Personal data that is replaced in every text before it is tokenized: `<EMAIL>`, `<PHONE>`, …."""
-
-    kinds: tuple[Literal["credentials", "secret", "email", "iban", "card", "ip", "phone"], ...] = ()
-    phone_regions: tuple[str, ...] = Field(
-        default=("US",), description="countries whose numbers are known without a country code"
-    )
-
-
-class TokenizeSettings(Section):
-    """Vocabulary, vision tokenizer, and what is masked in texts and captions."""
-
-    vocabulary: dict[str, Any] = Field(default_factory=lambda: {"name": "bytes"})
-    vision: VisionSettings = Field(default_factory=lambda: VisionSettings(name="scenes"))
-    mask: MaskSettings = Field(default_factory=MaskSettings)
-    image: Area = Field(default_factory=Area)
-    video: ClipSettings = Field(default_factory=ClipSettings)
+    prompts: tuple[str, ...] = Field(min_length=1)
+    height: Positive = Field(default=512, description="pixels")
+    width: Positive = Field(default=512, description="pixels")
+    fps: float = Field(default=24.0, gt=0)
+    seconds: float = Field(default=5.0, gt=0, description="rounded to whole latent frames")
 
 
 class GenerateSettings(Section):
@@ -267,6 +236,7 @@ class GenerateSettings(Section):
     height: Positive = Field(default=512, description="pixels")
     width: Positive = Field(default=512, description="pixels")
     per_prompt: Positive = 1
+    clips: ClipPrompts | None = None
     top_k: Positive = 2048
     temperature: float = Field(default=1.0, gt=0)
     guidance: float = Field(default=3.0, ge=0)
@@ -289,6 +259,12 @@ class Recipe(Section):
     plan: PlanSettings = Field(default_factory=PlanSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
+
+    @model_validator(mode="after")
+    def _runs_are_planned(self) -> Recipe:
+        if self.tokenize.video.long == "runs" and not self.plan.split_long_clips:
+            raise ValueError("tokenize.video.long: runs are made by the plan; set plan.split_long_clips to true")
+        return self
 
     @field_validator("storage")
     @classmethod
@@ -339,6 +315,8 @@ def _described(item: Mapping[str, Any], where: str) -> str:
         return f"{where}: {path}: no such key{_allowed(item['loc'][:-1])}"
     if item["type"] == "missing":
         return f"{where}: {path}: is missing"
+    if not path:  # of several sections: the whole recipe would be shown, credentials too
+        return f"{where}: {item['msg'].removeprefix('Value error, ')}"
     if path.split(".")[0] == "storage" or "options" in path.split("."):  # may hold credentials: no value is shown
         return f"{where}: {path}: {item['msg'].removeprefix('Value error, storage.')}"
     return f"{where}: {path}: {item['msg']}, found {item['input']!r}"

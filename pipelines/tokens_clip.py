@@ -1,0 +1,237 @@
+"""A clip as codes: which of its frames, at which rate, so that clips of every length become documents that fit.
+
+Frames are taken by the times they are shown, so a document's rate and length are true for variable frame rates too.
+They are decoded, resized and encoded a model's batch at a time: a clip of an hour costs the memory of 64 frames.
+Windows of several clips are not put into one batch: a clip of 5 s at 24 fps alone is 30 windows, and on a CPU a
+larger batch is no faster (32 windows of 96 x 96 in 1.05 s, eight times four in 1.0 s; of 256 x 256 11 s against 8).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import SampleError
+from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.tokenize.documents import assembled_length
+from tokenmill.tokenize.preprocess import resize, target_size
+from tokenmill.tokenize.segments import Segment, VisionSegment
+from tokenmill.tokenize.vision import VisionTokenizer
+from tokenmill.tokenize.vocabulary import Vocabulary
+
+Frames = NDArray[np.uint8]  # T H W C, RGB
+Times = NDArray[np.float64]
+Fit = Literal["whole", "sub_clip", "lowered", "runs", "cut"]
+
+FITS: Mapping[str, str] = {
+    "whole": "whole scenes",
+    "sub_clip": "sub-clips",
+    "lowered": "at a lower rate",
+    "runs": "in runs of latent frames",
+    "cut": "cut short",
+}
+"""How a clip became a document that fits, and what the report calls it; commit totals are named `clips.<fit>`."""
+
+_DECODED_AT_ONCE = 16
+_EARLY = 0.25  # of a frame: containers round times, Matroska's to a millisecond
+_SHRUNK_TO = 2  # times the side that is needed, before the bicubic filter: larger frames cost more than they show
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPolicy:
+    """What becomes of clips of different lengths.
+
+    Attributes:
+        fps: frames a second taken; never more than the clip has.
+        long: `sub_clips` and `first` refuse what is still too long, `lower_fps` takes fewer frames a second until the
+            document fits, `runs` takes all (the plan makes several documents of it); `first` takes a clip's beginning.
+        max_ids: of the assembled document with its longest caption.
+        min_fps: `lower_fps` goes no lower; max_seconds: what `first` takes.
+    """
+
+    fps: float
+    long: Literal["sub_clips", "lower_fps", "runs", "first"]
+    max_ids: int
+    min_fps: float = 1.0
+    max_seconds: float | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"fps": self.fps, "long": self.long, "max_ids": self.max_ids}
+        if self.long == "lower_fps":
+            value["min_fps"] = self.min_fps
+        if self.long == "first":
+            value["max_seconds"] = self.max_seconds
+        return value
+
+    def rates(self, own_fps: float) -> Iterator[float]:
+        """Yield the rates to try, highest first: `fps`, and under `lower_fps` its half, third, … down to `min_fps`."""
+        last = min(self.fps, own_fps)
+        yield last
+        divisor = 2
+        while self.long == "lower_fps" and (rate := self.fps / divisor) >= self.min_fps:
+            if rate < last:
+                yield rate
+            divisor += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which frames of a clip are encoded, and what the document will say of them."""
+
+    numbers: NDArray[np.int64]  # in the film; a frame stands twice where it is shown that long
+    segment: VisionSegment
+    fit: Fit
+
+
+def frames_on_show(times: Times, start: int, end: int, fps: float) -> NDArray[np.int64]:
+    """Return which frames of [start, end) are on show at even times, `fps` a second or as many as the clip has.
+
+    `times` holds when each frame begins, and when the last one ends. A frame comes twice only where the clip's own rate
+    varies; there are never more than end - start.
+    """
+    seconds = times[end] - times[start]
+    own_fps = (end - start) / seconds
+    rate = min(fps, own_fps)
+    early_s = _EARLY / own_fps
+    wanted = times[start] + np.arange(int((seconds + early_s) * rate)) / rate + early_s
+    shown = np.searchsorted(times[:end], wanted, side="right") - 1
+    numbers: NDArray[np.int64] = np.clip(shown, start, end - 1).astype(np.int64)
+    return numbers
+
+
+def choose(
+    row: Mapping[str, Any],
+    times: Times,
+    grid: tuple[int, int],
+    texts: Sequence[Segment],
+    policy: ClipPolicy,
+    vocabulary: Vocabulary,
+    window: int,
+) -> Sampling:
+    """Choose the frames of a clip; a pure function.
+
+    Args:
+        row: `start_frame`, `end_frame` and, of a piece of a scene, `pieces` above 1.
+        grid: rows and columns of codes; window: frames of a latent frame.
+    Raises:
+        SampleError: `clip_too_short` for less than a window, `too_long` for what the policy cannot make fit.
+    """
+    start, end = row["start_frame"], row["end_frame"]
+    behind = _first_part(times, start, end, policy)
+    own_fps = (end - start) / (times[end] - times[start])
+    for number, rate in enumerate(policy.rates(own_fps)):
+        frames = frames_on_show(times, start, behind, rate)
+        steps = len(frames) // window
+        if not steps:
+            raise SampleError("clip_too_short", f"fewer than {window} frames at {rate:g} fps")
+        frames = frames[: steps * window]
+        segment = VisionSegment(steps, *grid, 0, fps=round(rate, 3), seconds=round(len(frames) / rate, 3))
+        length = document_length(segment, texts, vocabulary)
+        if length <= policy.max_ids or policy.long == "runs":
+            fit = _fit(row, is_lowered=number > 0, is_cut=behind < end, is_long=length > policy.max_ids)
+            return Sampling(numbers=frames, segment=segment, fit=fit)
+    h, w = grid
+    told = f"{length} ids ({steps} latent frames of {h}*{w} at {rate:.4g} fps), {policy.max_ids} are allowed"
+    raise SampleError("too_long", told)
+
+
+def document_length(segment: VisionSegment, texts: Sequence[Segment], vocabulary: Vocabulary) -> int:
+    """Count the ids of a clip's document with its longest caption, which is as long before the clip as behind it."""
+    if not texts:
+        return assembled_length([segment], "unconditional", vocabulary)
+    variants = sorted({getattr(text, "variant", 0) for text in texts})
+    return max(assembled_length([*texts, segment], "generation", vocabulary, variant) for variant in variants)
+
+
+def _first_part(times: Times, start: int, end: int, policy: ClipPolicy) -> int:
+    if policy.long != "first" or policy.max_seconds is None:
+        return end
+    behind = int(np.searchsorted(times, times[start] + policy.max_seconds - 1e-3))
+    return min(end, max(behind, start + 1))
+
+
+def _fit(row: Mapping[str, Any], *, is_lowered: bool, is_cut: bool, is_long: bool) -> Fit:
+    if is_cut:
+        return "cut"
+    if is_long:
+        return "runs"
+    if is_lowered:
+        return "lowered"
+    return "sub_clip" if (row.get("pieces") or 1) > 1 else "whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipArea:
+    """The size at which a source's frames are encoded."""
+
+    min_area: int
+    max_area: int
+    max_aspect: float
+
+    def size(self, row: Mapping[str, Any]) -> tuple[int, int]:
+        """Return height and width in pixels; raises SampleError for frames that are too small or too long."""
+        limits = {"min_area": self.min_area, "max_area": self.max_area, "max_aspect": self.max_aspect}
+        return target_size(row["height_px"], row["width_px"], **limits)  # type: ignore[arg-type]
+
+
+class ClipEncoder:
+    """Decodes, resizes and encodes clips; `seconds` counts what decoding and the model took."""
+
+    def __init__(self, vision: VisionTokenizer, policy: ClipPolicy, area: ClipArea, vocabulary: Vocabulary) -> None:
+        self._vision, self._policy, self._area, self._vocabulary = vision, policy, area, vocabulary
+        self._known: tuple[str, Times] | None = None
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(
+        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], texts: Sequence[Segment]
+    ) -> tuple[NDArray[np.uint32], Sampling]:
+        """Return the codes (t, h, w) of a clip, and which frames they are of."""
+        mark = time.perf_counter()
+        size = self._area.size(row)
+        factor, window = self._vision.spatial_factor, self._vision.temporal_factor
+        times = self._times(decoder, path, row)
+        grid = (size[0] // factor, size[1] // factor)
+        sampling = choose(row, times, grid, texts, self._policy, self._vocabulary, window)
+        self.seconds["decode"] += time.perf_counter() - mark
+        codes = []
+        at_once = self._vision.batch_size * window
+        for first in range(0, len(sampling.numbers), at_once):
+            mark = time.perf_counter()
+            frames = sized_frames(decoder, path, sampling.numbers[first : first + at_once], size)
+            decoded = time.perf_counter()
+            codes.append(self._vision.encode_video(frames[None])[0])
+            self.seconds["decode"] += decoded - mark
+            self.seconds["model"] += time.perf_counter() - decoded
+        return np.concatenate(codes), sampling
+
+    def _times(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Times:
+        """Return a film's times, asked for once for the clips of one film."""
+        if self._known is None or self._known[0] != str(path):
+            self._known = (str(path), decoder.times(path))
+        times = self._known[1]
+        if row["end_frame"] >= len(times):
+            told = f"frames up to {row['end_frame']} of a film of {len(times) - 1}"
+            raise SampleError("changed_since_ingest", told)
+        return times
+
+
+def sized_frames(decoder: VideoDecoder, path: Path, numbers: NDArray[np.int64], size: tuple[int, int]) -> Frames:
+    """Decode frames (ascending, some perhaps twice) and resize them as pictures are: bicubic.
+
+    Frames of more than twice the size are averaged down to that by the decoder first; none is enlarged before the end.
+    """
+    parts = []
+    for first in range(0, len(numbers), _DECODED_AT_ONCE):
+        wanted, places = np.unique(numbers[first : first + _DECODED_AT_ONCE], return_inverse=True)
+        frames = decoder.frames(path, list(wanted), short_side_px=_SHRUNK_TO * min(size))
+        resized = [resize(frame, size) for frame in frames]
+        parts += [resized[place] for place in places]
+    return np.stack(parts)

@@ -1,0 +1,50 @@
+"""How one source's samples become tokens, and what of that names the folder they are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenmill.filters.personal_mask import PersonalMask
+from tokenmill.pipelines.tokens_clip import ClipPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSettings:
+    """How one source's samples become tokens.
+
+    Attributes:
+        vocabulary, vision: specifications that `build_vocabulary` and `load_vision_tokenizer` take.
+        min_area, max_area: pixels of a picture (or frame) after resizing; max_aspect: longer ones fail.
+        clip: what becomes of clips of different lengths; of video alone.
+        licence: of the source, stored with every sample.
+        mask: replaces personal data in bodies, captions and metadata; None leaves them as they are.
+    """
+
+    modality: str
+    vocabulary: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    min_area: int
+    max_area: int
+    max_aspect: float
+    clip: ClipPolicy | None = None
+    licence: str = ""
+    mask: PersonalMask | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of this determines the archive of a source of this modality."""
+        value: dict[str, Any] = {
+            "modality": self.modality,
+            "vocabulary": dict(self.vocabulary),
+            "licence": self.licence,
+        }
+        if self.mask is not None:
+            value["mask"] = self.mask.identity
+        if self.modality != "text":
+            value["vision"] = dict(self.vision)
+            value["area"] = [self.min_area, self.max_area, self.max_aspect]
+        if self.clip is not None:
+            value["clip"] = self.clip.identity
+        return value
