@@ -42,8 +42,9 @@ def split_settings(section: Scenes) -> SplitSettings:
     scenes = section.model_dump()
     return SplitSettings(
         short_side_px=scenes.pop("short_side_px"),
-        range_bytes=scenes.pop("range_bytes"),
-        scenes=SceneSettings(**scenes),
+        range_seconds=scenes.pop("range_seconds"),
+        unit_seconds=scenes.pop("unit_seconds"),
+        scenes=SceneSettings(min_seconds=scenes["min_seconds"], max_seconds=scenes["max_seconds"]),
     )
 
 

@@ -159,7 +159,8 @@ class Scenes(Section):
     min_seconds: float = Field(default=1.0, gt=0, description="shorter scenes are dropped")
     max_seconds: float = Field(default=20.0, gt=0, description="longer scenes are cut into pieces of this length")
     short_side_px: Positive = Field(default=96, description="frames are shrunk to this before comparing")
-    range_bytes: Positive = Field(default=2**30, description="a larger film is several inputs")
+    range_seconds: float = Field(default=600.0, gt=0, description="a longer film is several inputs, near this long")
+    unit_seconds: float = Field(default=7200.0, gt=0, description="film of a unit, at most")
 
 
 class RuleSettings(Section):
