@@ -16,12 +16,19 @@ def ffmpeg(*arguments: object) -> None:
     subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
-def shots(path: Path, seconds: Sequence[float], *, fps: int = 10, options: Sequence[str] = ()) -> Path:
-    """Write a film of shots so many seconds long, each of another colour and pattern; a negative one is black."""
+def shots(
+    path: Path, seconds: Sequence[float], *, fps: int = 10, fade_s: float = 0, options: Sequence[str] = ()
+) -> Path:
+    """Write a film of shots so many seconds long, each of another colour and pattern; a negative one is black.
+
+    With `fade_s`, every other shot fades to black in that time.
+    """
     inputs, chains = [], []
     for number, length in enumerate(seconds):
         hue = number * 67 % 360
         pattern = f"testsrc2=s=64x48:r={fps}:d={abs(length)},hue=h={hue}:b={number % 3 - 1}"
+        if number % 2 and length > fade_s > 0:
+            pattern += f",fade=out:d={fade_s}:st={length - fade_s}"
         chains.append(f"color=black:s=64x48:r={fps}:d={-length}" if length < 0 else pattern)
         inputs.append(f"[v{number}]")
     graph = ";".join(f"{chain},format=yuv420p,setsar=1{name}" for chain, name in zip(chains, inputs, strict=True))
