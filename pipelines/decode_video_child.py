@@ -41,6 +41,7 @@ class Server:
     def answer(self, request: Message) -> Iterator[Reply]:
         """Yield the replies to a request: dictionaries, some followed by pixels (T H W C)."""
         fault_point("decode:clip")
+        fault_point(f"decode:{Path(request['path']).name}")
         try:
             film = self._opened(request)
             yield from _probed(film) if request["do"] == "probe" else _decoded(film, request)
