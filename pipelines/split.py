@@ -21,6 +21,7 @@ from tokenmill.filters.scenes import SCENES_VERSION, SceneSettings, clips_of
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, publish
 from tokenmill.pipelines.split_ranges import FilmRange, film_ranges, grouped_ranges
@@ -84,8 +85,8 @@ class SplitWorker:
         films = [list(group) for _, group in groupby(ranges, key=lambda part: part.path)]
         rows = pl.DataFrame({"path": [film[0].path for film in films], "film": range(len(films))})
 
-        def cut(path: Path, row: Mapping[str, Any]) -> list[RangeFound | SampleError]:
-            return self._cut(path, films[row["film"]])
+        def cut(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> list[RangeFound | SampleError]:
+            return self._cut(decoder, path, films[row["film"]])
 
         found: list[RangeFound | SampleError] = []
         for film, results in zip(films, self._reader.clips(rows, cut), strict=True):
@@ -97,9 +98,9 @@ class SplitWorker:
             commits=(commit,), seconds={"decode": decode_s, "write": time.perf_counter() - started - decode_s}
         )
 
-    def _cut(self, path: Path, ranges: Sequence[FilmRange]) -> list[RangeFound | SampleError]:
+    def _cut(self, decoder: VideoDecoder, path: Path, ranges: Sequence[FilmRange]) -> list[RangeFound | SampleError]:
         """Look at ranges of one film, in order; raises _FilmError where none can be read."""
-        scan = FilmScan(self._reader.decoder, path, self._settings.scenes, self._settings.short_side_px)
+        scan = FilmScan(decoder, path, self._settings.scenes, self._settings.short_side_px)
         results: list[RangeFound | SampleError] = []
         for part in ranges:
             try:
