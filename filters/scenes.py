@@ -89,6 +89,11 @@ class SceneFinder:
         known = [*known, Boundary(self._num_frames, self._num_frames)]
         return [self._trimmed(one, after) for one, after in pairwise(known) if start <= one.begin < end]
 
+    def begins_none(self, start: int, end: int) -> bool:
+        """Tell that no scene begins in [start, end), so that nothing behind `end` is of interest."""
+        settled = min((one.settled for one in self._detectors), default=self._num_frames)
+        return end < settled - NEAR_FRAMES and not self.scenes(start, end)
+
     def _trimmed(self, before: Boundary, after: Boundary) -> Scene:
         start, end = before.begin, max(before.begin, after.end)
         fades = self._settings.fades

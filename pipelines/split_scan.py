@@ -62,7 +62,9 @@ class FilmScan:
             return []
         finder = self._finder_before(start)
         try:
-            while self._position < self.film.info.num_frames and not finder.knows(start, end):
+            while self._position < self.film.info.num_frames:
+                if finder.knows(end) or finder.begins_none(start, end):
+                    break
                 self._feed(finder)
         except SampleError:
             self._finder = None
