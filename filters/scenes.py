@@ -1,97 +1,135 @@
-"""Where a film's scenes change: PySceneDetect's detectors for cuts and for fades, fed by whoever decodes (EMU3.md §1).
+"""Where a film's scenes begin and end: several detectors fed by whoever decodes, in one forward pass (EMU3.md §1).
 
-Fed small frames, in one pass: at 72 px the cuts of the demo's clips are those of full size, for 0.1 ms a frame
-instead of 7 at 720p. The detectors' own merging of close cuts is off, because it remembers cuts from long before; so a
-cut depends on its own surroundings and not on where the feeding began, and scenes that are too short are left out here.
+    finder = SceneFinder(settings, times)                # times: of each frame, and when the last one ends
+    position = max(0, start - finder.lead_in_frames)     # the scenes that begin in [start, end) are wanted
+    while position < num_frames and not finder.knows(end):
+        finder.feed(position, frames)
+        position += len(frames)
+    scenes = finder.scenes(start, end)                   # the same, wherever ranges of the film begin and end
+    clips = clips_of(scenes, times, settings)
+
+Frames are small ones: 64 px find what full size does (docs/video_scenes.md), for 0.1 ms a frame instead of 7 at 720p.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.filters.scene_boundaries import NEAR_FRAMES, Boundary, Detector, merged
+from tokenmill.filters.scene_clips import ClipSpan, Scene, clips_of
+from tokenmill.filters.scene_cuts import adaptive_cuts, content_cuts
+from tokenmill.filters.scene_fades import FadeDetector, ramp_frames
+from tokenmill.filters.scene_settings import SceneSettings
+
+__all__ = ["SCENES_VERSION", "ClipSpan", "Scene", "SceneFinder", "SceneSettings", "clips_of"]
+
 Frames = NDArray[np.uint8]  # T H W C, RGB
 
-SCENES_VERSION = 1
+SCENES_VERSION = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class SceneSettings:
-    """How scenes are found, and which become clips.
+class SceneFinder:
+    """Takes a film's frames in order, from any frame on.
 
     Args:
-        content_threshold: mean change of hue, saturation and luma (0 to 255) from frame to frame that makes a cut.
-        fade_threshold: mean brightness (0 to 255) under which a picture is black; a fade is cut in its middle.
-        min_seconds: shorter scenes are no clip.
-        max_seconds: longer scenes become several clips.
+        settings: which detectors, and how trimmed.
+        times: num_frames + 1 seconds: when each frame is shown, and when the last one ends.
     """
 
-    content_threshold: float = 27.0
-    fade_threshold: float = 12.0
-    min_seconds: float = 1.0
-    max_seconds: float = 20.0
-
-
-class CutFinder:
-    """Takes a film's frames in order, from any frame on; `cuts` are the frames where a new scene begins, ascending.
-
-    A cut is known with its own frame, a fade only when the picture is bright again.
-    """
-
-    def __init__(self, settings: SceneSettings, fps: float) -> None:
-        from scenedetect.detectors import ContentDetector, ThresholdDetector
-
-        self.cuts: list[int] = []
-        self._fps = fps
-        self._last: Any = None
-        self._detectors = (
-            ContentDetector(threshold=settings.content_threshold, min_scene_len=0),
-            ThresholdDetector(threshold=settings.fade_threshold, min_scene_len=0, add_final_scene=True),
-        )
+    def __init__(self, settings: SceneSettings, times: NDArray[np.float64]) -> None:
+        self._settings = settings
+        self._times = times
+        self._num_frames = len(times) - 1
+        self._detectors = _detectors(settings)
+        self._found: list[Boundary] = _strides(times, settings.stride_seconds)
+        self._brightness: NDArray[np.float64] = np.zeros(self._num_frames)
+        self._next: int | None = None
+        self._is_over = False
+        self.lead_in_frames = NEAR_FRAMES + 1 + max((one.lead_in_frames for one in self._detectors), default=0)
 
     def feed(self, position: int, frames: Frames) -> None:
-        """Look at `frames`, the first of which is frame number `position`."""
-        from scenedetect import FrameTimecode
+        """Look at `frames`, the first of which is number `position`; the film's last one ends the film."""
+        import cv2
 
+        if self._next is not None and position != self._next:
+            raise ValueError(f"frames are fed in order: {self._next} is next, not {position}")
         for number, frame in enumerate(frames, start=position):
-            self._last = FrameTimecode(number, fps=self._fps)
-            bgr = np.ascontiguousarray(frame[..., ::-1])
+            brightness = sum(cv2.mean(frame)[:3]) / 3
+            self._brightness[number] = brightness
+            bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
             for detector in self._detectors:
-                self._add(detector.process_frame(self._last, bgr))
-
-    def finish(self) -> None:
-        """Say that the film is over: black at its end becomes a scene of its own."""
-        if self._last is not None:
+                self._found += detector.look(number, bgr, brightness)
+        self._next = position + len(frames)
+        if self._next >= self._num_frames and not self._is_over:
+            self._is_over = True
             for detector in self._detectors:
-                self._add(detector.post_process(self._last))
+                self._found += detector.finish(self._num_frames)
 
-    def _add(self, found: Sequence[Any]) -> None:
-        for cut in found:
-            if cut.frame_num not in self.cuts:
-                bisect.insort(self.cuts, cut.frame_num)
+    @property
+    def boundaries(self) -> list[Boundary]:
+        """What is known so far, ascending."""
+        return merged(self._found)
+
+    def knows(self, end: int) -> bool:
+        """Tell whether the end of the last scene that begins before frame `end` is known."""
+        if self._is_over:
+            return True
+        settled = min((one.settled for one in self._detectors), default=self._num_frames)
+        return any(end <= one.begin < settled - NEAR_FRAMES for one in self.boundaries)
+
+    def scenes(self, start: int, end: int) -> list[Scene]:
+        """Return the scenes that begin in [start, end), their ramps beside black left out."""
+        edge = Boundary(0, 0)
+        known = self.boundaries
+        if not known or known[0].end > 0:
+            known = [edge, *known]
+        known = [*known, Boundary(self._num_frames, self._num_frames)]
+        return [self._trimmed(one, after) for one, after in pairwise(known) if start <= one.begin < end]
+
+    def begins_none(self, start: int, end: int) -> bool:
+        """Tell that no scene begins in [start, end), so that nothing behind `end` is of interest."""
+        settled = min((one.settled for one in self._detectors), default=self._num_frames)
+        return end < settled - NEAR_FRAMES and not self.scenes(start, end)
+
+    def _trimmed(self, before: Boundary, after: Boundary) -> Scene:
+        start, end = before.begin, max(before.begin, after.end)
+        fades = self._settings.fades
+        if fades is None or not fades.trim:
+            return Scene(start, end)
+        levels, times = self._brightness, self._times
+        if before.is_fade:
+            until = int(np.searchsorted(times, times[start] + fades.max_seconds))
+            first = start + ramp_frames(levels[start : min(end, until)])
+        else:
+            first = start
+        if after.is_fade:
+            since = int(np.searchsorted(times, times[end] - fades.max_seconds))
+            end -= ramp_frames(levels[max(first, since) : end][::-1])
+        return Scene(first, end)
 
 
-def clips_of(cuts: Sequence[int], start: int, end: int, fps: float, settings: SceneSettings) -> list[tuple[int, int]]:
-    """Turn the cuts between frames `start` and `end` into clips (first frame, the one after the last).
+def _detectors(settings: SceneSettings) -> list[Detector]:
+    found: list[Detector] = []
+    if settings.content is not None:
+        found.append(content_cuts(settings.content, settings.max_flash_frames))
+    if settings.fades is not None:
+        found.append(FadeDetector(settings.fades.threshold))
+    if settings.adaptive is not None:
+        found.append(adaptive_cuts(settings.adaptive, settings.content, settings.max_flash_frames))
+    if settings.transnet is not None:
+        from tokenmill.filters.scene_transnet import TransnetDetector
 
-    Scenes under `min_seconds` are left out; those over `max_seconds` are cut into equal pieces of at most that length.
-    """
-    edges = [start, *(cut for cut in cuts if start < cut < end), end]
-    clips = []
-    for first, behind in pairwise(edges):
-        if behind > first and behind - first >= settings.min_seconds * fps:
-            clips += _pieces(first, behind, max(1, int(settings.max_seconds * fps)))
-    return clips
+        found.append(TransnetDetector(settings.transnet))
+    return found
 
 
-def _pieces(first: int, behind: int, longest: int) -> list[tuple[int, int]]:
-    length = behind - first
-    count = -(-length // longest)
-    edges = [first + length * piece // count for piece in range(count + 1)]
-    return list(pairwise(edges))
+def _strides(times: NDArray[np.float64], stride_seconds: float | None) -> list[Boundary]:
+    """Return the frames on show at the multiples of the stride, from the film's first frame on."""
+    if stride_seconds is None or len(times) < 2:
+        return []
+    wanted = np.arange(times[0] + stride_seconds, times[-1], stride_seconds)
+    first = np.unique(np.searchsorted(times[:-1], wanted - 1e-6))
+    return [Boundary(int(frame), int(frame)) for frame in first if 0 < frame < len(times) - 1]

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -27,21 +27,25 @@ from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
 from tokenmill.pipelines.earlier import earlier_rows
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Target, Unit, UnitOutput, publish
+from tokenmill.pipelines.reading import ordered_map
 from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
 from tokenmill.pipelines.sources.journal import Journal
 from tokenmill.pipelines.sources.source import (
     INDEX_COLUMNS,
-    INDEX_SCHEMA,
     FetchContext,
     FetchingSource,
     IndexRow,
     RawFile,
     Source,
+    index_columns,
+    index_schema,
     open_source,
 )
 from tokenmill.pipelines.units import group_files
 
 VERSION = 1
+_FILMS = 1024  # of a unit, on average
+_HEADERS_AT_ONCE = 8
 _ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls")
 
 
@@ -51,18 +55,37 @@ def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_by
     config = StageConfig(
         stage="ingest",
         version=VERSION,
-        schema=INDEX_SCHEMA,
+        schema=index_schema(source.modality),
         settings={"kind": settings["kind"], "source_version": source.version, **source.settings},
     )
-    # A shard or table is a unit; loose files (a few hundred KB each) go a few hundred together.
-    mean_files = 1 if settings["kind"] in _ALONE else 256
-    groups = group_files(source.files(), max_bytes=unit_bytes, mean_files=mean_files)
+    groups = _grouped(source, settings["kind"], unit_bytes)
     return StageWork(
         title=f"ingest {name}",
         folders=(StageDir(store=store, source=name, config=config),),
         units=[Unit(inputs=tuple(f.reference for f in group), payload={"files": group}) for group in groups],
         make_worker=partial(IngestWorker, name, dict(settings)),
     )
+
+
+def _grouped(source: Source, kind: str, unit_bytes: int) -> list[list[RawFile]]:
+    """Group a source's files: a shard or table is a unit, of loose pictures (some 100 KB each) a few hundred are.
+
+    Of films only the header is read, however large they are: a thousand go together.
+    """
+    if source.modality == "video":
+        films = [_Counted(path=file.path, size=1, file=file) for file in source.files()]
+        groups = group_files(films, max_bytes=4 * _FILMS, mean_files=_FILMS)
+        return [[one.file for one in group] for group in groups]
+    return group_files(source.files(), max_bytes=unit_bytes, mean_files=1 if kind in _ALONE else 256)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A film as `group_files` sees it: each is as large as any other."""
+
+    path: str
+    size: int
+    file: RawFile
 
 
 class IngestWorker:
@@ -96,7 +119,7 @@ class IngestWorker:
                 with ArchiveWriter(path) as writer:
                     rows = [_packed(writer, row) for row in rows]
                 archive = StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256)
-            output = replace(index_output(rows), archive=archive)
+            output = replace(index_output(rows, index_columns(self._source.modality)), archive=archive)
             read_s = time.perf_counter() - started
             commit = publish(job, target, output)
         if journal is not None:
@@ -104,7 +127,7 @@ class IngestWorker:
         return JobResult(commits=(commit,), seconds={"read": read_s, "write": time.perf_counter() - started - read_s})
 
     def close(self) -> None:
-        pass
+        """Nothing to end: what a source started ends with it."""
 
     def _rows(self, job: Job, target: Target, journal: Journal | None) -> Generator[IndexRow]:
         files: Sequence[RawFile] = job.unit.payload["files"]
@@ -112,9 +135,15 @@ class IngestWorker:
             context = FetchContext(known=_known(journal, target, job.unit), is_unwanted=self._is_unwanted(target))
             rows = self._source.fetch(files, context)
         else:
-            rows = chain.from_iterable(self._source.index(file) for file in files)
+            threads = _HEADERS_AT_ONCE if self._source.modality == "video" else 1
+            found = ordered_map(self._indexed, files, threads=threads, window=4 * threads)
+            rows = chain.from_iterable(found)
         for row in rows:
             yield _storable(row)
+
+    def _indexed(self, file: RawFile) -> Iterable[IndexRow]:
+        rows = self._source.index(file)
+        return list(rows) if self._source.modality == "video" else rows
 
     def _lists(self, store: Store) -> Takedowns | None:
         if self._takedowns == "unread":
@@ -135,9 +164,9 @@ class IngestWorker:
             yield taken_down_row(unit, number) if hit else row
 
 
-def index_output(rows: Iterable[IndexRow]) -> UnitOutput:
+def index_output(rows: Iterable[IndexRow], columns: Mapping[str, Any] = INDEX_COLUMNS) -> UnitOutput:
     """Turn index rows into a table, counts and digests."""
-    return table_output(pl.DataFrame([index_record(row) for row in rows], schema=INDEX_COLUMNS, orient="row"))
+    return table_output(pl.DataFrame([index_record(row, columns) for row in rows], schema=columns, orient="row"))
 
 
 def table_output(table: pl.DataFrame) -> UnitOutput:
@@ -152,8 +181,13 @@ def table_output(table: pl.DataFrame) -> UnitOutput:
             "content": digest_of_rows(("key", "sha256"), good.select("key", "sha256").iter_rows()),
             "rows": digest_of_rows(described.columns, described.iter_rows()),
         },
-        totals={"bytes": int(good["length"].sum())},
+        totals={"bytes": int(good["length"].sum()), **_seconds(good)},
     )
+
+
+def _seconds(good: pl.DataFrame) -> dict[str, int]:
+    """Return the whole seconds of film; nothing where an index has no durations."""
+    return {"seconds": round(good["seconds"].sum())} if "seconds" in good.columns else {}
 
 
 def taken_down_row(unit: str, number: int) -> IndexRow:
@@ -161,13 +195,14 @@ def taken_down_row(unit: str, number: int) -> IndexRow:
     return IndexRow(key=f"taken-down-{unit[-16:]}-{number}", path="", error=SampleError(REASON, "was taken down"))
 
 
-def index_record(row: IndexRow) -> tuple[Any, ...]:
+def index_record(row: IndexRow, columns: Mapping[str, Any] = INDEX_COLUMNS) -> tuple[Any, ...]:
     """Return a row of the index's table."""
     place = (row.key, row.path, row.payload is not None, row.offset, row.length, row.extension)
     failure: tuple[Any, ...] = (None, None, None, None)
     if row.error is not None:
         failure = ("ingest", row.error.reason, row.error.message, row.error.transient)
-    return (*place, row.sha256, row.caption, row.metadata, *failure)
+    more = (row.seconds,) if "seconds" in columns else ()
+    return (*place, row.sha256, row.caption, row.metadata, *failure, *more)
 
 
 def _settled(target: Target, unit: Unit) -> Commit | None:

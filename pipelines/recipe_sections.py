@@ -35,6 +35,9 @@ def decode_limits(run: Execution) -> DecodeLimits:
     return DecodeLimits(
         max_pixels=run.max_pixels,
         clip_timeout_s=run.clip_timeout_s,
+        clip_timeout_per_second_s=run.clip_timeout_per_second_s,
+        video_memory_bytes=run.video_memory_bytes,
+        video_hwaccel=run.video_hwaccel,
         threads=run.decode_threads,
         failure_budget=run.failure_budget,
     )
@@ -45,8 +48,9 @@ def split_settings(section: Scenes) -> SplitSettings:
     scenes = section.model_dump()
     return SplitSettings(
         short_side_px=scenes.pop("short_side_px"),
-        range_bytes=scenes.pop("range_bytes"),
-        scenes=SceneSettings(**scenes),
+        range_seconds=scenes.pop("range_seconds"),
+        unit_seconds=scenes.pop("unit_seconds"),
+        scenes=SceneSettings(min_seconds=scenes["min_seconds"], max_seconds=scenes["max_seconds"]),
     )
 
 

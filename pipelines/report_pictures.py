@@ -120,10 +120,9 @@ class Originals:
         reader = self._reader(table.source)
         number, height, width, _ = decoded.shape
         try:
-            with reader.source.store.local_copy(row["path"]) as path:
-                times = reader.decoder.times(path)
-                numbers = frames_on_show(times, row["start_frame"], row["end_frame"], fps)[:number]
-                return sized_frames(reader.decoder, path, numbers, (height, width))
+            with reader.source.store.local_copy(row["path"]) as path, reader.decoders.taken(path) as decoder:
+                numbers = frames_on_show(decoder.times(path), row["start_frame"], row["end_frame"], fps)[:number]
+                return sized_frames(decoder, path, numbers, (height, width))
         except (SampleError, StorageError, RunError) as error:
             log.warning("%s: %s", table.source, error)
             return None

@@ -31,7 +31,7 @@ from tokenmill.pipelines.earlier_verdicts import keep_verdicts_without
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
 from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
-from tokenmill.pipelines.sources.source import INDEX_COLUMNS
+from tokenmill.pipelines.sources.source import INDEX_COLUMNS, VIDEO_INDEX_COLUMNS
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
 _DERIVED = (
@@ -81,8 +81,9 @@ def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
 
 def redacted(rows: pl.DataFrame, mask: pl.Series, unit: str) -> pl.DataFrame:
     """Return an index in which the rows under `mask` say only that a sample was taken down."""
-    blank = [index_record(taken_down_row(unit, number)) for number in range(rows.height)]
-    blanks = pl.DataFrame(blank, schema=INDEX_COLUMNS, orient="row")
+    columns = VIDEO_INDEX_COLUMNS if "seconds" in rows.columns else INDEX_COLUMNS
+    blank = [index_record(taken_down_row(unit, number), columns) for number in range(rows.height)]
+    blanks = pl.DataFrame(blank, schema=columns, orient="row")
     return rows.select(pl.when(mask).then(blanks[name]).otherwise(pl.col(name)).alias(name) for name in rows.columns)
 
 

@@ -28,6 +28,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.archive_json import finite, json_text
 from tokenmill.pipelines.caption import Selected
+from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
@@ -237,13 +238,16 @@ class TokenWorker:
         )
 
     def _encode_clips(self, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
+        """Decode and encode clips in the decoding threads; one has the model at a time."""
         assert self._clips is not None
         clips, by_key = self._clips, {sample.row["key"]: sample for sample in samples}
         clips.seconds = self._seconds
+        for sample in samples:
+            self._texts(sample)
 
-        def encode(path: Path, row: Mapping[str, Any]) -> None:
+        def encode(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> None:
             sample = by_key[row["key"]]
-            sample.codes, sample.clip = clips(self._reader.decoder, path, row, self._texts(sample)[0])
+            sample.codes, sample.clip = clips(decoder, path, row, self._texts(sample)[0])
 
         for sample, result in zip(samples, self._reader.clips(rows, encode), strict=True):
             if isinstance(result, SampleError):

@@ -13,12 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.tokenize.documents import assembled_length
 from tokenmill.tokenize.preprocess import resize, target_size
@@ -183,11 +184,15 @@ class ClipArea:
 
 
 class ClipEncoder:
-    """Decodes, resizes and encodes clips; `seconds` counts what decoding and the model took."""
+    """Decodes, resizes and encodes clips, for several threads that share the model.
+
+    `seconds` counts what decoding and the model took, summed over threads.
+    """
 
     def __init__(self, vision: VisionTokenizer, policy: ClipPolicy, area: ClipArea, vocabulary: Vocabulary) -> None:
         self._vision, self._policy, self._area, self._vocabulary = vision, policy, area, vocabulary
         self._known: tuple[str, Times] | None = None
+        self._lock = Lock()
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __call__(
@@ -197,26 +202,34 @@ class ClipEncoder:
         mark = time.perf_counter()
         size = self._area.size(row)
         factor, window = self._vision.spatial_factor, self._vision.temporal_factor
-        times = self._times(decoder, path, row)
         grid = (size[0] // factor, size[1] // factor)
+        times = self._times(decoder, path, row)
         sampling = choose(row, times, grid, texts, self._policy, self._vocabulary, window)
-        self.seconds["decode"] += time.perf_counter() - mark
         codes = []
         at_once = self._vision.batch_size * window
         for first in range(0, len(sampling.numbers), at_once):
-            mark = time.perf_counter()
             frames = sized_frames(decoder, path, sampling.numbers[first : first + at_once], size)
-            decoded = time.perf_counter()
-            codes.append(self._vision.encode_video(frames[None])[0])
-            self.seconds["decode"] += decoded - mark
-            self.seconds["model"] += time.perf_counter() - decoded
+            codes.append(self._encoded(frames, time.perf_counter() - mark))
+            mark = time.perf_counter()
         return np.concatenate(codes), sampling
 
+    def _encoded(self, frames: Frames, decode_s: float) -> NDArray[np.uint32]:
+        with self._lock:
+            started = time.perf_counter()
+            try:
+                codes: NDArray[np.uint32] = self._vision.encode_video(frames[None])[0]
+            except (RuntimeError, ValueError) as error:  # the model's fault, not the sample's
+                raise RunError(f"the vision tokenizer failed: {error}") from error
+            self.seconds["decode"] += decode_s
+            self.seconds["model"] += time.perf_counter() - started
+        return codes
+
     def _times(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Times:
-        """Return a film's times, asked for once for the clips of one film."""
-        if self._known is None or self._known[0] != str(path):
-            self._known = (str(path), decoder.times(path))
-        times = self._known[1]
+        """Return a film's times, asked for once for neighbouring clips of one film."""
+        known = self._known
+        if known is None or known[0] != str(path):
+            known = self._known = (str(path), decoder.times(path))
+        times = known[1]
         if row["end_frame"] >= len(times):
             told = f"frames up to {row['end_frame']} of a film of {len(times) - 1}"
             raise SampleError("changed_since_ingest", told)

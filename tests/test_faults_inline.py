@@ -61,7 +61,7 @@ class Undisturbed:
 def _recipe(path: Path, data: Path, root: Path, sources: Sequence[str]) -> Path:
     exam = {"name": "exam", "kind": "images", "url": str(data / "exam"), "exact": False, "max_distance": 0}
     changes = {
-        "filter.video.scenes.range_bytes": 4000,
+        "filter.video.scenes.range_seconds": 0.5,
         "execution.unit_rows": 3,
         "filter.image.decontaminate": [exam],
     }

@@ -15,6 +15,7 @@ from typing import Any
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.sources.film_seconds import FilmSeconds
 from tokenmill.pipelines.sources.metadata import metadata_text
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.webdataset import EXTENSIONS
@@ -97,6 +98,12 @@ class VideoFolder(_Folder):
     """Video files in a folder tree; too large to hash or move, so their digest is the mark (size, head, tail)."""
 
     modality: Modality = "video"
+    version = 2
+
+    @cached_property
+    def _seconds(self) -> FilmSeconds:
+        return FilmSeconds(self.store)
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
-        yield self._row(file, str(file.extra["mark"]), None)
+        row = self._row(file, str(file.extra["mark"]), None)
+        yield replace(row, seconds=self._seconds(file.path, file.size))

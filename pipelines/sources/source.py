@@ -38,6 +38,11 @@ INDEX_COLUMNS: dict[str, Any] = {
     "fail_message": pl.String,
     "fail_transient": pl.Boolean,
 }
+VIDEO_INDEX_SCHEMA = 2  # 1 had no seconds; what reads an index takes both
+VIDEO_INDEX_COLUMNS: dict[str, Any] = {
+    **INDEX_COLUMNS,
+    "seconds": pl.Float64,  # a film's duration by its own header, which may lie; null where it does not say
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,7 @@ class IndexRow:
     caption: str | None = None
     metadata: str = "{}"
     payload: bytes | None = None
+    seconds: float | None = None
     error: SampleError | None = None
 
 
@@ -136,6 +142,16 @@ BUILT_IN = {
     "jsonl-images": "tokenmill.pipelines.sources.parquet:JsonLinesImages",
     "urls": "tokenmill.pipelines.sources.urls:UrlTables",
 }
+
+
+def index_columns(modality: Modality) -> dict[str, Any]:
+    """Return the columns of a modality's index."""
+    return VIDEO_INDEX_COLUMNS if modality == "video" else INDEX_COLUMNS
+
+
+def index_schema(modality: Modality) -> int:
+    """Return the version of a modality's index: pictures and texts keep theirs, and so their folders."""
+    return VIDEO_INDEX_SCHEMA if modality == "video" else INDEX_SCHEMA
 
 
 def open_source(name: str, settings: Mapping[str, Any]) -> Source:

@@ -4,7 +4,8 @@ Costs one environment look-up a call. `TOKENMILL_FAULT=commit:before-record:2` s
 time it passes that point; with `TOKENMILL_FAULT_ONCE=<file>` only the first process to get there dies (the file is
 created exclusively), which is what a pool of workers that restarts its dead needs. `TOKENMILL_FAULT_LOG=<file>` adds a
 line for every point that any process passes, so that a test can count what was done how often.
-`TOKENMILL_FAULT_ACTION` makes it `hang` (sleep for ever) or `freeze` (SIGSTOP) instead of die.
+`TOKENMILL_FAULT_ACTION` makes it `hang` (sleep for ever), `freeze` (SIGSTOP) or `abort` (SIGABRT) instead of die.
+Several faults stand beside each other, each with its own action: `decode:bad.mp4=hang,commit:before-record:2`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ def fault_point(name: str) -> None:
     wanted = os.environ.get("TOKENMILL_FAULT")
     if not wanted:
         return
-    point, _, count = wanted.rpartition(":")
-    if not count.isdigit():
-        point, count = wanted, "1"
-    if point != name:
-        return
-    _passed[name] += 1
-    if _passed[name] == int(count) and _first_to_die():
-        _act(os.environ.get("TOKENMILL_FAULT_ACTION", "die"))
+    for one in wanted.split(","):
+        place, _, action = one.partition("=")
+        point, _, count = place.rpartition(":")
+        if not count.isdigit():
+            point, count = place, "1"
+        if point == name:
+            _passed[name] += 1
+            if _passed[name] == int(count) and _first_to_die():
+                _act(action or os.environ.get("TOKENMILL_FAULT_ACTION", "die"))
 
 
 def _act(action: str) -> None:
     if action == "hang":
         while True:
             time.sleep(3600)
+    if action == "abort":
+        os.abort()
     os.kill(os.getpid(), signal.SIGSTOP if action == "freeze" else signal.SIGKILL)
 
 

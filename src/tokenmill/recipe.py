@@ -67,7 +67,12 @@ class Execution(Section):
     unit_bytes: Positive = Field(default=2**30, description="raw bytes of a unit, at most")
     unit_rows: Positive = Field(default=20_000, description="samples of a unit, at most")
     max_pixels: Positive = Field(default=100_000_000, description="of a picture, checked before decoding")
-    clip_timeout_s: float = Field(default=60.0, gt=0)
+    clip_timeout_s: float = Field(default=60.0, gt=0, description="for opening a clip and decoding from it")
+    clip_timeout_per_second_s: float = Field(default=4.0, ge=0, description="more, for each second of film decoded")
+    video_memory_bytes: int = Field(
+        default=2**32, ge=0, description="by which a decoding process may grow; 0 = no limit"
+    )
+    video_hwaccel: str | None = Field(default=None, description="device that decodes, FFmpeg's name: cuda, qsv, …")
 
     @field_validator("pools")
     @classmethod
@@ -160,7 +165,8 @@ class Scenes(Section):
     min_seconds: float = Field(default=1.0, gt=0, description="shorter scenes are dropped")
     max_seconds: float = Field(default=20.0, gt=0, description="longer scenes are cut into pieces of this length")
     short_side_px: Positive = Field(default=96, description="frames are shrunk to this before comparing")
-    range_bytes: Positive = Field(default=2**30, description="a larger film is several inputs")
+    range_seconds: float = Field(default=600.0, gt=0, description="a longer film is several inputs, near this long")
+    unit_seconds: float = Field(default=7200.0, gt=0, description="film of a unit, at most")
 
 
 class RuleSettings(Section):

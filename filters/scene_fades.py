@@ -1,0 +1,81 @@
+"""Fades by PySceneDetect's ThresholdDetector: a scene ends at the first black frame, the next begins after the last.
+
+PySceneDetect cuts in the middle of the black, which hangs on frames far away; its bias of -1 names the first black
+frame. The ramp beside the black is measured by `ramp_frames`, on the brightness the detector works with.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.filters.scene_boundaries import Boundary, Frame
+
+_ANY_RATE = Fraction(25)  # a timecode needs one; only its frame number is looked at
+_NOISE = 1.0  # of 255: how much the brightness of a moving picture may go back within a ramp
+_FULL = 0.97  # of the ramp's top: what counts as the picture itself
+
+
+class FadeDetector:
+    """Tells black: where it begins and where the next picture is."""
+
+    lead_in_frames = 1
+
+    def __init__(self, threshold: float) -> None:
+        from scenedetect.detectors import ThresholdDetector
+
+        self._detector = ThresholdDetector(threshold, min_scene_len=0, fade_bias=-1.0, add_final_scene=True)
+        self._known = _KnownBrightness()
+        self._detector.stats_manager = self._known
+        self._last: Any = None
+
+    @property
+    def settled(self) -> int:
+        if self._last is None:
+            return 0
+        last = self._detector.last_fade
+        return int(last["frame"].frame_num) if last["type"] == "out" else int(self._last.frame_num) + 1
+
+    def look(self, number: int, frame: Frame, brightness: float) -> list[Boundary]:
+        from scenedetect import FrameTimecode
+
+        self._known.brightness = brightness
+        self._last = FrameTimecode(number, fps=_ANY_RATE)
+        found = self._detector.process_frame(self._last, frame)
+        return [Boundary(black.frame_num, number, is_fade=True) for black in found]
+
+    def finish(self, num_frames: int) -> list[Boundary]:
+        if self._last is None:
+            return []
+        return [Boundary(f.frame_num, num_frames, is_fade=True) for f in self._detector.post_process(self._last)]
+
+
+class _KnownBrightness:
+    """Stands in for PySceneDetect's statistics, from which its detector takes a frame's mean instead of computing it."""
+
+    brightness = 0.0
+
+    def metrics_exist(self, timecode: Any, keys: Any) -> bool:
+        return True
+
+    def get_metrics(self, timecode: Any, keys: Any) -> list[float]:
+        return [self.brightness]
+
+    def set_metrics(self, timecode: Any, values: Any) -> None:
+        """Keep nothing."""
+
+
+def ramp_frames(levels: NDArray[np.float64]) -> int:
+    """Return how many of the frames beside black belong to the ramp; `levels` go from the black away.
+
+    The ramp ends where the brightness no longer rises, or has reached what it rises to.
+    """
+    if levels.size == 0:
+        return 0
+    so_far = np.maximum.accumulate(levels)
+    falls = np.flatnonzero(levels < so_far - _NOISE)
+    risen = so_far[falls[0] - 1] if falls.size else so_far[-1]
+    return int(np.argmax(so_far >= _FULL * risen))

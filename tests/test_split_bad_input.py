@@ -1,0 +1,123 @@
+"""Two hundred clips, ten of them bad in ten ways: each costs itself and says why, killed and resumed or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from tests import tiny
+from tests.bad_films import FAULTS, MAX_PIXELS, REASONS, write_bad_films
+from tests.films import segments
+from tests.harness import Commands, faults_in, trusted
+
+from tokenmill.commands import make_chain
+from tokenmill.manifests.storage import open_store
+from tokenmill.recipe import load_recipe
+
+GOOD = 190
+KILLS = {  # command → where it is killed, one after the other
+    "ingest": ("commit:before-record:1",),
+    "score": ("commit:before-data:2", "commit:before-record:4", "storage:half-written:3"),
+    "select": ("commit:after-record:1",),
+    "tokenize": ("commit:between-files:2",),
+}
+CHANGES = {
+    "filter.video.scenes.unit_seconds": 50,
+    "filter.video.scenes.min_seconds": 0.5,
+    "tokenize.video.fps": 4,
+    "execution.max_pixels": MAX_PIXELS,
+    "execution.clip_timeout_s": 3,
+    "execution.unit_rows": 60,
+}
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    clips = segments(folder / "clips", GOOD)
+    write_bad_films(folder / "clips", clips[0])
+    rows = [{"file": clip.name, "caption": f"clip {number}"} for number, clip in enumerate(clips)]
+    (folder / "clips/captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def recipe(folder: Path, data: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return tiny.write_recipe(folder / "recipe.yaml", data, str(folder / "root"), CHANGES, sources=("clips",))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(commands: Commands, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = recipe(tmp_path_factory.mktemp("undisturbed"), data)
+    commands.run("run", path, "--until", "tokenize", fault=FAULTS).check()
+    return path
+
+
+def tables(path: Path, stage: str) -> pl.DataFrame:
+    """Return all rows of a stage, of the first of its folders."""
+    snapshot = next(iter(make_chain(load_recipe(path, []), set(), quiet=True).snapshots(stage)))
+    return pl.concat([snapshot.folder.read_rows(commit) for commit in snapshot.commits])
+
+
+def test_each_bad_film_costs_itself_and_names_its_reason(undisturbed):
+    rows = {stage: tables(undisturbed, stage) for stage in ("ingest", "split", "score", "select", "tokenize")}
+    assert len(REASONS) == 10
+    assert rows["ingest"].height == rows["ingest"]["key"].n_unique() == GOOD + len(REASONS)
+    assert rows["ingest"]["fail_reason"].null_count() == rows["ingest"].height
+    failed = rows["split"].filter(pl.col("fail_reason").is_not_null())
+    lost = {path: ("split", reason) for path, reason in failed.select("path", "fail_reason").iter_rows()}
+    dropped = rows["select"].filter(pl.col("drop_reason").is_not_null())
+    lost |= {key.split("#")[0]: ("select", why) for key, why in dropped.select("key", "drop_reason").iter_rows()}
+    assert lost == REASONS
+    good = sorted(f"{number:05d}.mp4" for number in range(GOOD))
+    clips = rows["split"].filter(pl.col("start_frame").is_not_null())
+    assert sorted(clips["path"]) == sorted([*good, "one-pixel.mp4"])
+    for stage in ("score", "select"):
+        assert sorted(rows[stage]["key"]) == sorted(clips["key"])
+    assert sorted(key.split("#")[0] for key in rows["tokenize"]["key"]) == good
+    assert rows["tokenize"]["fail_reason"].null_count() == GOOD
+
+
+def test_source_killed_in_every_stage_and_resumed_leaves_the_same_files(commands, data, undisturbed, tmp_path):
+    path = recipe(tmp_path / "killed", data)
+    store = open_store(str(tmp_path / "killed/root"))
+    for command, kills in KILLS.items():
+        for kill in kills:
+            assert commands.run(command, path, fault=f"{FAULTS},{kill}").was_killed, (command, kill)
+        commands.run(command, path, fault=FAULTS).check()
+    assert faults_in(store) == []
+    assert trusted(store) == trusted(open_store(str(undisturbed.parent / "root")))
+
+
+def test_thousand_clips_leave_at_most_four_objects_a_stage(commands, data, tmp_path):
+    folder = tmp_path / "data/clips"
+    folder.mkdir(parents=True)
+    clip = (data / "clips/00000.mp4").read_bytes()
+    for number in range(1000):
+        (folder / f"{number:04d}.mp4").write_bytes(clip)
+    changes = {"filter.video.scenes.min_seconds": 0.5, "tokenize.video.fps": 4}
+    path = tiny.write_recipe(
+        tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"), changes, sources=("clips",)
+    )
+    text = path.read_text().replace("unit_rows: 4", "unit_rows: 20000")
+    path.write_text(text)
+    commands.run("run", path, "--until", "tokenize").check()
+    units = {}
+    for entry in open_store(str(tmp_path / "root")).files():
+        stage, _, *inside = entry.path.split("/")
+        if inside[1] not in ("logs", "config.json", "snapshots"):
+            units[stage] = units.get(stage, 0) + 1
+    print(units)
+    assert set(units) == {"ingest", "split", "score", "select", "tokenize"}
+    assert all(number <= 4 for number in units.values()), units
+    shutil.rmtree(tmp_path / "root")

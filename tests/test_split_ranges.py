@@ -1,0 +1,179 @@
+"""Films divided by duration: the clips do not hang on where ranges and units begin, and no frame is decoded for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tests import tiny
+from tests.films import ffmpeg, shots
+
+from tokenmill.commands import make_chain
+from tokenmill.filters.scenes import SceneFinder, SceneSettings
+from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.dispatch import RunOptions
+from tokenmill.pipelines.ingest import ingest_work
+from tokenmill.pipelines.runner import run_stage
+from tokenmill.pipelines.split_ranges import ESTIMATED_BYTES_PER_S, FilmRange, film_ranges, grouped_ranges
+from tokenmill.pipelines.split_scan import FilmScan
+from tokenmill.recipe import Recipe
+
+# Shots, black and fades over 48 s: cuts and fades at all kinds of places, a scene over two ranges of 6 s, a black one.
+SHOTS = [2, 4, -0.5, 0.3, 13, 1.7, -13, 2.5, 3, -1, 3, 0.2, 0.3, 2, 1.5]
+FILM_S = sum(map(abs, SHOTS))
+IN_EIGHT = {"filter.video.scenes.range_seconds": FILM_S / 8}
+ALONE = {"filter.video.scenes.unit_seconds": 1}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """The film at one rate, and with rates that vary."""
+    folder = tmp_path_factory.mktemp("films")
+    shots(folder / "even.mp4", SHOTS, fade_s=1)
+    slower = "select='not(mod(floor(t/3)\\,2)*mod(n\\,2))'"
+    ffmpeg("-i", folder / "even.mp4", "-vf", slower, "-fps_mode", "vfr", folder / "varying.mkv")
+    return folder
+
+
+def ran(films: Path, root: Path, *changes: dict[str, float], stage: str = "split") -> list[Snapshot]:
+    """Run up to a stage over a folder of films."""
+    value = tiny.recipe(films.parent, str(root), {k: v for one in changes for k, v in one.items()}, sources=("clips",))
+    value["sources"]["clips"]["url"] = str(films)
+    value["filter"]["video"]["scorers"]["sharpness"] = {}
+    chain = make_chain(Recipe.model_validate(value), quiet=True)
+    return list(chain.snapshots(stage))
+
+
+def rows(snapshot: Snapshot, *, sort: bool = True) -> pl.DataFrame:
+    found = pl.concat([snapshot.folder.read_rows(commit) for commit in snapshot.commits])
+    return found.sort("key") if sort else found
+
+
+def clips(snapshot: Snapshot) -> pl.DataFrame:
+    return rows(snapshot).filter(pl.col("start_frame").is_not_null())
+
+
+def test_film_gives_the_same_clips_and_scores_as_one_range_and_as_eight_together_or_apart(films, tmp_path):
+    results = {}
+    for name, changes in {"one": (), "eight": (IN_EIGHT,), "apart": (IN_EIGHT, ALONE)}.items():
+        (split,) = ran(films, tmp_path / name, *changes)
+        scores = ran(films, tmp_path / name, *changes, stage="score")
+        results[name] = (clips(split), *(rows(one) for one in sorted(scores, key=lambda one: one.folder.path)))
+        assert split.counts.rows_in == (2 if name == "one" else 16)
+        assert len(split.commits) == (16 if name == "apart" else 1)
+        assert split.counts.rows_in == split.counts.kept + split.counts.dropped.get("no_scene_starts", 0)
+        assert split.totals["scenes"] - split.totals["short_scenes"] == clips(split)["scene", "path"].unique().height
+    found = results["one"][0]
+    assert found.group_by("path").len()["len"].min() > 20
+    for name in ("eight", "apart"):
+        for one, other in zip(results["one"], results[name], strict=True):
+            assert one.equals(other), name
+
+
+def test_clips_have_the_times_of_their_frames_and_the_pieces_of_their_scenes(films, tmp_path):
+    (split,) = ran(films, tmp_path / "root")
+    with VideoDecoder() as decoder:
+        for path, of_film in clips(split).group_by("path", maintain_order=True):
+            times = decoder.times(films / str(path[0]))
+            assert np.allclose(of_film["start_seconds"], times[of_film["start_frame"].to_numpy()])
+            assert np.allclose(of_film["end_seconds"], times[of_film["end_frame"].to_numpy()])
+            assert (of_film["start_frame"][1:] >= of_film["end_frame"][:-1]).all()
+            for _, scene in of_film.group_by("scene", maintain_order=True):
+                assert scene["piece"].to_list() == list(range(scene["pieces"][0])) == list(range(scene.height))
+                assert scene["start_frame"][0] == scene["scene"][0]
+
+
+def test_ranges_next_to_each_other_decode_each_frame_once_and_those_apart_only_their_lead_in_and_last_scene(films):
+    settings = SceneSettings(min_seconds=0.25, max_seconds=1)
+    path = films / "even.mp4"
+    parts = [FilmRange(path="f", digest="", seconds=1, caption=None, metadata="{}", number=n, shares=8) for n in range(8)]
+    with VideoDecoder() as decoder:
+        num_frames = decoder.probe(path).num_frames
+        together = FilmScan(decoder, path, settings, 48)
+        found = [scene for part in parts for scene in together.scenes(part)]
+        assert together.decoded == num_frames
+        apart, decoded = [], []
+        for part in parts:
+            alone = FilmScan(decoder, path, settings, 48)
+            apart.append(alone.scenes(part))
+            start, end = part.frames(num_frames)
+            last = max([end, *(scene.end for scene in apart[-1])])
+            decoded.append(alone.decoded)
+            lead_in = SceneFinder(settings, np.arange(num_frames + 1.0)).lead_in_frames
+            assert alone.decoded <= last - start + lead_in + 128 + _black_behind(last)
+    assert [scene for scenes in apart for scene in scenes] == found
+
+
+def _black_behind(frame: int, fps: int = 10) -> int:
+    """Return how much black lies behind a frame: whether a picture follows is known when it does."""
+    edges = np.cumsum([0, *map(abs, SHOTS)]) * fps
+    return max((int(b - a) for a, b, s in zip(edges, edges[1:], SHOTS, strict=False) if s < 0 and b >= frame), default=0)
+
+
+def part(seconds: float, name: str = "film") -> FilmRange:
+    return FilmRange(path=name, digest="d", seconds=seconds, caption=None, metadata="{}")
+
+
+def index_of(films: dict[str, tuple[int, float | None]], tmp_path: Path) -> Any:
+    """Ingest files that are no films and set the seconds their headers would tell."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name, (size, _) in films.items():
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+    settings = {"kind": "videos", "url": str(folder)}
+    work = ingest_work(open_store(str(tmp_path / "root")), "films", settings, unit_bytes=2**30)
+    ((snapshot,),) = run_stage("ingest", [work], RunOptions(quiet=True))
+
+    class Told:
+        commits = snapshot.commits
+
+        class folder:  # noqa: N801
+            @staticmethod
+            def read_rows(commit: Any) -> pl.DataFrame:
+                table = snapshot.folder.read_rows(commit)
+                told = [films[path][1] for path in table["path"]]
+                return table.with_columns(pl.Series("seconds", told, pl.Float64))
+
+    return Told
+
+
+def test_long_film_is_many_inputs_and_a_header_that_lies_is_bounded_by_the_bytes(tmp_path):
+    films = {
+        "a-day.mp4": (10**9, 86_400.0),
+        "lies.mp4": (10**6, 3e7),
+        "short.mp4": (10**6, 5.0),
+        "silent.mp4": (1800 * ESTIMATED_BYTES_PER_S, None),
+    }
+    found = film_ranges(index_of(films, tmp_path), 600)
+    shares = {one.path: one.shares for one in found}
+    assert shares == {"a-day.mp4": 144, "lies.mp4": 3, "short.mp4": 1, "silent.mp4": 3}
+    assert len({one.reference for one in found}) == len(found)
+
+
+def test_ten_thousand_short_films_are_few_units_and_a_new_one_changes_its_neighbours_only():
+    films = [part(5, f"{number:05d}.mp4") for number in range(10_000)]
+    units = grouped_ranges(films, 7200)
+    assert len(units) <= 20
+    assert max(sum(one.weight_s for one in unit) for unit in units) <= 7200
+    after = grouped_ranges([*films[:5000], part(5, "04999b.mp4"), *films[5000:]], 7200)
+    kept = {tuple(one.path for one in unit) for unit in units} & {tuple(one.path for one in unit) for unit in after}
+    assert len(kept) >= len(units) - 6
+
+
+def test_index_without_seconds_of_an_older_version_is_read():
+    row = {"fail_reason": None, "path": "old.mp4", "length": 1200 * ESTIMATED_BYTES_PER_S, "sha256": "d"}
+    table = pl.DataFrame([row | {"caption": "c", "metadata": "{}"}])
+
+    class Old:
+        commits = (1,)
+
+        class folder:  # noqa: N801
+            read_rows = staticmethod(lambda commit: table)
+
+    assert [one.shares for one in film_ranges(Old, 600)] == [2, 2]  # type: ignore[arg-type]
