@@ -45,6 +45,7 @@ BUILT_IN = {
     "clip_similarity": "tokenmill.filters.clip_similarity:ClipSimilarity",
     "nsfw": "tokenmill.filters.classifier:nsfw",
     "watermark": "tokenmill.filters.classifier:watermark",
+    "motion": "tokenmill.filters.motion:motion",
 }
 
 
@@ -59,7 +60,7 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text"]: ...
+    def takes(self) -> Literal["image", "text", "video"]: ...
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
@@ -77,7 +78,7 @@ class Scorer(Protocol):
         """Hex sha256 over all that determines the values, see `fingerprint`."""
 
     def score(self, batch: Sequence[Any]) -> Columns:
-        """Score pictures (`Picture`, any size, down to 1 x 1) or texts (str)."""
+        """Score pictures (`Picture`), texts (str) or clips (`Clip`); pictures and frames of any size, down to 1 x 1."""
 
 
 @runtime_checkable
