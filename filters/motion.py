@@ -27,10 +27,9 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.clip import Clip
 from tokenmill.filters.motion_dis import Preset, flows_between
-from tokenmill.filters.motion_figures import COLUMNS, figures_of, paces_of, step_of
+from tokenmill.filters.motion_figures import COLUMNS, STATIC_BELOW, figures_of, paces_of, step_of
+from tokenmill.filters.motion_raft import RaftMotion
 from tokenmill.filters.scorer import Columns, Scorer, fingerprint_of
-
-STATIC_BELOW = 0.004  # twice what a still, coded at a poor rate, gives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ class DisMotion:
 
 def motion(**settings: Any) -> Scorer:
     """Build the scorer `motion`; `flow` decides which kind: `dis`, `raft_small` or `raft_large`."""
-    return _built(DisMotion, settings)
+    return _built(DisMotion if settings.get("flow", "dis") == "dis" else RaftMotion, settings)
 
 
 def _built(kind: Callable[..., Scorer], settings: Mapping[str, Any]) -> Scorer:

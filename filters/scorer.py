@@ -46,6 +46,9 @@ BUILT_IN = {
     "nsfw": "tokenmill.filters.classifier:nsfw",
     "watermark": "tokenmill.filters.classifier:watermark",
     "motion": "tokenmill.filters.motion:motion",
+    "black": "tokenmill.filters.black:Black",
+    "letterbox": "tokenmill.filters.letterbox:Letterbox",
+    "clip_hash": "tokenmill.filters.clip_hash:ClipHash",
 }
 
 
