@@ -45,6 +45,10 @@ BUILT_IN = {
     "clip_similarity": "tokenmill.filters.clip_similarity:ClipSimilarity",
     "nsfw": "tokenmill.filters.classifier:nsfw",
     "watermark": "tokenmill.filters.classifier:watermark",
+    "motion": "tokenmill.filters.motion:motion",
+    "black": "tokenmill.filters.black:Black",
+    "letterbox": "tokenmill.filters.letterbox:Letterbox",
+    "clip_hash": "tokenmill.filters.clip_hash:ClipHash",
 }
 
 
@@ -59,7 +63,7 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text"]: ...
+    def takes(self) -> Literal["image", "text", "video"]: ...
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
@@ -77,7 +81,7 @@ class Scorer(Protocol):
         """Hex sha256 over all that determines the values, see `fingerprint`."""
 
     def score(self, batch: Sequence[Any]) -> Columns:
-        """Score pictures (`Picture`, any size, down to 1 x 1) or texts (str)."""
+        """Score pictures (`Picture`), texts (str) or clips (`Clip`); pictures and frames of any size, down to 1 x 1."""
 
 
 @runtime_checkable
