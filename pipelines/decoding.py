@@ -18,6 +18,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.filters.clip import Clip, Sampling
+from tokenmill.filters.clip_frames import FrameChoice
+from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
@@ -30,6 +33,7 @@ from tokenmill.pipelines.sources.source import Source, open_source
 S = TypeVar("S")
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
+_GLIMPSE_PX = 128
 Found = tuple[bytes, str, str]  # what was read, its extension, the sha256 of the sample in the index
 
 
@@ -90,22 +94,10 @@ class SampleReader:
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
     ) -> Generator[T | SampleError]:
-        """Apply `look(picture, seconds it took to decode)` to every picture of a slice; a clip's is its middle frame.
-
-        Pictures are looked at ahead, in the decoding threads.
+        """Apply `look(picture, seconds it took to decode)` to every picture of a slice, in the decoding threads.
 
         What comes as SampleError could not be opened, or not be decoded as far as `BASE`.
         """
-        if self.source.modality == "video":
-            mark, frames = time.perf_counter(), self.clips(rows, self.middle_frame)
-            digests, captions = rows["sha256"], rows["caption"]
-            for frame, sha256, caption in zip(frames, digests, captions, strict=True):
-                if isinstance(frame, SampleError):
-                    yield frame
-                else:
-                    yield look(Picture.of(frame, sha256=sha256, caption=caption), time.perf_counter() - mark)
-                mark = time.perf_counter()
-            return
 
         def seen(item: tuple[Found, str | None]) -> T | SampleError:
             mark = time.perf_counter()
@@ -114,6 +106,43 @@ class SampleReader:
 
         found = zip(self._found(piece, rows), rows["caption"], strict=True)
         yield from self._counted(self.ahead(seen, found))
+
+    def footage(
+        self, rows: pl.DataFrame, sampling: Sampling, look: Callable[[Footage, float], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `look(footage, seconds it took to decode)` to every clip, where clips are decoded.
+
+        What comes as SampleError could not be decoded.
+        """
+
+        def seen(path: Path, row: dict[str, Any]) -> T | _Raised:
+            mark = time.perf_counter()
+            footage = self._footage(path, row, sampling)
+            try:
+                return look(footage, time.perf_counter() - mark)
+            except Exception as error:  # a scorer's fault is no bad sample's
+                return _Raised(error)
+
+        for one in self.clips(rows, seen):
+            if isinstance(one, _Raised):
+                raise one.error
+            yield one
+
+    def _footage(self, path: Path, row: Mapping[str, Any], sampling: Sampling) -> Footage:
+        start, end, side = row["start_frame"], row["end_frame"], sampling.short_side_px
+        sampled = self.decoder.sample(path, start, end, sampling.fps, short_side_px=side)
+        clip = Clip(
+            frames=sampled.frames,
+            seconds=sampled.seconds,
+            fps=sampling.fps,
+            duration_s=_seconds(row),
+            width_px=row["width_px"],
+            height_px=row["height_px"],
+            has_audio=bool(row.get("has_audio")),
+            sha256=row["sha256"],
+            caption=row["caption"],
+        )
+        return Footage.of(clip)
 
     def ahead(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """Apply a function in the decoding threads, in order."""
@@ -138,11 +167,10 @@ class SampleReader:
 
         return self._counted(each())
 
-    def middle_frame(self, path: Path, row: Mapping[str, Any]) -> Pixels:
-        """Return a clip's middle frame, HWC."""
-        middle = (row["start_frame"] + row["end_frame"]) // 2
-        frames = self.decoder.frames(path, [middle])
-        return np.ascontiguousarray(frames[0])
+    def glimpses(self, path: Path, row: Mapping[str, Any]) -> Pixels:
+        """Return three frames of a clip, evenly spread and small, THWC; fewer of a clip that has fewer."""
+        numbers = FrameChoice(frames=3).numbers(row["end_frame"] - row["start_frame"])
+        return self.decoder.frames(path, [row["start_frame"] + number for number in numbers], short_side_px=_GLIMPSE_PX)
 
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
         return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)
@@ -184,6 +212,20 @@ class SampleReader:
             if failures > self.limits.failure_budget:
                 raise RunError(f"{self.name}: {failures} samples failed in a row, the last with: {sample}")
             yield sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What somebody who looked at a clip raised."""
+
+    error: Exception
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """Return how long a clip lasts: by its times where they are known, else by its frames."""
+    if row.get("end_seconds") is not None:
+        return float(row["end_seconds"] - row["start_seconds"])
+    return float((row["end_frame"] - row["start_frame"]) / row["fps"])
 
 
 @dataclass(frozen=True, slots=True)
