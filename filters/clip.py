@@ -11,6 +11,19 @@ Frames = NDArray[np.uint8]  # T H W C, RGB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Which frames of clips all scorers see, and how small; Emu3's are 2 a second, the shorter edge 256 (EMU3.md §1).
+
+    Attributes:
+        fps: frames a second, at even times from a clip's first frame on; a shorter clip gives its first.
+        short_side_px: frames are shrunk to this, never enlarged.
+    """
+
+    fps: float = 2.0
+    short_side_px: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
     """Sampled frames of a clip, with what is known of it.
 

@@ -61,29 +61,39 @@ class Picture:
     """An encoded picture, or a frame, with what is known of it.
 
     Attributes:
-        width_px, height_px: upright, of the whole picture.
+        width_px, height_px: upright, of all the pixels there are to see; of a clip's frame as it was sampled.
+        source_width_px, source_height_px: of the file: what a frame measured before it was shrunk.
         data: the encoded bytes; empty for a frame of a video.
         sha256: of the sample, hex, as indexed; empty where there is none.
         caption: what the source says the picture shows.
     """
 
-    __slots__ = ("__weakref__", "_decode", "_grey", "_held", "caption", "data", "height_px", "sha256", "width_px")
+    __slots__ = (
+        "__weakref__", "_decode", "_grey", "_held", "caption", "data", "height_px", "sha256", "source_height_px",
+        "source_width_px", "width_px",
+    )  # fmt: skip
 
     def __init__(
         self, decode: Decode, width_px: int, height_px: int, *, data: bytes = b"", sha256: str = "",
-        caption: str | None = None,
+        caption: str | None = None, source_size: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         self._decode = decode
         self._held: dict[tuple[Kind, int], NDArray[np.uint8]] = {}
         self._grey: tuple[Luma, Luma] | None = None
         self.width_px, self.height_px = width_px, height_px
+        self.source_width_px, self.source_height_px = source_size or (width_px, height_px)
         self.data, self.sha256, self.caption = data, sha256, caption
 
     @classmethod
-    def of(cls, image: Image, *, caption: str | None = None, data: bytes = b"", sha256: str = "") -> Picture:
-        """Make a picture of HWC pixels."""
+    def of(
+        cls, image: Image, *, caption: str | None = None, data: bytes = b"", sha256: str = "",
+        source_size: tuple[int, int] | None = None,
+    ) -> Picture:  # fmt: skip
+        """Make a picture of HWC pixels; `source_size` (width, height) is that of the file they were shrunk from."""
         height, width = image.shape[:2]
-        return cls(_Frame(image), width, height, data=data, sha256=sha256, caption=caption)
+        return cls(
+            _Frame(image), width, height, data=data, sha256=sha256, caption=caption, source_size=source_size
+        )  # fmt: skip
 
     def rgb(self, *, longest_side_px: int | None = None, min_side_px: int | None = None) -> Image:
         """Return HWC pixels with at least the sides asked for; raises SampleError where they cannot be decoded."""

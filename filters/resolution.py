@@ -13,7 +13,7 @@ from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
-    """Width, height, the shorter of both, and longer over shorter side, after EXIF orientation."""
+    """Width, height, the shorter of both, and longer over shorter side, upright; of a clip those of its film."""
 
     name: ClassVar = "resolution"
     version: ClassVar = 1
@@ -33,7 +33,7 @@ class Resolution:
 
     def score(self, batch: Sequence[Picture]) -> Columns:
         """Read the sizes of pictures."""
-        sizes = [(picture.height_px, picture.width_px) for picture in batch]
+        sizes = [(picture.source_height_px, picture.source_width_px) for picture in batch]
         return {
             "width_px": [width for _, width in sizes],
             "height_px": [height for height, _ in sizes],

@@ -13,11 +13,13 @@ from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import polars as pl
 
+from tokenmill.errors import RunError
+from tokenmill.filters.clip import Clip
 from tokenmill.filters.picture import BASE, Image, Picture, View
 from tokenmill.manifests.identity import digest_of
 from tokenmill.plugins import build
 
-__all__ = ["BASE", "Columns", "Image", "Picture", "PreparedScorer", "Scorer", "View", "build_scorer"]
+__all__ = ["BASE", "Clip", "Columns", "Image", "Picture", "PreparedScorer", "Scorer", "View", "build_scorer"]
 
 Columns = Mapping[str, Sequence[Any]]  # column -> one value a sample, None where there is none
 
@@ -63,7 +65,8 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text", "video"]: ...
+    def takes(self) -> Literal["image", "text", "video"]:
+        """Say what it scores; one that takes images scores clips by some of their frames (`clip_frames.py`)."""
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
@@ -130,9 +133,21 @@ def reads_caption(scorer: Scorer) -> bool:
 def reads_caption_alone(scorer: Scorer) -> bool:
     """Tell whether a scorer of pictures needs no byte of them: `reads_caption`, and `views` is empty.
 
+    One that takes clips never does.
+
     It scores every indexed sample, broken pictures too; size and data of its pictures are empty.
     """
-    return reads_caption(scorer) and not views_of(scorer)
+    return reads_caption(scorer) and scorer.takes != "video" and not views_of(scorer)
+
+
+def check_columns(scorer: Scorer, columns: Columns, num_samples: int) -> None:
+    """Raise RunError unless a scorer said all that it offers, and no more, of so many samples."""
+    if columns.keys() != scorer.columns.keys():
+        said, offered = ", ".join(sorted(columns)) or "none", ", ".join(sorted(scorer.columns))
+        raise RunError(f"scorer {scorer.name!r}: returned the columns {said}; it offers {offered}")
+    for column, values in columns.items():
+        if len(values) != num_samples:
+            raise RunError(f"scorer {scorer.name!r}: {len(values)} values of {column!r} for {num_samples} samples")
 
 
 def build_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:

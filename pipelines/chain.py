@@ -36,7 +36,7 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_works
 from tokenmill.pipelines.scored import Scored, scored_slices
-from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass, scoring_pass
+from tokenmill.pipelines.scoring_pass import ScoringPass, scoring_pass
 from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import split_work
@@ -134,8 +134,8 @@ class Chain:
         found = {}
         for modality in MODALITIES:
             scorers = self._filter(modality).scorers
-            specs = [ScorerSpec(name=n, settings=s.options, when=s.when) for n, s in sorted(scorers.items())]
-            found[modality] = scoring_pass(modality, specs)
+            specs = [sections.scorer_spec(name, scorer) for name, scorer in sorted(scorers.items())]
+            found[modality] = scoring_pass(modality, specs, sections.sampling(self._filter(modality).frames))
             pool = self.recipe.execution.pools.get("score")
             if pool is not None and pool.decode is not None:
                 found[modality].check_halves()

@@ -39,10 +39,13 @@ def check_chain(chain: Chain) -> None:
 def _check_kinds(chain: Chain) -> None:
     """Refuse what would only fail in the workers: a misplaced scorer, films inside tars, unknown templates."""
     for modality, scoring in chain.passes.items():
-        takes = "text" if modality == "text" else "image"
+        takes = ("image", "video") if modality == "video" else (modality,)
         for name, scorer in scoring.scorers.items():
-            if scorer.takes != takes:
-                raise RecipeError(f"filter.{modality}.scorers.{name}: takes {scorer.takes}, not {takes}")
+            if scorer.takes not in takes:
+                raise RecipeError(f"filter.{modality}.scorers.{name}: takes {scorer.takes}, not {' or '.join(takes)}")
+    for modality, section in chain.recipe.filter.items():
+        if modality != "video" and "frames" in section.model_fields_set:
+            raise RecipeError(f"filter.{modality}.frames: a sample of {modality} has none; only under filter.video")
     for name, settings in chain.recipe.sources.items():
         if settings.kind == "webdataset" and chain.modality[name] == "video":
             raise RecipeError(f"sources.{name}.modality: video inside tars is not supported yet; use kind videos")

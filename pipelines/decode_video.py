@@ -250,13 +250,13 @@ class VideoDecoder:
 def frames_at_rate(
     times: NDArray[np.float64], start: int, end: int, fps: float, max_seconds: float | None = None
 ) -> NDArray[np.int64]:
-    """Return the frames of [start, end) that are on show at even times, ascending, none twice.
+    """Return the frames of [start, end) that are on show at even times, ascending, none twice; the first in any case.
 
     `times` holds when each frame begins, and when the last one ends.
     """
     seconds = times[end] - times[start]
     seconds = seconds if max_seconds is None else min(seconds, max_seconds)
-    wanted = times[start] + np.arange(int(seconds * fps + 1e-6)) / fps
+    wanted = times[start] + np.arange(max(1, int(seconds * fps + 1e-6))) / fps
     shown = np.searchsorted(times[:end], wanted + 1e-6, side="right") - 1
     return np.unique(np.clip(shown, start, end - 1)).astype(np.int64)
 

@@ -18,6 +18,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.filters.clip import Clip, Sampling
+from tokenmill.filters.clip_frames import FrameChoice
+from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
@@ -32,6 +35,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 _RUN_ROWS = 4  # clips of a film that one thread takes: (threads + 1) runs of results wait at most
+_GLIMPSE_PX = 128
 Found = tuple[bytes, str, str]  # what was read, its extension, the sha256 of the sample in the index
 
 
@@ -102,22 +106,10 @@ class SampleReader:
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
     ) -> Generator[T | SampleError]:
-        """Apply `look(picture, seconds it took to decode)` to every picture of a slice; a clip's is its middle frame.
-
-        Pictures are looked at ahead, in the decoding threads.
+        """Apply `look(picture, seconds it took to decode)` to every picture of a slice, in the decoding threads.
 
         What comes as SampleError could not be opened, or not be decoded as far as `BASE`.
         """
-        if self.source.modality == "video":
-            mark, frames = time.perf_counter(), self.clips(rows, self.middle_frame)
-            digests, captions = rows["sha256"], rows["caption"]
-            for frame, sha256, caption in zip(frames, digests, captions, strict=True):
-                if isinstance(frame, SampleError):
-                    yield frame
-                else:
-                    yield look(Picture.of(frame, sha256=sha256, caption=caption), time.perf_counter() - mark)
-                mark = time.perf_counter()
-            return
 
         def seen(item: tuple[Found, str | None]) -> T | SampleError:
             mark = time.perf_counter()
@@ -126,6 +118,43 @@ class SampleReader:
 
         found = zip(self._found(piece, rows), rows["caption"], strict=True)
         yield from self._counted(self.ahead(seen, found))
+
+    def footage(
+        self, rows: pl.DataFrame, sampling: Sampling, look: Callable[[Footage, float], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `look(footage, seconds it took to decode)` to every clip, where clips are decoded.
+
+        What comes as SampleError could not be decoded.
+        """
+
+        def seen(decoder: VideoDecoder, path: Path, row: dict[str, Any]) -> T | _Raised:
+            mark = time.perf_counter()
+            footage = self._footage(decoder, path, row, sampling)
+            try:
+                return look(footage, time.perf_counter() - mark)
+            except Exception as error:  # a scorer's fault is no bad sample's
+                return _Raised(error)
+
+        for one in self.clips(rows, seen):
+            if isinstance(one, _Raised):
+                raise one.error
+            yield one
+
+    def _footage(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], sampling: Sampling) -> Footage:
+        start, end, side = row["start_frame"], row["end_frame"], sampling.short_side_px
+        sampled = decoder.sample(path, start, end, sampling.fps, short_side_px=side)
+        clip = Clip(
+            frames=sampled.frames,
+            seconds=sampled.seconds,
+            fps=sampling.fps,
+            duration_s=_seconds(row),
+            width_px=row["width_px"],
+            height_px=row["height_px"],
+            has_audio=bool(row.get("has_audio")),
+            sha256=row["sha256"],
+            caption=row["caption"],
+        )
+        return Footage.of(clip)
 
     def ahead(self, function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """Apply a function in the decoding threads, in order."""
@@ -157,10 +186,10 @@ class SampleReader:
         runs = clip_runs(named, self.source.store.local_copy, 1 if threads == 1 else _RUN_ROWS)
         return self._counted(chain.from_iterable(ordered_map(each, runs, threads=threads, window=threads + 1)))
 
-    def middle_frame(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Pixels:
-        """Return a clip's middle frame, HWC."""
-        middle = (row["start_frame"] + row["end_frame"]) // 2
-        return np.ascontiguousarray(decoder.frames(path, [middle])[0])
+    def glimpses(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Pixels:
+        """Return three frames of a clip, evenly spread and small, THWC; fewer of a clip that has fewer."""
+        numbers = FrameChoice(frames=3).numbers(row["end_frame"] - row["start_frame"])
+        return decoder.frames(path, [row["start_frame"] + number for number in numbers], short_side_px=_GLIMPSE_PX)
 
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
         return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)
@@ -202,6 +231,20 @@ class SampleReader:
             if failures > self.limits.failure_budget:
                 raise RunError(f"{self.name}: {failures} samples failed in a row, the last with: {sample}")
             yield sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What somebody who looked at a clip raised."""
+
+    error: Exception
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """Return how long a clip lasts: by its times where they are known, else by its frames."""
+    if row.get("end_seconds") is not None:
+        return float(row["end_seconds"] - row["start_seconds"])
+    return float((row["end_frame"] - row["start_frame"]) / row["fps"])
 
 
 @dataclass(frozen=True, slots=True)

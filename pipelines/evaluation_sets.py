@@ -125,7 +125,8 @@ def read_sets(
         for name, (snapshot,) in ingested.items()
     }
     used = scorers_of_sets(sets, scoring)
-    bare = scoring_pass(modality, [replace(spec, when="") for spec in scoring.specs if spec.name in used])
+    specs = [replace(spec, when="") for spec in scoring.specs if spec.name in used]
+    bare = scoring_pass(modality, specs, scoring.sampling)
     works = {
         name: score_work(store, bare, parts, limits, {"ingest": ingested[name][0].digest})
         for name, parts in pieces.items()

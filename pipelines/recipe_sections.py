@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError
+from tokenmill.filters.clip import Sampling
 from tokenmill.filters.personal_data import known_regions
 from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.filters.scenes import SceneSettings
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.pools import stage_pool
+from tokenmill.pipelines.scoring_pass import ScorerSpec
 from tokenmill.pipelines.split import SplitSettings
 from tokenmill.pipelines.tokens import fingerprint_of_vision
 from tokenmill.pipelines.tokens_clip import ClipPolicy
 from tokenmill.pipelines.tokens_settings import TokenSettings
-from tokenmill.recipe import Execution, Recipe, Scenes
+from tokenmill.recipe import ClipFrames, Execution, Recipe, Scenes, ScorerSettings
 from tokenmill.settings_tokenize import ClipSettings, TokenizeSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
@@ -41,6 +43,18 @@ def decode_limits(run: Execution) -> DecodeLimits:
         threads=run.decode_threads,
         failure_budget=run.failure_budget,
     )
+
+
+def scorer_spec(name: str, section: ScorerSettings) -> ScorerSpec:
+    """Return a scorer as a pass knows it."""
+    return ScorerSpec(
+        name=name, settings=section.options, when=section.when, frames=section.frames, reduce=section.reduce
+    )  # fmt: skip
+
+
+def sampling(section: ClipFrames) -> Sampling:
+    """Return which frames of clips are looked at."""
+    return Sampling(fps=section.fps, short_side_px=section.short_side_px)
 
 
 def split_settings(section: Scenes) -> SplitSettings:

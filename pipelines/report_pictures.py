@@ -84,13 +84,12 @@ def encoded(pixels: Pixels, side: int) -> tuple[str, bytes]:
     return "jpeg", buffer.getvalue()
 
 
-def tile(picture: Child, *lines: Child, badge: str | None = None, double: bool = False) -> Markup:
-    """Return a picture (or two side by side) with lines of text below it."""
+def tile(picture: Child, *lines: Child, badge: str | None = None, double: bool = False, strip: bool = False) -> Markup:
+    """Return a picture (or two side by side, or a strip of a clip's frames) with lines of text below it."""
     mark = element("span", badge, class_="badge") if badge else None
     told = element("figcaption", *(element("span", line) for line in lines if line))
-    return element(
-        "figure", element("div", picture, mark, class_="frame"), told, class_="tile double" if double else "tile"
-    )
+    kind = " double" if double else " strip" if strip else ""
+    return element("figure", element("div", picture, mark, class_="frame"), told, class_=f"tile{kind}")
 
 
 @dataclass
@@ -106,7 +105,7 @@ class Originals:
             reader.close()
 
     def pictures(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, Pixels]:
-        """Return the pictures (of a clip, its middle frame) of some rows by key; broken ones are absent."""
+        """Return the pictures of some rows by key, HWC, of a clip three frames, THWC; broken ones are absent."""
         if table.modality == "text":
             return {}
         return {key: found for key, found in self._read(table, rows).items() if isinstance(found, np.ndarray)}
@@ -143,7 +142,7 @@ class Originals:
         if table.modality == "text":
             return list(reader.texts(piece, rows))
         if table.modality == "video":
-            return list(reader.clips(rows, reader.middle_frame))
+            return list(reader.clips(rows, reader.glimpses))
         return list(reader.images(piece, rows))
 
     def _reader(self, source: str) -> SampleReader:

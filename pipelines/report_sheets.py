@@ -43,7 +43,7 @@ def _pictures(run: Run, table: SourceTable, album: Album, originals: Originals) 
     kept = table.some(pl.col("keep"), _KEPT[table.modality])
     found = originals.pictures(table, kept)
     tiles = [_tile(row, found[row["key"]], album, _told(row, ())) for row in _rows(kept) if row["key"] in found]
-    what = "clips, their middle frames" if table.modality == "video" else "pictures"
+    what = "clips, three frames of each" if table.modality == "video" else "pictures"
     yield _sheet(f"Kept {what}", table.num_kept, tiles)
     groups = [
         _dropped(run, table, reason, number, album, originals) for reason, number in sorted(table.drop_counts.items())
@@ -73,7 +73,11 @@ def _tile(row: Mapping[str, Any], pixels: Pixels, album: Album, told: Child) -> 
     badge = None
     if "start_frame" in row:
         badge = f"▶ {(row['end_frame'] - row['start_frame']) / row['fps']:.1f} s"
-    return tile(album.picture(pixels, text), element("code", row["key"]), row["caption"], told, badge=badge)
+    is_clip = pixels.ndim == 4
+    shown = (
+        join(*(album.picture(frame, text, side=128) for frame in pixels)) if is_clip else album.picture(pixels, text)
+    )
+    return tile(shown, element("code", row["key"]), row["caption"], told, badge=badge, strip=is_clip)
 
 
 def _told(row: Mapping[str, Any], columns: tuple[str, ...]) -> Child:

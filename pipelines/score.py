@@ -3,7 +3,8 @@
 A gated scorer leaves null behind its gate; the cheap scorers its gate reads are run again beside it where they are not
 part of the pass, which costs less than reading their tables. Scorers that read captions are works of their own: their
 units hang on the captions as well as on the bytes, so a changed caption costs nobody else anything. Those that read
-nothing but captions read no byte of a picture: they score every indexed sample, those with broken pictures too.
+nothing but captions read no byte of a picture: they score every indexed sample, those with broken pictures too. Of
+clips a few frames a second are decoded, once for all scorers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tokenmill.filters.clip import Sampling
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
@@ -48,19 +50,18 @@ def _work(
     )
     fingerprints = {name: value for folder in folders for name, value in folder.config.fingerprints.items()}
     digest, told = ("content", "") if reads == "pictures" else ("rows", " captions")
+    how = (scoring.modality, scoring.specs, scoring.sampling)
     return StageWork(
         title=f"score {source}{told if reads != 'both' else ' pictures and captions'}",
         folders=folders,
         units=[Unit(inputs=(piece.reference(digest),), payload={"slice": piece}) for piece in pieces],
-        make_worker=partial(
-            _make_worker, source, dict(settings), scoring.modality, scoring.specs, limits, fingerprints
-        ),
+        make_worker=partial(_make_worker, source, dict(settings), how, limits, fingerprints),
         parents=parents,
     )
 
 
 def _make_worker(
-    source: str, settings: Mapping[str, Any], modality: str, specs: tuple[ScorerSpec, ...], limits: DecodeLimits,
-    fingerprints: Mapping[str, str],
+    source: str, settings: Mapping[str, Any], how: tuple[str, tuple[ScorerSpec, ...], Sampling | None],
+    limits: DecodeLimits, fingerprints: Mapping[str, str],
 ) -> ScoreWorker:  # fmt: skip
-    return ScoreWorker(scoring_pass(modality, specs), partial(SampleReader, source, settings, limits), fingerprints)
+    return ScoreWorker(scoring_pass(*how), partial(SampleReader, source, settings, limits), fingerprints)

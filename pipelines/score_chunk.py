@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenmill.errors import RunError, SampleError
+import polars as pl
+
+from tokenmill.errors import SampleError
+from tokenmill.filters.clip import Sampling
+from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import Picture
-from tokenmill.filters.scorer import Scorer, is_prepared, views_of
+from tokenmill.filters.scorer import Scorer, check_columns, is_prepared, views_of
 
 Seconds = dict[str, float]
 
@@ -41,12 +45,8 @@ class Sheet:
 
     def put(self, scorer: Scorer, places: Sequence[int], columns: Mapping[str, Sequence[Any]]) -> None:
         """Fill in what a scorer said of the samples at some places; raises RunError unless it said all and no more."""
-        if columns.keys() != scorer.columns.keys():
-            said, offered = ", ".join(sorted(columns)) or "none", ", ".join(sorted(scorer.columns))
-            raise RunError(f"scorer {scorer.name!r}: returned the columns {said}; it offers {offered}")
+        check_columns(scorer, columns, len(places))
         for column, values in columns.items():
-            if len(values) != len(places):
-                raise RunError(f"scorer {scorer.name!r}: {len(values)} values of {column!r} for {len(places)} samples")
             target = self.columns[column]
             for place, value in zip(places, values, strict=True):
                 target[place] = value
@@ -69,9 +69,9 @@ Part = Sheet  # a chunk after the models: columns alone
 
 @dataclass(kw_only=True)
 class Looked:
-    """What the scorers that looked at one picture made of it: values, or what their model is to see."""
+    """What the scorers that looked at one picture or clip made of it: values, or what their model is to see."""
 
-    picture: Picture
+    picture: Picture | Footage
     values: dict[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, SampleError] = field(default_factory=dict)
@@ -79,30 +79,37 @@ class Looked:
 
 
 class Look:
-    """Lets scorers look at a picture in the thread that decodes it: views, then `score` or `prepare`.
+    """Lets scorers look at a picture or a clip in the thread that decodes it: views, then `score` or `prepare`.
 
     Scorers that want batches (`batch_size` above 1, no `prepare`) only have their views decoded here.
+
+    Args:
+        release: let go of what is large and can be had again.
+        forget: of a clip, let go of all pixels: nobody comes later who needs them, and they cannot be had again.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], *, release: bool = True) -> None:
+    def __init__(self, scorers: Sequence[Scorer], *, release: bool = True, forget: bool = False) -> None:
         self._scorers = [(s, is_prepared(s), views_of(s)) for s in scorers]
-        self._release = release
+        self._release, self._forget = release, forget
 
-    def __call__(self, picture: Picture, decode_s: float = 0.0) -> Looked:
+    def __call__(self, picture: Picture | Footage, decode_s: float = 0.0) -> Looked:
         looked = Looked(picture=picture, seconds={"decode": decode_s})
         for scorer, prepared, views in self._scorers:
             try:
                 self._look(scorer, prepared, views, looked)
             except SampleError as error:
                 looked.faults[scorer.name] = error
-        if self._release:
+        if self._forget and isinstance(picture, Footage):
+            picture.forget()
+        elif self._release:
             picture.release()
         return looked
 
     def _look(self, scorer: Scorer, prepared: bool, views: Sequence[Any], looked: Looked) -> None:
         mark = time.perf_counter()
-        for view in views:
-            looked.picture.view(view)
+        if isinstance(looked.picture, Picture):  # what there is of a clip is decoded
+            for view in views:
+                looked.picture.view(view)
         decoded = time.perf_counter()
         add_seconds(looked.seconds, "decode", decoded - mark)
         if prepared:
@@ -111,3 +118,26 @@ class Look:
         elif scorer.batch_size == 1:
             looked.values[scorer.name] = scorer.score([looked.picture])
             add_seconds(looked.seconds, f"score:{scorer.name}", time.perf_counter() - decoded)
+
+
+def held_bytes(rows: pl.DataFrame, sampling: Sampling | None) -> pl.Series:
+    """Return what is held of each sample at once: of a file its encoded bytes, of a clip the pixels of its frames."""
+    if sampling is None:
+        return rows["length"]
+    shrunk = pl.min_horizontal(1.0, sampling.short_side_px / pl.min_horizontal("width_px", "height_px"))
+    seconds = (pl.col("end_frame") - pl.col("start_frame")) / pl.col("fps")
+    frames = pl.max_horizontal(1.0, (seconds * pl.min_horizontal(sampling.fps, "fps")).floor())
+    pixels = pl.col("width_px").cast(pl.Float64) * pl.col("height_px") * shrunk * shrunk
+    return rows.select((frames * pixels * 3).ceil().cast(pl.Int64).alias("bytes")).to_series()
+
+
+def chunk_sizes(held: Iterable[int], most_rows: int, most_bytes: int) -> Iterator[int]:
+    """Cut a slice into chunks, a function of its rows alone: what is held of a chunk at once has a bound."""
+    rows = size = 0
+    for length in held:
+        rows, size = rows + 1, size + length
+        if rows >= most_rows or size >= most_bytes:
+            yield rows
+            rows = size = 0
+    if rows:
+        yield rows

@@ -20,7 +20,8 @@ from typing import Any, cast
 import polars as pl
 
 from tokenmill.errors import RunError, SampleError
-from tokenmill.filters.picture import Image, Kind, Picture
+from tokenmill.filters.footage import Footage, unseen_picture
+from tokenmill.filters.picture import Picture
 from tokenmill.filters.rules import Gate
 from tokenmill.filters.scorer import Columns, PreparedScorer, Scorer, is_prepared, reads_caption_alone
 from tokenmill.manifests.identity import rows_digest
@@ -28,7 +29,16 @@ from tokenmill.manifests.records import Counts
 from tokenmill.pipelines.decoding import SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS, SampleSlice
-from tokenmill.pipelines.score_chunk import Chunk, Look, Looked, Part, Sheet, add_seconds
+from tokenmill.pipelines.score_chunk import (
+    Chunk,
+    Look,
+    Looked,
+    Part,
+    Sheet,
+    add_seconds,
+    chunk_sizes,
+    held_bytes,
+)
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass
 
 _CHUNK_ROWS = {"image": 64, "video": 64, "text": 256}  # a batch is never larger
@@ -83,7 +93,8 @@ class ScoreWorker:
     def _chunks(
         self, rows: pl.DataFrame, samples: Iterator[Looked | str | SampleError], specs: Sequence[ScorerSpec]
     ) -> Iterator[Chunk]:
-        for size in chunk_sizes(rows, _CHUNK_ROWS[self._pass.modality]):
+        held = held_bytes(rows, self._pass.sampling)
+        for size in chunk_sizes(held, _CHUNK_ROWS[self._pass.modality], _CHUNK_BYTES):
             keys, rows, read_s = rows["key"].head(size).to_list(), rows.slice(size), self._reader.read_s
             chunk = self._prepared(keys, list(islice(samples, size)), specs)
             add_seconds(chunk.sheet.seconds, "read", self._reader.read_s - read_s)
@@ -94,7 +105,7 @@ class ScoreWorker:
         for spec in self._pass.specs:
             if spec.name in chunk.seen:
                 self._check(spec.name)
-                scorer = self._pass.scorers[spec.name]
+                scorer = self._pass.called[spec.name]
                 if is_prepared(scorer):
                     self._in_batches(spec, scorer.score_prepared, chunk.seen[spec.name], chunk.sheet, "model")
                 else:
@@ -121,10 +132,16 @@ class ScoreWorker:
     ) -> Generator[Looked | str | SampleError]:
         if self._pass.modality == "text":
             return self._reader.texts(piece, rows)
-        if all(reads_caption_alone(self._pass.scorers[spec.name]) for spec in specs):
+        looking = [spec for spec in specs if not reads_caption_alone(self._pass.scorers[spec.name])]
+        sampling = self._pass.sampling
+        if not looking:
             look = Look(())
-            return (look(picture) for picture in _unseen(rows))
-        return self._reader.pictures(piece, rows, Look([self._pass.scorers[s.name] for s in specs if self._at_once(s)]))
+            return (look(sample) for sample in _unseen(rows, as_footage=sampling is not None))
+        at_once = [spec for spec in specs if self._at_once(spec)]
+        look = Look([self._pass.called[spec.name] for spec in at_once], forget=all(map(self._at_once, looking)))
+        if sampling is not None:
+            return self._reader.footage(rows, sampling, look)
+        return self._reader.pictures(piece, rows, look)
 
     def _at_once(self, spec: ScorerSpec) -> bool:
         """Tell whether a scorer looks at every picture in the thread that decodes it."""
@@ -145,7 +162,7 @@ class ScoreWorker:
                 add_seconds(sheet.seconds, what, seconds)
         whole = {place: one.picture if isinstance(one, Looked) else one for place, one in good.items()}
         for spec in specs:
-            scorer = self._pass.scorers[spec.name]
+            scorer = self._pass.called[spec.name]
             sheet.begin(scorer)
             if self._pass.modality != "text" and self._at_once(spec):
                 small = _gathered(scorer, cast(Mapping[int, Looked], good), sheet)
@@ -173,7 +190,7 @@ class ScoreWorker:
 
     def _score(self, spec: ScorerSpec, samples: Mapping[int, Any], sheet: Sheet) -> None:
         """Run a scorer without a model over whole samples: pictures in threads, or in the batches it asks for."""
-        scorer = self._pass.scorers[spec.name]
+        scorer = self._pass.called[spec.name]
         through = {place: samples[place] for place in self._through_gate(spec, sheet, list(samples))}
         if self._pass.modality == "text":
             self._in_batches(spec, scorer.score, through, sheet, "score")
@@ -203,8 +220,8 @@ class ScoreWorker:
     ) -> None:
         """Add what a scorer says of the samples that come through its gate; the phase's name tells which pool it is."""
         started = time.perf_counter()
-        for some in _batches(self._through_gate(spec, sheet, list(seen)), self._pass.scorers[spec.name].batch_size):
-            sheet.put(self._pass.scorers[spec.name], some, score([seen[place] for place in some]))
+        for some in _batches(self._through_gate(spec, sheet, list(seen)), self._pass.called[spec.name].batch_size):
+            sheet.put(self._pass.called[spec.name], some, score([seen[place] for place in some]))
         add_seconds(sheet.seconds, f"{kind}:{spec.name}", time.perf_counter() - started)
 
     def _through_gate(self, spec: ScorerSpec, sheet: Sheet, places: list[int]) -> list[int]:
@@ -236,14 +253,13 @@ class ScoreWorker:
         return UnitOutput(rows=frame, counts=counts, digests={"values": rows_digest(frame)})
 
 
-def _unseen(rows: pl.DataFrame) -> Iterator[Picture]:
-    """Yield pictures of which no bytes are read: captions and digests as indexed."""
-
-    def decode(kind: Kind, scale: int) -> Image:
-        raise RunError("a scorer that says it looks at captions alone (views = ()) asked for pixels")
-
+def _unseen(rows: pl.DataFrame, *, as_footage: bool) -> Iterator[Picture | Footage]:
+    """Yield samples of which no bytes are read: captions and digests as indexed."""
     for sha256, caption in rows.select("sha256", "caption").iter_rows():
-        yield Picture(decode, 0, 0, sha256=sha256, caption=caption)
+        if as_footage:
+            yield Footage(None, sha256=sha256, caption=caption)
+        else:
+            yield unseen_picture(sha256, caption)
 
 
 def _gathered(scorer: Scorer, looked: Mapping[int, Looked], sheet: Sheet) -> dict[int, Any]:
@@ -273,21 +289,3 @@ def _typed(scorer: Scorer, columns: Mapping[str, list[Any]]) -> pl.DataFrame:
 def _batches(places: list[int], size: int) -> Iterator[list[int]]:
     for begin in range(0, len(places), size):
         yield places[begin : begin + size]
-
-
-def chunk_sizes(table: pl.DataFrame, most_rows: int) -> Iterator[int]:
-    """Cut a slice into chunks, a function of its rows alone: what is held of a chunk at once has a bound.
-
-    Of a file these are its encoded bytes, of a clip the pixels of its frame, which cannot be decoded a second time.
-    """
-    held = (
-        pl.col("length") if "length" in table.columns else pl.col("width_px").cast(pl.Int64) * pl.col("height_px") * 3
-    )
-    rows = size = 0
-    for length in table.select(held).to_series():
-        rows, size = rows + 1, size + length
-        if rows >= most_rows or size >= _CHUNK_BYTES:
-            yield rows
-            rows = size = 0
-    if rows:
-        yield rows

@@ -1,17 +1,20 @@
 """The scorers of one modality in one pass: their order, what their gates hang on, the identity of their columns.
 
 Identity is per column: a folder's name covers the fingerprints of the scorer and of those its gate reads, so a scorer
-added later runs alone and a changed one costs itself.
+added later runs alone and a changed one costs itself. Of clips it also covers which frames are sampled, and which of
+those each scorer of pictures sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from tokenmill.errors import RecipeError
+from tokenmill.filters.clip import Sampling
+from tokenmill.filters.clip_frames import FrameChoice, Frames, Reduce, on_clips
 from tokenmill.filters.rules import Gate, columns_of
 from tokenmill.filters.scorer import (
     Scorer,
@@ -26,6 +29,7 @@ from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
 
 VERSION = 1
+CLIPS_VERSION = 1  # of how frames are sampled, shrunk and put together; part of the identity of clips' columns alone
 SCHEMA = 1
 Reads = Literal["pictures", "captions", "both"]  # a text counts as a picture
 RESERVED = frozenset(("key", *FAILURE_COLUMNS))
@@ -33,21 +37,39 @@ RESERVED = frozenset(("key", *FAILURE_COLUMNS))
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerSpec:
-    """A scorer as the recipe names it; `when` is the gate, empty for none."""
+    """A scorer as the recipe names it; `when` is the gate, empty for none.
+
+    `frames` and `reduce` are for scorers of pictures on clips: which of a clip's frames they see, and what their
+    numbers become; None where the recipe says nothing.
+    """
 
     name: str
     settings: Mapping[str, Any]
     when: str = ""
+    frames: Frames | None = None
+    reduce: Reduce | None = None
+
+    @property
+    def choice(self) -> FrameChoice:
+        return FrameChoice(frames=self.frames or 1, reduce=self.reduce or "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringPass:
-    """The scorers of one source, in an order in which every gate finds its columns."""
+    """The scorers of one source, in an order in which every gate finds its columns; `sampling` is there for clips."""
 
     modality: str
     specs: tuple[ScorerSpec, ...]
     scorers: Mapping[str, Scorer]
     needs: Mapping[str, tuple[str, ...]]  # scorer → all the scorers its gate hangs on
+    sampling: Sampling | None = None
+
+    @cached_property
+    def called(self) -> Mapping[str, Scorer]:
+        """The scorers as they are called on samples: those of clips on footage."""
+        if self.sampling is None:
+            return self.scorers
+        return on_clips(self.scorers, {spec.name: spec.choice for spec in self.specs})
 
     @cached_property
     def late(self) -> frozenset[str]:
@@ -90,15 +112,30 @@ class ScoringPass:
                 "settings": identity_settings(self.scorers[spec.name], spec.settings),
                 "when": {one.name: one.when for one in self.specs if one.name in used and one.when},
                 **(limits.settings if self.modality != "text" else {}),
+                **self._clip_settings(used),
             },
             fingerprints={name: self.scorers[name].fingerprint for name in used},
         )
 
+    def _clip_settings(self, used: Sequence[str]) -> dict[str, Any]:
+        """Return what decides which frames of clips are looked at; nothing for those that read captions alone."""
+        looking = [name for name in used if not reads_caption_alone(self.scorers[name])]
+        if self.sampling is None or not looking:
+            return {}
+        chosen = {spec.name: spec.choice.identity for spec in self.specs if spec.name in looking}
+        frames = {name: choice for name, choice in chosen.items() if choice}
+        return {"clips": {"version": CLIPS_VERSION, **asdict(self.sampling)}, "frames": frames}
 
-def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
-    """Build the scorers of a recipe's section and order them; raises RecipeError where gates go in circles."""
+
+def scoring_pass(modality: str, specs: Sequence[ScorerSpec], sampling: Sampling | None = None) -> ScoringPass:
+    """Build the scorers of a recipe's section and order them; raises RecipeError where gates go in circles.
+
+    `sampling` is how frames of clips are taken; for other modalities it is ignored.
+    """
     scorers = {spec.name: build_scorer(spec.name, spec.settings) for spec in specs}
     _check_columns(modality, scorers)
+    for spec in specs:
+        _check_frames(modality, spec, scorers[spec.name])
     owner = {column: name for name, scorer in scorers.items() for column in scorer.columns}
     columns = {column: kind for scorer in scorers.values() for column, kind in scorer.columns.items()}
     needs: dict[str, tuple[str, ...]] = {}
@@ -112,7 +149,24 @@ def scoring_pass(modality: str, specs: Sequence[ScorerSpec]) -> ScoringPass:
     for spec in ordered:  # a gate's scorers may be gated themselves: those before them are needed too
         direct = needs[spec.name]
         needs[spec.name] = tuple(sorted({*direct, *(name for one in direct for name in needs[one])}))
-    return ScoringPass(modality=modality, specs=ordered, scorers=scorers, needs=needs)
+    sampling = (sampling or Sampling()) if modality == "video" else None
+    return ScoringPass(modality=modality, specs=ordered, scorers=scorers, needs=needs, sampling=sampling)
+
+
+def _check_frames(modality: str, spec: ScorerSpec, scorer: Scorer) -> None:
+    """Raise RecipeError where a scorer is told which frames to see and there is no choice."""
+    where = f"filter.{modality}.scorers.{spec.name}"
+    for key, value in (("frames", spec.frames), ("reduce", spec.reduce)):
+        if value is None:
+            continue
+        if modality != "video":
+            raise RecipeError(f"{where}.{key}: a sample of {modality} has no frames; only under filter.video")
+        if scorer.takes == "video":
+            raise RecipeError(f"{where}.{key}: this scorer takes whole clips; leave it out")
+        if reads_caption_alone(scorer):
+            raise RecipeError(f"{where}.{key}: this scorer reads captions and no frame; leave it out")
+    if spec.reduce is not None and spec.choice.frames == 1:
+        raise RecipeError(f"{where}.reduce: is about several frames; give frames, a number above 1 or all")
 
 
 def _check_columns(modality: str, scorers: Mapping[str, Scorer]) -> None:

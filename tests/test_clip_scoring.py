@@ -51,8 +51,20 @@ def all_scorers(place: Path) -> dict[str, object]:
         "blocklist": {"phash": str(blocked), "max_distance": 32},
         **{name: {} for name in ("resolution", "entropy", "perceptual_hash", "sha256", "caption_quality")},
     }
+    clips = {
+        "resolution": {},
+        "aesthetic": pictures["aesthetic"] | {"frames": 3, "reduce": "min"},  # type: ignore[operator]
+        "nsfw": pictures["nsfw"] | {"frames": 2, "reduce": "max", "when": "sharpness > 0"},  # type: ignore[operator]
+        "sharpness": {"frames": "all", "reduce": "median"},
+        "text_coverage": {"frames": 2, "when": "aesthetic < 10"},
+    }
     texts = ("text_statistics", "language", "repetition", "character_ratios", "personal_data", "minhash")
-    return {"filter.image": {"scorers": pictures}, "filter.text": {"scorers": {name: {} for name in texts}}}
+    scenes = {"min_seconds": 0.25, "max_seconds": 1}
+    return {
+        "filter.image": {"scorers": pictures},
+        "filter.video": {"scorers": clips, "scenes": scenes},
+        "filter.text": {"scorers": {name: {} for name in texts}},
+    }
 
 
 def scored(place: Path, root: str, *names: str) -> dict[str, str]:
@@ -98,12 +110,13 @@ def test_annotations_of_clip_scorers_are_complete(place):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_operators_on_ray_leave_the_files_of_one_process(place, tmp_path):
-    sources = ["scenes", "text"]
+    sources = ["scenes", "clips", "text"]
     expected = scored_as(place, "everything", all_scorers(place), sources)
-    assert len({path.split("/")[2] for path in expected}) == 19  # a folder a scorer
+    assert len({path.split("/")[2] for path in expected}) == 24  # a folder a scorer
     settings = all_scorers(place) | {"execution.executor": "ray", "execution.pools": HALVES}
     recipe = tiny.write_recipe(tmp_path / "r.yaml", place / "data", str(tmp_path / "root"), settings, sources=sources)
-    shutil.copytree(place / "everything" / "ingest", tmp_path / "root" / "ingest")
+    for stage in ("ingest", "split"):
+        shutil.copytree(place / "everything" / stage, tmp_path / "root" / stage)
     run_alone("score", recipe).check()
     found = trusted(open_store(str(tmp_path / "root")))
     assert {path: digest for path, digest in found.items() if path.startswith("score/")} == expected

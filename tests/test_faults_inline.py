@@ -64,6 +64,11 @@ def _recipe(path: Path, data: Path, root: Path, sources: Sequence[str]) -> Path:
         "filter.video.scenes.range_seconds": 0.5,
         "execution.unit_rows": 3,
         "filter.image.decontaminate": [exam],
+        "filter.video.scorers": {
+            "resolution": {},
+            "colourfulness": {"frames": "all", "reduce": "max"},
+            "sharpness": {"frames": 3, "reduce": "min", "when": "colourfulness > 0"},
+        },
     }
     return tiny.write_recipe(path, data, str(root), changes, sources=sources)
 
@@ -124,6 +129,16 @@ def test_stage_killed_again_and_again_still_gets_done(commands, stills, tmp_path
         kills += 1
     assert kills == sum("/commits/" in path for path in _upto("score", stills) if path.startswith("score/"))
     assert trusted(store) == _upto("score", stills)
+
+
+@pytest.mark.parametrize("point", ["commit:before-data:2", "commit:after-record:1", "storage:half-written:1"])
+def test_scoring_of_clips_killed_and_resumed_leaves_the_same_files(point, commands, clips, tmp_path):
+    recipe = clips.before("score", tmp_path)
+    store = open_store(str(tmp_path / "root"))
+    assert commands.run("score", recipe, fault=point).was_killed
+    assert trusted(store).items() <= clips.trusted.items()
+    commands.run("score", recipe).check()
+    assert trusted(store) == _upto("score", clips)
 
 
 def _upto(command: str, undisturbed: Undisturbed) -> dict[str, str]:

@@ -15,10 +15,11 @@ from tests import tiny
 
 from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.filters import scorer as scorers
+from tokenmill.filters.clip import Sampling
 from tokenmill.pipelines import decoding
 from tokenmill.pipelines.archive_json import finite
 from tokenmill.pipelines.chain import Chain, ChainOptions
-from tokenmill.pipelines.score_worker import chunk_sizes
+from tokenmill.pipelines.score_chunk import chunk_sizes, held_bytes
 from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
 from tokenmill.recipe import check_recipe
 
@@ -145,9 +146,16 @@ def test_setting_that_says_what_goes_without_saying_names_the_same_columns():
 
 def test_chunks_of_a_slice_are_bounded_by_rows_and_by_what_is_held_of_each():
     files = pl.DataFrame({"length": [1000] * 100 + [200 * 2**20, 5]})
-    assert list(chunk_sizes(files, 64)) == [64, 37, 1]
+    assert list(chunk_sizes(held_bytes(files, None), 64, 2**27)) == [64, 37, 1]
     clips = pl.DataFrame(
-        {"width_px": [3840] * 20, "height_px": [2160] * 20}, schema={"width_px": pl.Int32, "height_px": pl.Int32}
-    )
-    assert list(chunk_sizes(clips, 64)) == [6, 6, 6, 2]
-    assert list(chunk_sizes(clips.clear(), 64)) == []
+        {"width_px": 1280, "height_px": 720, "start_frame": 24, "end_frame": [24 + 24 * 20] * 20 + [25], "fps": 24.0},
+        schema={"width_px": pl.Int32, "height_px": pl.Int32, "start_frame": pl.Int64, "end_frame": pl.Int64,
+                "fps": pl.Float64},
+    )  # fmt: skip
+    held = held_bytes(clips, Sampling(fps=2.0, short_side_px=256)).to_list()
+    assert held[0] == pytest.approx(40 * 256 * 455 * 3, rel=0.01)
+    assert held[-1] * 40 == pytest.approx(held[0], rel=0.01), "a clip of one frame holds that"
+    assert list(chunk_sizes(held, 64, 2**27)) == [10, 10, 1]
+    whole = held_bytes(clips.head(1), Sampling(fps=100.0, short_side_px=2160))
+    assert whole.to_list() == [480 * 1280 * 720 * 3], "no frame twice, none enlarged"
+    assert list(chunk_sizes(held[:0], 64, 2**27)) == []

@@ -49,21 +49,38 @@ def _recipe(folder: Path) -> Path:
         "filter.image.carry": [],
     }
     changes["filter.image.duplicates"] = None
+    changes["filter.video.scorers"] = {
+        "resolution": {},
+        "flicker": {"when": "min_side_px >= 32"},
+        "warmth": {"frames": 2},
+    }
+    changes["filter.video.rules"] = {"steady": "flicker < 64"}
     path = folder / "recipe.yaml"
-    return tiny.write_recipe(path, folder / "data", str(folder / "root"), changes, sources=["scenes", "photos"])
+    return tiny.write_recipe(
+        path, folder / "data", str(folder / "root"), changes, sources=["scenes", "photos", "clips"]
+    )
 
 
 def test_scorer_of_a_separate_package_scores_and_selects_by_its_name_in_a_recipe(tmp_path, installed):
     recipe = _recipe(tmp_path)
     done = _tokenmill(["run", str(recipe), "--until", "select"], installed)
     assert done.returncode == 0, done.stderr
-    scored = pl.concat(pl.read_parquet(path) for path in _tables(tmp_path, "score", "warmth"))
+    clips = pl.concat(pl.read_parquet(path) for path in _tables(tmp_path, "score/clips", "flicker"))
+    assert clips.height == 2
+    assert (clips["flicker"] > 0).all()
+    scored = pl.concat(
+        pl.read_parquet(path)
+        for source in ("scenes", "photos")
+        for path in _tables(tmp_path, f"score/{source}", "warmth")
+    )
     assert scored.height == 16  # 12 scenes, 4 photos; two of them are none
     photo = decode_image((tmp_path / "data" / "photos" / "photo.0.png").read_bytes(), max_pixels=10**6)
     red, _, blue = photo.astype(float).mean((0, 1))
     (value,) = scored.filter(pl.col("key") == "photo.0.png")["warmth"]
     assert value == pytest.approx(2 * (red - blue), rel=1e-5)
-    selected = pl.concat(pl.read_parquet(path) for path in _tables(tmp_path, "select", ""))
+    selected = pl.concat(
+        pl.read_parquet(path) for source in ("scenes", "photos") for path in _tables(tmp_path, f"select/{source}", "")
+    )
     warm = set(scored.filter(pl.col("warmth") >= 10)["key"])
     assert set(selected.filter("keep")["key"]) == warm
     assert 0 < len(warm) < 14
@@ -76,9 +93,9 @@ def test_recipe_that_names_a_scorer_whose_package_is_missing_is_refused_with_wha
     assert "'warmth'" in line and "resolution" in line
 
 
-def _tables(folder: Path, stage: str, scorer: str) -> list[Path]:
+def _tables(folder: Path, source: str, scorer: str) -> list[Path]:
     found = []
-    for config in sorted((folder / "root" / stage).glob("*/*/config.json")):
+    for config in sorted((folder / "root" / source).glob("*/config.json")):
         if not scorer or f'"{scorer}"' in config.read_text():
             found += sorted(config.parent.glob("*.parquet"))
     return found

@@ -100,6 +100,19 @@ class ScorerSettings(BaseModel):
 
     when: str = ""
     score_only: bool = Field(default=False, description="scored, reported and carried; no rule may look at it")
+    frames: int | Literal["all"] | None = Field(
+        default=None, description="video: how many frames of a clip a scorer of pictures sees; absent: the middle one"
+    )
+    reduce: Literal["min", "max", "mean", "median"] | None = Field(
+        default=None, description="video: what its numbers become, mean where absent"
+    )
+
+    @field_validator("frames", mode="before")
+    @classmethod
+    def _some_frames(cls, value: Any) -> Any:
+        if value is None or value == "all" or (type(value) is int and 1 <= value <= 1000):
+            return value
+        raise ValueError("is a number of frames, 1 to 1000, or all")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -169,6 +182,13 @@ class Scenes(Section):
     unit_seconds: float = Field(default=7200.0, gt=0, description="film of a unit, at most")
 
 
+class ClipFrames(Section):
+    """Which frames of a clip its scorers see: decoded once, for all of them."""
+
+    fps: float = Field(default=2.0, gt=0, le=240, description="frames a second")
+    short_side_px: int = Field(default=256, ge=16, description="frames are shrunk to this, never enlarged")
+
+
 class RuleSettings(Section):
     """What kept samples fulfil, and what keeps a sample that does not; a plain text is a rule without rescue."""
 
@@ -203,6 +223,7 @@ class FilterSettings(Section):
     decontaminate: tuple[Decontaminate, ...] = Field(default=(), description="evaluation sets; none may be trained on")
     carry: tuple[str, ...] = Field(default=(), description="scores that are stored with the tokens")
     scenes: Scenes = Field(default_factory=Scenes, description="video only")
+    frames: ClipFrames = Field(default_factory=ClipFrames, description="video only")
 
     @field_validator("decontaminate")
     @classmethod

@@ -1,4 +1,4 @@
-"""How warm the colours of a picture are: a scorer of another package, as its author would write it."""
+"""How warm the colours of a picture are, and how they flicker in a clip: scorers as another package would have them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from tokenmill.filters.scorer import Columns, Picture, View, fingerprint_of
+from tokenmill.filters.scorer import Clip, Columns, Picture, View, fingerprint_of
 
 LOOKS_AT = View(longest_side_px=128)
 
@@ -34,3 +34,22 @@ class Warmth:
         """Score pictures one by one."""
         images = [picture.view(LOOKS_AT).astype(float) for picture in batch]
         return {"warmth": [self.gain * float((image[..., 0] - image[..., 2]).mean()) for image in images]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flicker:
+    """How far the mean level of a clip's frames strays (8-bit levels)."""
+
+    name: ClassVar = "flicker"
+    version: ClassVar = 1
+    takes: ClassVar[Literal["video"]] = "video"
+    batch_size: ClassVar = 1
+    columns: ClassVar = {"flicker": pl.Float32()}
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self)
+
+    def score(self, batch: Sequence[Clip]) -> Columns:
+        """Score clips one by one."""
+        return {"flicker": [float(clip.frames.mean(axis=(1, 2, 3)).std()) for clip in batch]}
