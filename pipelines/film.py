@@ -59,6 +59,11 @@ class Film:
             "is_hdr": is_hdr(first),
         }
 
+    @property
+    def turns(self) -> int:
+        """Quarter turns between a frame as it is stored and as it is seen."""
+        return self._display.turns
+
     def close(self) -> None:
         """Give the file back."""
         if self._container is not None:

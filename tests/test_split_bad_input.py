@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ KILLS = {  # command → where it is killed, one after the other
     "ingest": ("commit:before-record:1",),
     "score": ("commit:before-data:2", "commit:before-record:4", "storage:half-written:3"),
     "select": ("commit:after-record:1",),
+    "caption": (),
     "tokenize": ("commit:between-files:2",),
 }
 CHANGES = {
@@ -105,19 +105,15 @@ def test_thousand_clips_leave_at_most_four_objects_a_stage(commands, data, tmp_p
     clip = (data / "clips/00000.mp4").read_bytes()
     for number in range(1000):
         (folder / f"{number:04d}.mp4").write_bytes(clip)
-    changes = {"filter.video.scenes.min_seconds": 0.5, "tokenize.video.fps": 4}
+    changes = {"filter.video.scenes.min_seconds": 0.5, "tokenize.video.fps": 4, "execution.unit_rows": 20_000}
     path = tiny.write_recipe(
         tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"), changes, sources=("clips",)
     )
-    text = path.read_text().replace("unit_rows: 4", "unit_rows: 20000")
-    path.write_text(text)
     commands.run("run", path, "--until", "tokenize").check()
-    units = {}
+    units: dict[str, int] = {}
     for entry in open_store(str(tmp_path / "root")).files():
         stage, _, *inside = entry.path.split("/")
         if inside[1] not in ("logs", "config.json", "snapshots"):
             units[stage] = units.get(stage, 0) + 1
-    print(units)
-    assert set(units) == {"ingest", "split", "score", "select", "tokenize"}
+    assert {"ingest", "split", "score", "select", "tokenize"} <= set(units)
     assert all(number <= 4 for number in units.values()), units
-    shutil.rmtree(tmp_path / "root")

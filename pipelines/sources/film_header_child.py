@@ -10,7 +10,6 @@ import resource
 from collections.abc import Mapping
 from typing import Any
 
-from tokenmill.errors import SampleError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.line_child_server import serve
 
@@ -22,12 +21,11 @@ def seconds_of(question: Mapping[str, Any]) -> dict[str, Any]:
     """Return the duration that a file's container announces, None where it does not."""
     import av
 
+    from tokenmill.pipelines.film_checks import open_container
+
     fault_point("header:film")
-    try:
-        with av.open(question["path"], options=_LOOK) as container:
-            length = container.duration
-    except av.error.FFmpegError as error:
-        raise SampleError("not_a_video", "no container that FFmpeg knows") from error
+    with open_container(question["path"], is_cut_off=False, **_LOOK) as container:
+        length = container.duration
     return {"seconds": length / av.time_base if length and length > 0 else None}
 
 
