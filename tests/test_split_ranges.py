@@ -1,4 +1,4 @@
-"""Films divided by duration: the clips do not hang on where ranges and units begin, and no frame is decoded for nothing."""
+"""Films divided by duration: clips do not hang on where ranges and units begin, no frame is decoded for nothing."""
 
 from __future__ import annotations
 
