@@ -34,7 +34,7 @@ class Film:
         self._stream: Any = None
         self.counts: Counter[str] = Counter()
         self.index = self._indexed()
-        self._short_cuts = ALL_SHORT_CUTS
+        self.short_cuts = ALL_SHORT_CUTS
         self._pass = self._started()
         self._first = self._decoded(0, (self.index.first_tick,), self.index.first_tick)
         self._display = display_of(self._first, checks.pixel_aspect(self._stream))
@@ -89,12 +89,14 @@ class Film:
                 if not self._pass.taken:
                     raise
             # An open GOP of H.264, or intra refresh: jumps are what fails first, and mostly alone.
-            self._short_cuts -= {"jump"} if "jump" in self._pass.taken else self._pass.taken
+            self.short_cuts -= {"jump"} if "jump" in self._pass.taken else self._pass.taken
             self._pass = self._started()
 
     def _indexed(self) -> FilmIndex:
         packets = self._packets()
         announced = self._stream.frames
+        if self._is_cut_off and not announced:  # fragments, of which nobody knows how many there should be
+            raise checks.miscounted("the file ends inside a fragment", self._is_cut_off)
         if announced not in (0, packets.number):
             # An edit list leaves packets out of what the header counts.
             everything = self._packets(ignore_editlist="1").number
@@ -121,7 +123,7 @@ class Film:
             self._stream,
             self.index,
             self.counts,
-            short_cuts=self._short_cuts,
+            short_cuts=self.short_cuts,
             is_cut_off=self._is_cut_off,
         )
 
