@@ -57,7 +57,7 @@ def read(film: Film, numbers, short_side_px: int | None = None) -> np.ndarray:
 
 
 def opened(path: Path) -> Film:
-    return Film(str(path), max_pixels=100_000_000)
+    return Film(str(path), max_pixels=100_000_000).open()
 
 
 def requests(count: int) -> list[list[int]]:
