@@ -30,16 +30,21 @@ class Film:
     def __init__(self, path: str, *, max_pixels: int, hwaccel: str | None = None) -> None:
         self._path, self._max_pixels, self._hwaccel = path, max_pixels, hwaccel
         self._is_cut_off = checks.is_cut_off(path)
+        self.short_cuts = ALL_SHORT_CUTS
         self._container: Any = None  # PyAV's types do not know that `best` may return any stream
         self._stream: Any = None
         self.counts: Counter[str] = Counter()
+        self.block_bytes = 0  # of the largest allocation that a frame needs, about
+
+    def open(self) -> Film:
+        """Read the table of packets and the first frame; of no use before."""
         self.index = self._indexed()
-        self._short_cuts = ALL_SHORT_CUTS
         self._pass = self._started()
         self._first = self._decoded(0, (self.index.first_tick,), self.index.first_tick)
         self._display = display_of(self._first, checks.pixel_aspect(self._stream))
         self.height_px, self.width_px = self._display.upright
-        checks.check_size(self.width_px, self.height_px, max_pixels)
+        checks.check_size(self.width_px, self.height_px, self._max_pixels)
+        return self
 
     def facts(self) -> dict[str, Any]:
         """Return what `VideoInfo` holds."""
@@ -94,12 +99,14 @@ class Film:
                 if not self._pass.taken:
                     raise
             # An open GOP of H.264, or intra refresh: jumps are what fails first, and mostly alone.
-            self._short_cuts -= {"jump"} if "jump" in self._pass.taken else self._pass.taken
+            self.short_cuts -= {"jump"} if "jump" in self._pass.taken else self._pass.taken
             self._pass = self._started()
 
     def _indexed(self) -> FilmIndex:
         packets = self._packets()
         announced = self._stream.frames
+        if self._is_cut_off and not announced:  # fragments, of which nobody knows how many there should be
+            raise checks.miscounted("the file ends inside a fragment", self._is_cut_off)
         if announced not in (0, packets.number):
             # An edit list leaves packets out of what the header counts.
             everything = self._packets(ignore_editlist="1").number
@@ -114,6 +121,8 @@ class Film:
         try:
             return read_packets(self._container, self._stream)
         except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise MemoryError("no room to read packets") from error
             raise checks.undecodable(self._is_cut_off) from error
 
     def _started(self) -> FilmPass:
@@ -126,7 +135,7 @@ class Film:
             self._stream,
             self.index,
             self.counts,
-            short_cuts=self._short_cuts,
+            short_cuts=self.short_cuts,
             is_cut_off=self._is_cut_off,
         )
 
@@ -138,3 +147,4 @@ class Film:
         self._stream = checks.best_stream(self._container)
         context = self._stream.codec_context
         checks.check_size(context.width, context.height, self._max_pixels)
+        self.block_bytes = context.width * context.height * 8

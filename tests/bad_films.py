@@ -19,7 +19,7 @@ REASONS = {
     "8k.mp4": ("split", "too_many_pixels"),
     "no-video.mp4": ("split", "not_a_video"),
 }
-FAULTS = "decode:hangs.mp4=hang,decode:aborts.mp4=abort"
+FAULTS = "decode:hangs.mp4=hang,decode:aborts.mp4=SIGABRT"
 """What makes two of them hang and abort the decoder: to be set as TOKENMILL_FAULT."""
 
 MAX_PIXELS = 1 << 24

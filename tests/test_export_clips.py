@@ -121,7 +121,7 @@ def test_only_kept_clips_and_only_so_many_are_written_to_any_store(folder, capsy
 
 
 def test_clip_that_ends_the_child_is_told_and_the_others_are_written(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TOKENMILL_FAULT", "export:clip:2=abort")
+    monkeypatch.setenv("TOKENMILL_FAULT", "export:clip:2=SIGABRT")
     monkeypatch.setenv("TOKENMILL_FAULT_ONCE", str(tmp_path / "once"))
     code, told = export(folder, capsys, "--limit", "3", to=tmp_path / "out")
     assert (code, told["failed"], told["copied"] + told["encoded"]) == (1, {"decoder_crash": 1}, 2)
