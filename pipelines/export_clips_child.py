@@ -8,15 +8,15 @@ encoded as H.264. The first audio stream goes along: copied where mp4 knows the 
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Mapping
 from typing import Any
 
 from tokenmill.errors import SampleError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.line_child_server import serve
+from tokenmill.pipelines.memory_limit import MemoryLimit
 
-_MEMORY_BYTES = 16 << 30
+_MEMORY_BYTES = 8 << 30
 _MAX_PIXELS = 1 << 28
 
 
@@ -57,21 +57,16 @@ class Exporter:
             if self._film is not None:
                 self._film.close()
             self._film = None
-            self._film, self._identity = Film(path, max_pixels=_MAX_PIXELS), identity
+            self._film, self._identity = Film(path, max_pixels=_MAX_PIXELS).open(), identity
         return self._film
 
 
-def main() -> None:
-    """Serve with a limit of memory."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    serve(Exporter(), _import)
+def _prepare() -> bool:
+    import tokenmill.pipelines.export_clips_media  # noqa: F401  slow, and none of the first clip's time
 
-
-def _import() -> bool:
-    import tokenmill.pipelines.export_clips_media as media
-
-    return bool(media)
+    MemoryLimit(_MEMORY_BYTES)
+    return True
 
 
 if __name__ == "__main__":
-    main()
+    serve(Exporter(), _prepare)

@@ -20,13 +20,13 @@ from tokenmill.recipe import load_recipe
 GOOD = 190
 KILLS = {  # command → where it is killed, one after the other
     "ingest": ("commit:before-record:1",),
-    "score": ("commit:before-data:2", "commit:before-record:4", "storage:half-written:3"),
+    "score": ("commit:before-data:2", "commit:before-record:3"),
     "select": ("commit:after-record:1",),
     "caption": (),
     "tokenize": ("commit:between-files:2",),
 }
 CHANGES = {
-    "filter.video.scenes.unit_seconds": 50,
+    "filter.video.scenes.unit_seconds": 80,
     "filter.video.scenes.min_seconds": 0.5,
     "tokenize.video.fps": 4,
     "execution.max_pixels": MAX_PIXELS,
@@ -103,8 +103,11 @@ def test_thousand_clips_leave_at_most_four_objects_a_stage(commands, data, tmp_p
     folder = tmp_path / "data/clips"
     folder.mkdir(parents=True)
     clip = (data / "clips/00000.mp4").read_bytes()
+    lines = []
     for number in range(1000):
         (folder / f"{number:04d}.mp4").write_bytes(clip)
+        lines.append(json.dumps({"file": f"{number:04d}.mp4", "caption": f"clip {number}"}) + "\n")
+    (folder / "captions.jsonl").write_text("".join(lines))
     changes = {"filter.video.scenes.min_seconds": 0.5, "tokenize.video.fps": 4, "execution.unit_rows": 20_000}
     path = tiny.write_recipe(
         tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"), changes, sources=("clips",)
