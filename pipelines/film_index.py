@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
+from tokenmill.pipelines.nal_units import is_idr, length_bytes
 
 _NO_TIME = np.iinfo(np.int64).min
 _FURTHEST = 64  # packets between a frame's place in the file and its place on the screen (H.264 allows 16 frames)
@@ -117,16 +118,18 @@ class Packets:
 
 def read_packets(container: Any, stream: Any) -> Packets:
     """Read through a container without decoding."""
-    is_vp8, number = stream.codec_context.codec.name.endswith("vp8"), 0
+    codec, number = stream.codec_context.codec.canonical_name, 0
+    num_length_bytes = length_bytes(stream.codec_context.extradata)
     pts, frames, keys, durations = [], [], [], []
     for packet in container.demux(stream):
         number += packet.size > 0 or packet.dts is not None  # an AVI's empty packet repeats a frame
         if packet.size == 0:
             continue
-        visible = not is_vp8 or bool(bytes(packet)[0] >> 4 & 1)
+        visible = codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
+        is_key = packet.is_keyframe and (codec != "h264" or is_idr(bytes(packet), num_length_bytes))
         pts.append(_NO_TIME if packet.pts is None else packet.pts)
         frames.append(visible and not packet.is_discard)
-        keys.append(packet.is_keyframe)
+        keys.append(is_key)
         durations.append(packet.duration or 0)
     shown, is_frame = np.array(pts, np.int64), np.array(frames, bool)
     last = int(np.argmax(np.where(is_frame, shown, _NO_TIME))) if is_frame.any() else -1
