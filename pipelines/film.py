@@ -127,7 +127,9 @@ class Film:
         self._open()
         context = self._stream.codec_context
         context.thread_count = 1
-        context.options = {"err_detect": "explode", "max_pixels": str(self._max_pixels)}
+        context.options = {"max_pixels": str(self._max_pixels)}
+        if self.index.is_key[self.index.first_packet]:  # else the first frames name others that are not there
+            context.options |= {"err_detect": "explode"}
         return FilmPass(
             self._container,
             self._stream,

@@ -30,7 +30,7 @@ class FilmIndex:
     Attributes:
         pts: when the packet's frame is shown, in ticks.
         is_frame: a frame comes out of it; not so for those an edit list discards and for invisible ones of VP8.
-        is_key: decoding may begin there.
+        is_key: decoding may begin there; first_packet: where it begins, for a recording may start between keyframes.
         tick_s: seconds of a tick; rate: frames a second by the container, 0 where it doesn't say.
         last_ticks: how long the frame that is shown last stays, 0 where the file doesn't say.
         is_counted: times are of no use, frames are numbered by counting.
@@ -39,6 +39,7 @@ class FilmIndex:
     pts: NDArray[np.int64]
     is_frame: NDArray[np.bool_]
     is_key: NDArray[np.bool_]
+    first_packet: int
     tick_s: float
     rate: float
     last_ticks: int
@@ -120,7 +121,7 @@ def read_packets(container: Any, stream: Any) -> Packets:
     """Read through a container without decoding."""
     codec, number = stream.codec_context.codec.canonical_name, 0
     num_length_bytes = length_bytes(stream.codec_context.extradata)
-    pts, frames, keys, durations = [], [], [], []
+    pts, frames, keys, marked, durations = [], [], [], [], []
     for packet in container.demux(stream):
         number += packet.size > 0 or packet.dts is not None  # an AVI's empty packet repeats a frame
         if packet.size == 0:
@@ -130,19 +131,29 @@ def read_packets(container: Any, stream: Any) -> Packets:
         pts.append(_NO_TIME if packet.pts is None else packet.pts)
         frames.append(visible and not packet.is_discard)
         keys.append(is_key)
+        marked.append(packet.is_keyframe)
         durations.append(packet.duration or 0)
-    shown, is_frame = np.array(pts, np.int64), np.array(frames, bool)
+    shown, first = np.array(pts, np.int64), int(np.argmax(marked)) if any(marked) else 0
+    is_frame = np.array(frames, bool) & _is_decodable(shown, first)
     last = int(np.argmax(np.where(is_frame, shown, _NO_TIME))) if is_frame.any() else -1
     index = FilmIndex(
         pts=shown,
         is_frame=is_frame,
         is_key=np.array(keys, bool),
+        first_packet=first,
         tick_s=float(stream.time_base),
         rate=float(stream.average_rate or stream.guessed_rate or 0),
         last_ticks=durations[last] if last >= 0 else 0,
         is_counted=_is_unordered(shown[is_frame]) or _hides_order(container, stream, shown[is_frame]),
     )
     return Packets(index, number)
+
+
+def _is_decodable(pts: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
+    """Tell which frames need nothing from before packet `first`, a keyframe: stored and shown after it."""
+    decodable = pts >= pts[first] if len(pts) else np.zeros(0, bool)
+    decodable[:first] = False
+    return decodable
 
 
 def _is_unordered(pts: NDArray[np.int64]) -> bool:

@@ -197,6 +197,21 @@ def test_frames_that_an_edit_list_hides_do_not_count(tmp_path):
     assert np.array_equal(read(film, range(film.index.num_frames)), expected)
 
 
+@pytest.mark.parametrize("name", ["closed.ts", "strict.ts", "two.mpg"])
+def test_recording_that_starts_between_keyframes_begins_at_the_first(tmp_path, name):
+    whole = make_clip(tmp_path / name, *SMALL, *KINDS[name])
+    expected = plain(whole)
+    data = whole.read_bytes()
+    size = {"ts": 188, "mpg": 2048}[name.split(".")[1]]
+    path = tmp_path / f"late.{name.split('.')[1]}"
+    path.write_bytes(data[size * (len(data) // size // 3) :])
+    film = opened(path)
+    count = film.index.num_frames
+    assert 30 < count < 80
+    assert np.array_equal(read(film, range(count)), expected[-count:])
+    assert np.array_equal(read(film, range(0, count, 12)), expected[-count:][::12])
+
+
 def test_cover_picture_is_no_film_and_the_best_stream_is_taken(tmp_path):
     cover = make_clip(tmp_path / "cover.png", "-frames:v", "1")
     clip = make_clip(tmp_path / "clip.mp4", *SMALL, "-c:v", "libx264")
