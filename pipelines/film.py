@@ -128,7 +128,7 @@ class Film:
         context = self._stream.codec_context
         context.thread_count = 1
         context.options = {"max_pixels": str(self._max_pixels)}
-        if self.index.is_key[self.index.first_packet]:  # else the first frames name others that are not there
+        if self.index.starts_whole:  # else the first frames name others that are not there
             context.options |= {"err_detect": "explode"}
         return FilmPass(
             self._container,

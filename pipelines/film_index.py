@@ -30,7 +30,8 @@ class FilmIndex:
     Attributes:
         pts: when the packet's frame is shown, in ticks.
         is_frame: a frame comes out of it; not so for those an edit list discards and for invisible ones of VP8.
-        is_key: decoding may begin there; first_packet: where it begins, for a recording may start between keyframes.
+        is_key: decoding may begin there.
+        is_fed: the decoder can make something of it; a recording may start between keyframes.
         tick_s: seconds of a tick; rate: frames a second by the container, 0 where it doesn't say.
         last_ticks: how long the frame that is shown last stays, 0 where the file doesn't say.
         is_counted: times are of no use, frames are numbered by counting.
@@ -39,7 +40,7 @@ class FilmIndex:
     pts: NDArray[np.int64]
     is_frame: NDArray[np.bool_]
     is_key: NDArray[np.bool_]
-    first_packet: int
+    is_fed: NDArray[np.bool_]
     tick_s: float
     rate: float
     last_ticks: int
@@ -64,6 +65,11 @@ class FilmIndex:
     @property
     def num_frames(self) -> int:
         return len(self.order)
+
+    @property
+    def starts_whole(self) -> bool:
+        """Tell whether decoding begins at a keyframe that leaves nothing to be desired."""
+        return bool(self.is_key[int(np.argmax(self.is_fed))])
 
     @property
     def first_tick(self) -> int:
@@ -133,14 +139,15 @@ def read_packets(container: Any, stream: Any) -> Packets:
         keys.append(is_key)
         marked.append(packet.is_keyframe)
         durations.append(packet.duration or 0)
-    shown, first = np.array(pts, np.int64), int(np.argmax(marked)) if any(marked) else 0
-    is_frame = np.array(frames, bool) & _is_decodable(shown, first)
+    shown = np.array(pts, np.int64)
+    is_fed = _is_decodable(shown, np.array(marked, bool))
+    is_frame = np.array(frames, bool) & is_fed
     last = int(np.argmax(np.where(is_frame, shown, _NO_TIME))) if is_frame.any() else -1
     index = FilmIndex(
         pts=shown,
         is_frame=is_frame,
         is_key=np.array(keys, bool),
-        first_packet=first,
+        is_fed=is_fed,
         tick_s=float(stream.time_base),
         rate=float(stream.average_rate or stream.guessed_rate or 0),
         last_ticks=durations[last] if last >= 0 else 0,
@@ -149,10 +156,15 @@ def read_packets(container: Any, stream: Any) -> Packets:
     return Packets(index, number)
 
 
-def _is_decodable(pts: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
-    """Tell which frames need nothing from before packet `first`, a keyframe: stored and shown after it."""
-    decodable = pts >= pts[first] if len(pts) else np.zeros(0, bool)
-    decodable[:first] = False
+def _is_decodable(pts: NDArray[np.int64], is_key: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which packets need nothing from before the first keyframe: it, and those behind that are shown after it."""
+    keys = np.flatnonzero(is_key)
+    decodable = np.ones(len(pts), bool)
+    if len(keys):
+        second = int(keys[1]) if len(keys) > 1 else len(pts)
+        decodable[: keys[0]] = False
+        first_group = pts[keys[0] : second]
+        decodable[keys[0] : second] = (first_group >= first_group[0]) | (first_group == _NO_TIME)
     return decodable
 
 

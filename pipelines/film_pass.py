@@ -105,11 +105,11 @@ class FilmPass:
         if packet is None:
             self._is_over = True
             return self._take(None, wanted, last)
-        tick = int(self._index.pts[position])
-        if position < self._index.first_packet or tick < self._index.pts[self._index.first_packet]:
+        if not self._index.is_fed[position]:
             return []
         if self._index.is_counted or not self._index.is_frame[position]:
             return self._take(packet, wanted, last)
+        tick = int(self._index.pts[position])
         if tick < self._floor:
             return []
         skips = self._may_leave_out and tick < last and tick not in wanted

@@ -212,6 +212,17 @@ def test_recording_that_starts_between_keyframes_begins_at_the_first(tmp_path, n
     assert np.array_equal(read(film, range(0, count, 12)), expected[-count:][::12])
 
 
+def test_film_whose_clock_starts_again_is_counted(tmp_path):
+    once = make_clip(tmp_path / "once.ts", *SMALL, *X264)
+    path = tmp_path / "twice.ts"
+    path.write_bytes(once.read_bytes() * 2)
+    film, expected = opened(path), plain(once)
+    assert film.index.is_counted
+    assert film.index.num_frames == 2 * 96
+    assert np.array_equal(read(film, [0, 95, 96, 150, 191]), expected[[0, 95, 0, 54, 95]])
+    assert film.index.times[-1] == pytest.approx(2 * 96 / 25)
+
+
 def test_cover_picture_is_no_film_and_the_best_stream_is_taken(tmp_path):
     cover = make_clip(tmp_path / "cover.png", "-frames:v", "1")
     clip = make_clip(tmp_path / "clip.mp4", *SMALL, "-c:v", "libx264")
