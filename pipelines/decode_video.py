@@ -1,4 +1,4 @@
-"""Video to frames through a child process that may hang, crash or lie without harm (PEERS §1: decord#25 #229 #208).
+"""Video to frames through a child process that may hang, crash or lie without harm (decord did: issues 25, 208, 229).
 
 The child is a plain `python -m`, not one of `multiprocessing`: it starts alike from a script, a Ray actor and a
 daemonic data-loader worker, and never runs the caller's `__main__` again. It lives on between clips and is replaced

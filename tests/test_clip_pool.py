@@ -15,6 +15,8 @@ from tests.clip_files import make_clip
 from tokenmill.errors import RunError, SampleError
 from tokenmill.pipelines.clip_pool import FilmCopy, clip_runs
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
+from tokenmill.pipelines.recipe_sections import decode_limits
+from tokenmill.recipe import Execution
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,14 @@ def test_films_that_fail_in_a_row_end_the_run(films):
     with pytest.raises(RunError, match="2 samples failed in a row"):
         list(clips.clips(rows, digest))
     clips.close()
+
+
+def test_device_that_decodes_is_part_of_what_columns_are_known_by():
+    run = Execution(video_hwaccel="cuda", clip_timeout_per_second_s=7, video_memory_bytes=1)
+    limits = decode_limits(run)
+    assert (limits.clip_timeout_per_second_s, limits.video_memory_bytes) == (7, 1)
+    assert limits.settings == DecodeLimits().settings | {"video_hwaccel": "cuda"}
+    assert "video_hwaccel" not in DecodeLimits().settings
 
 
 def test_copy_of_a_film_is_made_once_and_goes_with_its_last_user():

@@ -43,7 +43,7 @@ class StagePool(Workers):
 
 
 class Execution(Section):
-    """How to run; nothing here changes what is written, except the sizes of units."""
+    """How to run; of what is written only sizes of units, `max_pixels` and `video_hwaccel` change anything."""
 
     executor: Literal["ray", "inline"] = "ray"
     workers: Positive = Field(default=2, description="processes of a stage's pool")
