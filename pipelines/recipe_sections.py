@@ -9,13 +9,14 @@ from typing import Any
 from tokenmill.errors import RecipeError
 from tokenmill.filters.personal_data import known_regions
 from tokenmill.filters.personal_mask import PersonalMask
-from tokenmill.filters.scenes import SceneSettings
+from tokenmill.filters.scene_settings import scene_settings
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.split import SplitSettings
 from tokenmill.pipelines.tokens import TokenSettings, fingerprint_of_vision
-from tokenmill.recipe import Execution, Recipe, Scenes, TokenizeSettings
+from tokenmill.recipe import Execution, Recipe, TokenizeSettings
+from tokenmill.settings_scenes import Scenes
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -41,13 +42,13 @@ def decode_limits(run: Execution) -> DecodeLimits:
 
 
 def split_settings(section: Scenes) -> SplitSettings:
-    """Return how films are cut into clips."""
+    """Return how films are cut into clips; raises RecipeError where TransNetV2 is asked for and is not there."""
     scenes = section.model_dump()
     return SplitSettings(
         short_side_px=scenes.pop("short_side_px"),
         range_seconds=scenes.pop("range_seconds"),
         unit_seconds=scenes.pop("unit_seconds"),
-        scenes=SceneSettings(min_seconds=scenes["min_seconds"], max_seconds=scenes["max_seconds"]),
+        scenes=scene_settings(scenes),
     )
 
 
