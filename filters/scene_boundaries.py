@@ -29,6 +29,14 @@ class Boundary:
     is_fade: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A frame's brightness: mean over its values, and their standard deviation (of a channel, on average); 0 to 255."""
+
+    mean: float
+    deviation: float
+
+
 class Detector(Protocol):
     """Finds boundaries; `settled`: all that end a scene before that frame have been told."""
 
@@ -37,8 +45,8 @@ class Detector(Protocol):
     @property
     def settled(self) -> int: ...
 
-    def look(self, number: int, frame: Frame, brightness: float) -> list[Boundary]:
-        """Look at a frame (HWC BGR) and its mean (0 to 255); returns what it makes known."""
+    def look(self, number: int, frame: Frame, light: Light) -> list[Boundary]:
+        """Look at a frame (HWC BGR); returns what it makes known."""
         ...
 
     def finish(self, num_frames: int) -> list[Boundary]:
@@ -56,8 +64,7 @@ def merged(boundaries: Iterable[Boundary]) -> list[Boundary]:
             continue
         if found and boundary.end <= found[-1].begin:
             last = found.pop()
-            is_fade = boundary.is_fade if boundary.begin > last.begin else last.is_fade
-            boundary = Boundary(last.end, max(boundary.begin, last.begin), is_fade or last.is_fade)
+            boundary = Boundary(last.end, max(boundary.begin, last.begin), boundary.is_fade or last.is_fade)
         found.append(boundary)
     return found
 

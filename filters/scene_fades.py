@@ -1,7 +1,9 @@
 """Fades by PySceneDetect's ThresholdDetector: a scene ends at the first black frame, the next begins after the last.
 
 PySceneDetect cuts in the middle of the black, which hangs on frames far away; its bias of -1 names the first black
-frame. The ramp beside the black is measured by `ramp_frames`, on the brightness the detector works with.
+frame. For it a frame is black if its mean is under the threshold, and so is the night side of the Earth, or white text
+on black. Here such a frame counts as black if the standard deviation of its values is under the threshold too; else the
+detector is told that its mean is the threshold. The ramp beside the black is measured by `ramp_frames`.
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.scene_boundaries import Boundary, Frame
+from tokenmill.filters.scene_boundaries import Boundary, Frame, Light
 
 _ANY_RATE = Fraction(25)  # a timecode needs one; only its frame number is looked at
-_NOISE = 1.0  # of 255: how much the brightness of a moving picture may go back within a ramp
-_FULL = 0.97  # of the ramp's top: what counts as the picture itself
+_AHEAD = 3  # frames; films from 24 to 30 frames a second repeat every fifth
 
 
 class FadeDetector:
@@ -39,10 +40,11 @@ class FadeDetector:
         last = self._detector.last_fade
         return int(last["frame"].frame_num) if last["type"] == "out" else int(self._last.frame_num) + 1
 
-    def look(self, number: int, frame: Frame, brightness: float) -> list[Boundary]:
+    def look(self, number: int, frame: Frame, light: Light) -> list[Boundary]:
         from scenedetect import FrameTimecode
 
-        self._known.brightness = brightness
+        is_picture = light.deviation >= self._detector.threshold
+        self._known.brightness = max(light.mean, self._detector.threshold) if is_picture else light.mean
         self._last = FrameTimecode(number, fps=_ANY_RATE)
         found = self._detector.process_frame(self._last, frame)
         return [Boundary(black.frame_num, number, is_fade=True) for black in found]
@@ -71,11 +73,13 @@ class _KnownBrightness:
 def ramp_frames(levels: NDArray[np.float64]) -> int:
     """Return how many of the frames beside black belong to the ramp; `levels` go from the black away.
 
-    The ramp ends where the brightness no longer rises, or has reached what it rises to.
+    The ramp goes on while the brightness rises by a fifth of what it rose in a frame so far, and by a fiftieth of the
+    first level: slow changes of the picture itself are none.
     """
     if levels.size == 0:
         return 0
-    so_far = np.maximum.accumulate(levels)
-    falls = np.flatnonzero(levels < so_far - _NOISE)
-    risen = so_far[falls[0] - 1] if falls.size else so_far[-1]
-    return int(np.argmax(so_far >= _FULL * risen))
+    later = np.concatenate([levels[_AHEAD:], np.full(min(_AHEAD, levels.size), levels[-1])])
+    rise = (later - levels) / _AHEAD
+    so_far = (levels - levels[0]) / np.maximum(1, np.arange(levels.size))
+    over = np.flatnonzero(rise <= np.maximum(so_far / 5, levels[0] / 50))
+    return int(over[0]) if over.size else levels.size

@@ -7,6 +7,7 @@ their digest; nothing here imports cv2 or torch, so a wrong recipe is refused at
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ _WHERE = "filter.video.scenes.transnet"
 class ContentSettings:
     """PySceneDetect's ContentDetector: a cut is a frame that differs from the one before by `threshold` (0 to 255).
 
-    The difference is the mean over pixels of those of hue, saturation, luma and edges, in these weights.
+    The difference is the mean over pixels of those of hue, saturation, luma and edges, in these weights. It must also be
+    `motion_ratio` times the mean difference of the two frames on either side (AdaptiveDetector's measure); 0: not asked.
     """
 
-    threshold: float = 27.0
+    threshold: float = 12.0
+    motion_ratio: float = 2.5
     hue: float = 1.0
     saturation: float = 1.0
     luma: float = 1.0
@@ -71,8 +74,8 @@ class SceneSettings:
     """How scenes are found, and which become clips.
 
     Args:
-        max_flash_frames: of ContentDetector and AdaptiveDetector, cuts as close as this are none if the frames before
-            and after them look alike; 0 keeps them.
+        max_flash_frames: cuts of ContentDetector and AdaptiveDetector are none if pictures so many frames apart, before
+            and after, look alike; 0: not asked.
         stride_seconds: a boundary at every multiple of this.
         min_seconds: shorter scenes are no clip.
         max_seconds: longer scenes become several clips, `LONGEST_CLIP_S` at most.
@@ -109,6 +112,21 @@ class SceneSettings:
                 "threshold": self.transnet.threshold,
             }
         return described
+
+
+def scene_settings(described: Mapping[str, Any]) -> SceneSettings:
+    """Return settings from the plain values of a recipe's section; raises RecipeError."""
+    sections = {
+        "content": ContentSettings, "fades": FadeSettings, "adaptive": AdaptiveSettings, "transnet": TransnetSettings,
+    }  # fmt: skip
+    values = dict(described)
+    for name, kind in sections.items():
+        if values.get(name) is not None:
+            values[name] = kind(**values[name])
+    settings = SceneSettings(**values)
+    if settings.transnet is not None:
+        transnet_weights(settings.transnet)
+    return settings
 
 
 def transnet_weights(settings: TransnetSettings) -> Path:

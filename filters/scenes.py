@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.scene_boundaries import NEAR_FRAMES, Boundary, Detector, merged
+from tokenmill.filters.scene_boundaries import NEAR_FRAMES, Boundary, Detector, Light, merged
 from tokenmill.filters.scene_clips import ClipSpan, Scene, clips_of
 from tokenmill.filters.scene_cuts import adaptive_cuts, content_cuts
 from tokenmill.filters.scene_fades import FadeDetector, ramp_frames
@@ -57,11 +57,12 @@ class SceneFinder:
         if self._next is not None and position != self._next:
             raise ValueError(f"frames are fed in order: {self._next} is next, not {position}")
         for number, frame in enumerate(frames, start=position):
-            brightness = sum(cv2.mean(frame)[:3]) / 3
-            self._brightness[number] = brightness
+            mean, deviation = cv2.meanStdDev(frame)
+            light = Light(float(mean.mean()), float(deviation.mean()))
+            self._brightness[number] = light.mean
             bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
             for detector in self._detectors:
-                self._found += detector.look(number, bgr, brightness)
+                self._found += detector.look(number, bgr, light)
         self._next = position + len(frames)
         if self._next >= self._num_frames and not self._is_over:
             self._is_over = True
@@ -75,7 +76,7 @@ class SceneFinder:
 
     def knows(self, end: int) -> bool:
         """Tell whether the end of the last scene that begins before frame `end` is known."""
-        if self._is_over:
+        if self._is_over or (end >= self._num_frames and not self._detectors):
             return True
         settled = min((one.settled for one in self._detectors), default=self._num_frames)
         return any(end <= one.begin < settled - NEAR_FRAMES for one in self.boundaries)

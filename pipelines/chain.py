@@ -99,12 +99,12 @@ class Chain:
     @cached_property
     def split(self) -> dict[str, Snapshot]:
         """Clips of the video sources; every clip is a row."""
-        works = {
-            name: split_work(self.store, self.ingest[name], self._settings(name),
-                             sections.split_settings(self._filter("video").scenes), self.limits)
-            for name in self.sources_of("video")
-        }  # fmt: skip
+        works = {name: self._split_work(name) for name in self.sources_of("video")}
         return self._single("split", works)
+
+    def _split_work(self, name: str) -> StageWork:
+        settings = sections.split_settings(self._filter("video").scenes)
+        return split_work(self.store, self.ingest[name], self._settings(name), settings, self.limits)
 
     @cached_property
     def pieces(self) -> dict[str, list[SampleSlice]]:

@@ -1,4 +1,4 @@
-"""Video to frames through a child process that may hang, crash or lie without harm (PEERS §1: decord#25 #229 #208).
+"""Video to frames through a child process that may hang, crash or lie without harm (decord did: issues 25, 208, 229).
 
 The child is a plain `python -m`, not one of `multiprocessing`: it starts alike from a script, a Ray actor and a
 daemonic data-loader worker, and never runs the caller's `__main__` again. It lives on between clips and is replaced
@@ -84,9 +84,11 @@ class VideoDecoder:
 
     Attributes:
         counts: frames that came out of the decoder (`decoded`) and that were made into pictures (`converted`) so far.
+        allowed_s: the limit that the last call had.
 
     All methods raise SampleError: `empty`, `not_a_video`, `truncated`, `corrupt`, `no_frames`, `wrong_frame_count`,
-    `absurd_times`, `too_many_pixels`, `too_many_bytes`, `too_much_memory`, `decoder_crash`, `timeout` (transient).
+    `absurd_times`, `too_many_pixels`, `too_many_bytes`, `too_much_memory`, `decoder_crash`, `decoder_error`,
+    `timeout` (transient).
     ImportError, a missing file and RunError (no such device) come through as themselves.
     """
 
@@ -100,7 +102,7 @@ class VideoDecoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._answering = False
-        self._allowed_s = timeout_s
+        self.allowed_s = timeout_s
         self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> VideoDecoder:
@@ -169,24 +171,29 @@ class VideoDecoder:
             process.kill()
             process.wait()
 
+    @property
+    def process_id(self) -> int:
+        """The child's; 0 where none lives."""
+        return self._process.pid if self._process else 0
+
     def _request(self, do: Literal["probe", "times", "frames", "scan"], path: str | Path, **details: Any) -> float:
         """Send a request; returns the deadline of its answer."""
         if self._answering:  # a scan was left in the middle
             self.close()
         channel = self._connected()
         self._answering = True
-        self._allowed_s = self._timeout_s + _size(path) / _SLOWEST_BYTES_PER_S
-        limits = {"limit_s": self._allowed_s + _GRACE_S, "per_second_s": self._per_second_s, **self._limits}
+        self.allowed_s = self._timeout_s + _size(path) / _SLOWEST_BYTES_PER_S
+        limits = {"limit_s": self.allowed_s + _GRACE_S, "per_second_s": self._per_second_s, **self._limits}
         try:
             send(channel, {"do": do, "path": str(path), **limits, **details})
         except ConnectionError as error:
             raise self._died() from error
-        return time.monotonic() + self._allowed_s
+        return time.monotonic() + self.allowed_s
 
     def _extended(self, deadline: float, film_s: float) -> float:
         """Allow the time for so many seconds of film."""
         more = self._per_second_s * film_s
-        self._allowed_s += more
+        self.allowed_s += more
         return deadline + more
 
     def _reply(self, deadline: float, into: Frames | None = None) -> tuple[Message, Frames]:
@@ -196,7 +203,7 @@ class VideoDecoder:
             reply, frames = receive(self._channel, deadline, into)
         except TimeoutError as error:
             self.close()
-            raise _timed_out(self._allowed_s) from error
+            raise _timed_out(self.allowed_s) from error
         except (EOFError, ConnectionError) as error:
             raise self._died() from error
         self._answering = reply["kind"] not in ("end", "bad", "raise")
@@ -214,7 +221,7 @@ class VideoDecoder:
         code = process.wait(_GRACE_S) if process else 0
         self.close()
         if code == -signal.SIGALRM:
-            return _timed_out(self._allowed_s)
+            return _timed_out(self.allowed_s)
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         transient = code == -signal.SIGKILL  # somebody else's decision, most likely for lack of memory
         return SampleError("decoder_crash", f"the decoding process died: {cause}", transient=transient)

@@ -8,7 +8,6 @@ Its address space may grow by MEMORY bytes (0: without limit) beyond what the im
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from tokenmill.errors import RunError, SampleError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.frame_socket import Message, Pixels, receive, send
+from tokenmill.pipelines.memory_limit import MemoryLimit
 
 if TYPE_CHECKING:
     from tokenmill.pipelines.film import Film
@@ -31,13 +31,20 @@ Reply = tuple[Message, Pixels | None]
 
 BATCH_FRAMES = 64
 _BATCH_BYTES = 32 << 20
+_LACK_OF_MEMORY = ("corrupt", "truncated", "wrong_frame_count", "not_a_video")  # what FFmpeg may call it
+_NO_MEMORY: Message = {
+    "kind": "bad",
+    "reason": "too_much_memory",
+    "message": "decoding it takes more memory than video_memory_bytes allows",
+}
 _THEMSELVES = (ImportError, MemoryError, FileNotFoundError, PermissionError, RunError)
 
 
 class Server:
     """Answers one request after the other; keeps the last file open where it stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: MemoryLimit) -> None:
+        self._memory = memory
         self._film: Film | None = None
         self._identity: tuple[Any, ...] = ()
         self._devices: set[str] = set()  # those that were tried
@@ -51,13 +58,19 @@ class Server:
             yield from _ANSWERS[request["do"]](film, request)
             yield {"kind": "end", "counts": self._counted()}, None
         except SampleError as error:
-            yield _bad(error.reason, error.message) | {"counts": self._counted()}, None
+            block = self._film.block_bytes if self._film else 0
+            lacked = error.reason in _LACK_OF_MEMORY and self._memory.would_refuse(block)
+            bad = _NO_MEMORY if lacked else {"kind": "bad", "reason": error.reason, "message": error.message}
+            yield bad | {"counts": self._counted()}, None
             self._forget()
         except MemoryError:  # of the limit's making: where the machine itself has no more, the kernel kills
-            yield _bad("too_much_memory", "decoding it takes more memory than max_memory_bytes allows"), None
+            yield _NO_MEMORY, None
             self._forget()
-        except Exception as error:
+        except _THEMSELVES as error:
             yield _raised(error), None
+            self._forget()
+        except Exception as error:  # hostile bytes make PyAV raise anything; many in a row end the run
+            yield {"kind": "bad", "reason": "decoder_error", "message": fault_message(error)}, None
             self._forget()
 
     def _opened(self, request: Message) -> Film:
@@ -71,7 +84,9 @@ class Server:
         if self._film is None or identity != self._identity:
             self._forget()
             self._try_device(device)
-            self._film, self._identity = Film(path, max_pixels=request["max_pixels"], hwaccel=device), identity
+            self._film, self._identity = Film(path, max_pixels=request["max_pixels"], hwaccel=device), ()
+            self._film.open()
+            self._identity = identity
         return self._film
 
     def _try_device(self, device: str | None) -> None:
@@ -93,10 +108,6 @@ class Server:
         counts = dict(self._film.counts)
         self._film.counts.clear()
         return counts
-
-
-def _bad(reason: str, message: str) -> Message:
-    return {"kind": "bad", "reason": reason, "message": message}
 
 
 def _raised(error: Exception) -> Message:
@@ -148,8 +159,7 @@ def serve(channel: socket.socket, max_memory_bytes: int) -> None:
     except Exception as error:
         send(channel, _raised(error))
         return
-    _limit_memory(max_memory_bytes)
-    server = Server()
+    server = Server(MemoryLimit(max_memory_bytes))
     send(channel, {"kind": "ready"})
     while True:
         try:
@@ -164,15 +174,6 @@ def serve(channel: socket.socket, max_memory_bytes: int) -> None:
             limit_s += request["per_second_s"] * message.get("film_s", 0.0)
             signal.setitimer(signal.ITIMER_REAL, limit_s)
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _limit_memory(more_bytes: int) -> None:
-    """Let the address space grow by so much and no further; 0 sets no limit."""
-    if more_bytes:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + more_bytes
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
 
 
 def main() -> None:

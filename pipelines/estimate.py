@@ -91,6 +91,19 @@ class _SampledChain(Chain):
         )
         return replace(work, units=chosen)
 
+    def _split_work(self, name: str) -> StageWork:
+        """Take some of the units of film, which are of about equal length; an index unit has a thousand films."""
+        work = super()._split_work(name)
+        chosen = spread(work.units, self.sample)
+        seconds = sum(map(_film_s, work.units))
+        size = self.sizes[name]
+        self.sizes[name] = replace(
+            size,
+            film_s=round(seconds / size.share, 3) if size.share else 0.0,
+            measured_film=sum(map(_film_s, chosen)) / seconds if seconds else 1.0,
+        )
+        return replace(work, units=chosen)
+
 
 def spread(items: Sequence[T], count: int) -> list[T]:
     """Return `count` items, evenly spaced: the middles of as many equal parts."""
@@ -103,6 +116,10 @@ def _raw_bytes(unit: Unit) -> int:
     return sum(
         file.size if file.start is None or file.end is None else file.end - file.start for file in unit.payload["files"]
     )
+
+
+def _film_s(unit: Unit) -> float:
+    return float(sum(part.weight_s for part in unit.payload["ranges"]))
 
 
 def _pool(recipe: Recipe, stage: str, cluster: Cluster, models: frozenset[str]) -> Pool:
@@ -167,7 +184,7 @@ def render(found: Estimate) -> str:
     for name, size in found.sources.items():
         lines.append(
             f"{name}: {size.units:,} units, {size.bytes / 2**30:,.3f} GiB raw; measured {size.measured_units} units, "
-            f"{100 * size.share:.3g} % of the bytes"
+            f"{100 * size.share:.3g} % of the bytes{_film(size)}"
         )
     lines.append(_cells(_HEADINGS))
     for one in found.stages:
@@ -185,6 +202,12 @@ def render(found: Estimate) -> str:
         "saturate, are not in it."
     )
     return "\n".join(lines)
+
+
+def _film(size: SourceSize) -> str:
+    if not size.film_s:
+        return ""
+    return f" ({size.film_s / 3600:,.3g} h of film by their headers; cut, scored and encoded {size.measured_film:.3g})"
 
 
 _HEADINGS = ("stage", "rows", "rows/s/worker", "bound by", "workers", "hours", "from", "to", "GiB out", "cost")

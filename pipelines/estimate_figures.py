@@ -1,10 +1,11 @@
 """From measured units to hours and money: pure functions over the rows of the log.
 
 Everything is scaled by raw bytes: a source of which 2 % of the bytes were measured has 50 times as many rows, seconds
-and bytes out. A unit that began a worker also built its models; of that one the phases alone count, and the rest is
-told as start-up, once a worker. With units of equal kind the error is that of the mean of N units; the spread between
-them is told with it, as the hours if all were like the fastest or the slowest. A stage of two pools takes as long as
-the slower one: decoding, or the models (or the driver, which then writes alone).
+and bytes out. Behind ingest, films are scaled by the seconds of those measured as well. A unit that began a worker also
+built its models; of that one the phases alone count, and the rest is told as start-up, once a worker. With units of
+equal kind the error is that of the mean of N units; the spread between them is told with it, as the hours if all were
+like the fastest or the slowest. A stage of two pools takes as long as the slower one: decoding, or the models (or the
+driver, which then writes alone).
 """
 
 from __future__ import annotations
@@ -44,16 +45,26 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSize:
-    """A source's raw bytes and ingest units, whole and measured."""
+    """A source's raw bytes and ingest units, whole and measured.
+
+    Of films `film_s` are the seconds of all, as the headers of the measured ones tell, and `measured_film` is the share
+    of the measured ones' seconds that went on to the stages behind ingest.
+    """
 
     units: int
     bytes: int
     measured_units: int
     measured_bytes: int
+    film_s: float = 0.0
+    measured_film: float = 1.0
 
     @property
     def share(self) -> float:
         return self.measured_bytes / self.bytes if self.bytes else 1.0
+
+    def bytes_in(self, stage: str) -> float:
+        """Return the raw bytes that a stage was measured on."""
+        return self.measured_bytes * (1.0 if stage == "ingest" else self.measured_film)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "share": round(self.share, 6)}
@@ -128,16 +139,16 @@ def estimate_stages(
     for stage, pool in pools.items():
         mine = [row for row in rows if row["kind"] == "unit" and row["stage"] == stage]
         by_source = {str(row["source"]): [one for one in mine if one["source"] == row["source"]] for row in mine}
-        measured = [_measured(some, _factor(source, sizes, modality)) for source, some in by_source.items()]
+        measured = [_measured(some, _factor(source, stage, sizes, modality)) for source, some in by_source.items()]
         if measured:
             found.append(_stage(stage, measured, pool, cluster))
     return found
 
 
-def _factor(name: str, sizes: Mapping[str, SourceSize], modality: Mapping[str, str]) -> float:
+def _factor(name: str, stage: str, sizes: Mapping[str, SourceSize], modality: Mapping[str, str]) -> float:
     """Return whole ÷ measured, by raw bytes, of a source or of what a modality's sources are together."""
     chosen = [size for source, size in sizes.items() if name in (source, modality[source])] or list(sizes.values())
-    measured = sum(size.measured_bytes for size in chosen)
+    measured = sum(size.bytes_in(stage) for size in chosen)
     return sum(size.bytes for size in chosen) / measured if measured else 1.0
 
 

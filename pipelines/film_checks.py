@@ -30,12 +30,10 @@ def open_container(path: str, *, is_cut_off: bool, hwaccel: str | None = None, *
     device = HWAccel(device_type=hwaccel, allow_software_fallback=True) if hwaccel else None
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"} | options
     try:
-        return av.open(path, options=options, hwaccel=device)
+        return av.open(path, options=options, hwaccel=device, metadata_errors="replace")
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise MemoryError("no room to open the file") from error
-        raise unreadable(is_cut_off) from error
-    except UnicodeDecodeError as error:
         raise unreadable(is_cut_off) from error
 
 

@@ -7,10 +7,11 @@ stored behind it, which would need them; and frames that no other needs are left
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import av
+import numpy as np
 
 from tokenmill.pipelines import film_checks as checks
 from tokenmill.pipelines.film_index import FilmIndex
@@ -54,7 +55,7 @@ class FilmPass:
         name = self._context.codec.canonical_name
         self._may_jump = "jump" in short_cuts and name in _STARTS_AT_KEYS and not index.is_counted
         self._may_leave_out = "leave out" in short_cuts and name in _LEAVES_OUT and not index.is_counted
-        self.taken: set[str] = set()  # short cuts so far
+        self.left_out = 0  # packets
 
     def can_give(self, numbers: Collection[int]) -> bool:
         """Tell whether these frames are still to come."""
@@ -65,6 +66,13 @@ class FilmPass:
             packet_of[number] >= self._position or (tick := int(order[number])) in self._ahead or tick in self._inside
             for number in numbers
         )
+
+    def first_decoded(self, numbers: Sequence[int]) -> int:
+        """Return the number of the frame, about, from which on has to be decoded for these, at the earliest."""
+        if self._may_jump:
+            _, tick = self._index.key_before(numbers[0])
+            return int(np.searchsorted(self._index.order, tick))
+        return min(self._came_out, numbers[0]) if self.can_give(numbers) else 0
 
     def frame(self, number: int, wanted: Collection[int], last: int) -> Any:
         """Decode up to a frame and return it; `wanted` are the ticks of this and all to be asked for up to `last`."""
@@ -85,7 +93,6 @@ class FilmPass:
         packet, tick = self._index.key_before(number)
         if packet <= self._position:
             return
-        self.taken.add("jump")
         while self._position < packet:
             self._next()
         self._context.flush_buffers()
@@ -98,6 +105,8 @@ class FilmPass:
         if packet is None:
             self._is_over = True
             return self._take(None, wanted, last)
+        if not self._index.is_fed[position]:
+            return []
         if self._index.is_counted or not self._index.is_frame[position]:
             return self._take(packet, wanted, last)
         tick = int(self._index.pts[position])
@@ -106,7 +115,7 @@ class FilmPass:
         skips = self._may_leave_out and tick < last and tick not in wanted
         self._context.skip_frame = "NONREF" if skips else "DEFAULT"
         if skips:
-            self.taken.add("leave out")
+            self.left_out += 1
         else:
             self._inside.add(tick)
         return self._take(packet, wanted, last)

@@ -67,13 +67,13 @@ def is_hdr(frame: Any) -> bool:
 
 def _one_field(frame: Any) -> Any:
     """Return the upper field: two moments in one picture are combs to every scorer. Needs no other frame."""
-    rgb = frame.to_ndarray(format="rgb24")
+    rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
     return VideoFrame.from_ndarray(np.ascontiguousarray(rgb[0::2]), format="rgb24")
 
 
 def _resized(frame: Any, height: int, width: int) -> Frame:
     if (frame.height, frame.width) == (height, width):
-        same: Frame = frame.to_ndarray(format="rgb24")
+        same: Frame = frame.reformat(format="rgb24", threads=1).to_ndarray()  # else swscale takes every core there is
         return same
     shrinks = height <= frame.height and width <= frame.width
     way = "AREA" if shrinks else "BILINEAR"

@@ -34,7 +34,9 @@ def serve(answer: Callable[[Mapping[str, Any]], Mapping[str, Any]], prepare: Cal
         _tell(out, found)
 
 
-def _guarded(answer: Callable[[Mapping[str, Any]], Mapping[str, Any]], question: Mapping[str, Any]) -> Mapping[str, Any]:
+def _guarded(
+    answer: Callable[[Mapping[str, Any]], Mapping[str, Any]], question: Mapping[str, Any]
+) -> Mapping[str, Any]:
     try:
         return answer(question)
     except SampleError as error:

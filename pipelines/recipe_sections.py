@@ -10,7 +10,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.filters.clip import Sampling
 from tokenmill.filters.personal_data import known_regions
 from tokenmill.filters.personal_mask import PersonalMask
-from tokenmill.filters.scenes import SceneSettings
+from tokenmill.filters.scene_settings import scene_settings
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.pools import stage_pool
@@ -19,7 +19,8 @@ from tokenmill.pipelines.split import SplitSettings
 from tokenmill.pipelines.tokens import fingerprint_of_vision
 from tokenmill.pipelines.tokens_clip import ClipPolicy
 from tokenmill.pipelines.tokens_settings import TokenSettings
-from tokenmill.recipe import ClipFrames, Execution, Recipe, Scenes, ScorerSettings
+from tokenmill.recipe import ClipFrames, Execution, Recipe, ScorerSettings
+from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import ClipSettings, TokenizeSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
@@ -58,13 +59,13 @@ def sampling(section: ClipFrames) -> Sampling:
 
 
 def split_settings(section: Scenes) -> SplitSettings:
-    """Return how films are cut into clips."""
+    """Return how films are cut into clips; raises RecipeError where TransNetV2 is asked for and is not there."""
     scenes = section.model_dump()
     return SplitSettings(
         short_side_px=scenes.pop("short_side_px"),
         range_seconds=scenes.pop("range_seconds"),
         unit_seconds=scenes.pop("unit_seconds"),
-        scenes=SceneSettings(min_seconds=scenes["min_seconds"], max_seconds=scenes["max_seconds"]),
+        scenes=scene_settings(scenes),
     )
 
 

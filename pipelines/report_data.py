@@ -36,6 +36,7 @@ class StageCounts:
     stage: str
     counts: Counts
     units: int
+    totals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Run:
         lines: list[StageCounts] = []
         for stage in ("ingest", "split", "score", "select", "caption", "tokenize"):
             lines += [
-                StageCounts(stage=stage, counts=snapshot.counts, units=len(snapshot.commits))
+                StageCounts(stage=stage, counts=snapshot.counts, units=len(snapshot.commits), totals=snapshot.totals)
                 for snapshot in self.snapshots(stage).get(source, ())[:1]
             ]
         return lines

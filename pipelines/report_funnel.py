@@ -71,7 +71,7 @@ def _stage_line(line: StageCounts, whole: int) -> Markup:
         *(element("span", f"{why} ", element("b", count(n)), class_="chip failed") for why, n in _most(counts.failed)),
     ]
     label = f"{line.stage}: {counts.rows_in} in, {counts.kept} kept"
-    became = f" → {count(counts.out)} clips" if line.stage == "split" else ""
+    became = _clips(line) if line.stage == "split" else ""
     return element(
         "div",
         element("div", element("b", _VERBS[line.stage]), element("span", f"{count(counts.rows_in)} in"), class_="row"),
@@ -79,6 +79,20 @@ def _stage_line(line: StageCounts, whole: int) -> Markup:
         element("div", element("span", f"{count(counts.kept)} kept{became}"), *chips, class_="row chips"),
         class_="stage",
     )
+
+
+def _clips(line: StageCounts) -> str:
+    """Say what films became: clips, of how many scenes, and how much of the film is in them."""
+    totals = line.totals
+    text = f" → {count(line.counts.out)} clips"
+    if "scenes" in totals:
+        text += f" of {count(totals['scenes'])} scenes ({count(totals['short_scenes'])} too short)"
+        text += f", {_hours(totals['clip_seconds'])} of {_hours(totals['seconds'])}"
+    return text
+
+
+def _hours(seconds: int) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
 
 
 def _most(reasons: Mapping[str, int], limit: int = 8) -> list[tuple[str, int]]:
@@ -150,6 +164,9 @@ def _meaning(reason: str, rules: Mapping[str, str]) -> Child:
     if reason in rules:
         return join("does not fulfil ", element("code", rules[reason]))
     return {
+        "no_long_scene": "every scene of it is shorter than min_seconds",
+        "no_scene_starts": "a range of a film in the middle of a scene or of black: the range before has the scene",
+        "no_picture": "all black",
         "exact_duplicate": "the same bytes as a sample that is kept",
         "near_duplicate": "looks like a sample that is kept (perceptual hash)",
     }.get(reason, "")

@@ -2,7 +2,7 @@
 
 A range is an equal share of a film's frames, near `range_seconds` of it; ranges are put together, in the order of the
 source, into units of up to `unit_seconds`. How long a film is, its header says (the index's `seconds`); one that does
-not say is taken for `ESTIMATED_BYTES_PER_S`. Being wrong costs balance alone: which clips there are does not hang on it.
+not say is taken for `ESTIMATED_BYTES_PER_S`. Being wrong costs balance alone: clips do not hang on it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MEAN_FILMS = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilmRange:
-    """Share `number` of `shares` equal shares of a film's frames; `seconds` of the whole film, announced or estimated."""
+    """Share `number` of `shares` equal shares of a film's frames; `seconds` of the whole, announced or estimated."""
 
     path: str
     digest: str

@@ -60,6 +60,7 @@ def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) ->
         "counts": sum_of_counts(commits).to_json(),
         "bytes": bytes_of(commits),
         "totals": sum_of_numbers(commits, "totals"),
+        "film_s": sum(commit.totals.get("seconds", 0) for commit in commits) if stage in ("ingest", "split") else 0,
         "units_per_s": rate,
         "eta_s": (total - len(commits)) / rate if rate else None,
     }
@@ -90,7 +91,9 @@ def render_status(found: Mapping[str, Any]) -> str:
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(lost.items()))
         name = f"{row['stage']} {row['source']} {row['what']}".rstrip()
         line = f"  {name:<34} {row['done']:>6,}/{row['total']:,} units  in {counts['in']:,}  kept {counts['kept']:,}"
-        line += f"  {row['bytes'] / 2**20:,.1f} MiB" + (f"  ({reasons})" if reasons else "")
+        line += f"  {row['bytes'] / 2**20:,.1f} MiB"
+        line += f"  {row['film_s'] / 3600:,.1f} h of film" if row["film_s"] else ""
+        line += f"  ({reasons})" if reasons else ""
         line += _clips(row["totals"])
         if row["done"] < row["total"]:
             eta = row["eta_s"]

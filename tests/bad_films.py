@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 from tests.films import ffmpeg
 
 # name → the stage and the reason that it is lost for
 REASONS = {
     "truncated.mp4": ("split", "truncated"),
-    "no-moov.mp4": ("split", "truncated"),
-    "no-frames.mp4": ("split", "truncated"),
+    "no-moov.mp4": ("split", "not_a_video"),
+    "no-frames.mp4": ("split", "no_frames"),
     "text.mp4": ("split", "not_a_video"),
     "hangs.mp4": ("split", "timeout"),
     "aborts.mp4": ("split", "decoder_crash"),
@@ -20,7 +19,7 @@ REASONS = {
     "8k.mp4": ("split", "too_many_pixels"),
     "no-video.mp4": ("split", "not_a_video"),
 }
-FAULTS = "decode:hangs.mp4=hang,decode:aborts.mp4=abort"
+FAULTS = "decode:hangs.mp4=hang,decode:aborts.mp4=SIGABRT"
 """What makes two of them hang and abort the decoder: to be set as TOKENMILL_FAULT."""
 
 MAX_PIXELS = 1 << 24
@@ -36,7 +35,7 @@ def write_bad_films(folder: Path, good: Path) -> None:
     first = folder / "truncated.mp4"
     ffmpeg("-i", good, "-c", "copy", "-movflags", "+faststart", first)
     first.write_bytes(first.read_bytes()[: -len(data) // 4])
-    _without_frames(folder / "no-frames.mp4")
+    _without_frames(folder / "no-frames.mp4", good)
     _lying(folder / "lies.avi", good)
     tiny = ("-vf", "scale=1:1", "-pix_fmt", "yuv444p")
     ffmpeg("-i", good, *tiny, folder / "one-pixel.mp4")
@@ -45,12 +44,11 @@ def write_bad_films(folder: Path, good: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", folder / "no-video.mp4")
 
 
-def _without_frames(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=8)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        container.start_encoding()
+def _without_frames(path: Path, good: Path) -> None:
+    """Write a track that announces itself and holds nothing."""
+    ffmpeg("-i", good, "-c", "copy", "-movflags", "frag_keyframe+empty_moov", path)
+    data = path.read_bytes()
+    path.write_bytes(data[: data.find(b"moof") - 4])
 
 
 def _lying(path: Path, good: Path) -> None:

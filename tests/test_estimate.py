@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests import tiny
+from tests.films import segments
 
 from tokenmill.cli import main
 from tokenmill.manifests.archive import ArchiveWriter
@@ -154,3 +155,26 @@ def test_aim_of_two_pools_divides_each_phase_by_the_workers_that_do_it():
     assert (found.ideal_s, found.ratio) == (25.0, pytest.approx(1.2))
     assert "model:taste alone, 100.0 s over 4 workers" in str(found)
     assert efficiency(wall_s=30.0, cpu_s=1.0, phases_s=phases, cores=1.0, gpus=1.0, workers=4).ideal_s == 80.0
+
+
+def test_estimate_of_films_cuts_and_scores_some_of_their_seconds_and_tells_all(tmp_path, capsys):
+    clips = segments(tmp_path / "data" / "clips", 24)
+    changes = {"filter.video.scenes.unit_seconds": 4, "filter.video.scenes.min_seconds": 0.5, "tokenize.video.fps": 4}
+    path = tiny.write_recipe(
+        tmp_path / "recipe.yaml", tmp_path / "data", str(tmp_path / "root"), changes, sources=("clips",)
+    )
+    assert main(["estimate", str(path), "--units", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    size = told["sources"]["clips"]
+    assert size["film_s"] == pytest.approx(len(clips), rel=0.01)
+    assert size["measured_film"] == pytest.approx(8 / len(clips), rel=0.01)
+    rows = {row["stage"]: row for row in told["stages"]}
+    assert rows["ingest"]["rows"] == len(clips)
+    for stage in ("split", "score", "select"):
+        assert rows[stage]["rows"] == pytest.approx(len(clips), abs=1), stage
+        assert rows[stage]["measured_units"] == 2
+    assert main(["run", str(path), "--until", "score", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["status", str(path), "--json"]) == 0
+    film_s = {row["stage"]: row["film_s"] for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert film_s == {"ingest": len(clips), "split": len(clips), "score": 0, "select": 0} | film_s

@@ -1,4 +1,4 @@
-"""Films divided by duration: the clips do not hang on where ranges and units begin, and no frame is decoded for nothing."""
+"""Films divided by duration: clips do not hang on where ranges and units begin, no frame is decoded for nothing."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ def test_clips_have_the_times_of_their_frames_and_the_pieces_of_their_scenes(fil
 def test_ranges_next_to_each_other_decode_each_frame_once_and_those_apart_only_their_lead_in_and_last_scene(films):
     settings = SceneSettings(min_seconds=0.25, max_seconds=1)
     path = films / "even.mp4"
-    parts = [FilmRange(path="f", digest="", seconds=1, caption=None, metadata="{}", number=n, shares=8) for n in range(8)]
+    parts = [
+        FilmRange(path="f", digest="", seconds=1, caption=None, metadata="{}", number=n, shares=8) for n in range(8)
+    ]
     with VideoDecoder() as decoder:
         num_frames = decoder.probe(path).num_frames
         together = FilmScan(decoder, path, settings, 48)
@@ -112,7 +114,9 @@ def test_ranges_next_to_each_other_decode_each_frame_once_and_those_apart_only_t
 def _black_behind(frame: int, fps: int = 10) -> int:
     """Return how much black lies behind a frame: whether a picture follows is known when it does."""
     edges = np.cumsum([0, *map(abs, SHOTS)]) * fps
-    return max((int(b - a) for a, b, s in zip(edges, edges[1:], SHOTS, strict=False) if s < 0 and b >= frame), default=0)
+    return max(
+        (int(b - a) for a, b, s in zip(edges, edges[1:], SHOTS, strict=False) if s < 0 and b >= frame), default=0
+    )
 
 
 def part(seconds: float, name: str = "film") -> FilmRange:

@@ -201,7 +201,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chain(clips: Path, root: Path, **video: Any) -> Chain:
     changes = {
-        "filter.video.scenes": {"content_threshold": 255.0, "min_seconds": 0.5, "max_seconds": 60},
+        "filter.video.scenes": {"content": None, "min_seconds": 0.5, "max_seconds": 60},
         "tokenize.video": {"min_area": 1024, "max_area": 1024, "fps": 8, "max_ids": 220, **video},
         "plan.held_out": 0.0,
     }

@@ -83,9 +83,7 @@ def _first(window: _Window, start: int, end: int, kind: bytes) -> _Box | None:
     return next((box for box in _boxes(window, start, end) if box.kind == kind), None)
 
 
-def _duration(
-    window: _Window, box: _Box, *, scale_at: tuple[int, int], duration_at: tuple[int, int]
-) -> float | None:
+def _duration(window: _Window, box: _Box, *, scale_at: tuple[int, int], duration_at: tuple[int, int]) -> float | None:
     scale = _number(window, box, scale_at, 4, 4)
     units = _number(window, box, duration_at, 4, 8)
     unknown = units in (0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)

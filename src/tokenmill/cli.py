@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--limit", type=int, metavar="N", help="only the first N units of every source")
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
+    _export_parser(commands)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
@@ -145,6 +146,15 @@ def _estimate_parser(commands: Commands) -> None:
     estimate.add_argument("--nodes", type=int, default=1, metavar="N", help="that are paid for (default: 1)")
     estimate.add_argument("--price-per-hour", type=float, metavar="X", help="of one node")
     estimate.add_argument("--gpu-price-per-hour", type=float, metavar="X", help="of one GPU, beside its node")
+
+
+def _export_parser(commands: Commands) -> None:
+    export = _add(commands, "export-clips", "write a recipe's clips as mp4 files; no stage needs them")
+    _recipe_arguments(export)
+    export.add_argument("--to", required=True, metavar="FOLDER", help="URL or local path; what is there is left out")
+    _storage_argument(export)
+    export.add_argument("--limit", type=int, metavar="N", help="only the first N clips of every source")
+    export.add_argument("--kept", action="store_true", help="only those that were selected")
 
 
 def _add(commands: Commands, name: str, text: str, *, recipe: bool = False) -> argparse.ArgumentParser:
@@ -179,7 +189,7 @@ def _hours(text: str) -> float:
 def _command(name: str) -> Command:
     from tokenmill import commands
 
-    found: Command = getattr(commands, name if name not in STAGES else "stage")
+    found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")
     return found
 
 

@@ -206,6 +206,26 @@ def estimate(options: argparse.Namespace) -> int:
     return 0
 
 
+def export_clips(options: argparse.Namespace) -> int:
+    """Write clips as mp4; exit 1 if some could not be."""
+    from tokenmill.manifests.storage import open_store
+    from tokenmill.pipelines.export_clips import ExportOptions, render_exported
+    from tokenmill.pipelines.export_clips import export_clips as export
+
+    if options.limit is not None and options.limit < 1:
+        raise RecipeError(f"--limit {options.limit}: has to be at least 1")
+    recipe = load_recipe(options.recipe, options.overrides)
+    storage = storage_options(options.storage) if options.storage else recipe.storage
+    wanted = ExportOptions(limit=options.limit, kept=options.kept)
+    done = export(make_chain(recipe, set(), quiet=options.json), open_store(options.to, storage), wanted)
+    print(
+        json.dumps({"to": options.to, **done.to_json()}, indent=1)
+        if options.json
+        else render_exported(options.to, done)
+    )
+    return 1 if done.failed else 0
+
+
 def demo(options: argparse.Namespace) -> int:
     """The whole way on the demo's data."""
     from tokenmill.demo.run import run_demo

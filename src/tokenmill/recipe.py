@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
+from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_train import PlanSettings, TrainSettings
 
@@ -44,7 +45,7 @@ class StagePool(Workers):
 
 
 class Execution(Section):
-    """How to run; nothing here changes what is written, except the sizes of units."""
+    """How to run; of what is written only sizes of units, `max_pixels` and `video_hwaccel` change anything."""
 
     executor: Literal["ray", "inline"] = "ray"
     workers: Positive = Field(default=2, description="processes of a stage's pool")
@@ -168,18 +169,6 @@ class Decontaminate(Section):
     def source(self) -> dict[str, Any]:
         """The section of a source."""
         return {"kind": self.kind, "url": self.url, **(self.model_extra or {})}
-
-
-class Scenes(Section):
-    """How films are cut into clips."""
-
-    content_threshold: float = Field(default=27.0, gt=0, description="PySceneDetect's ContentDetector")
-    fade_threshold: float = Field(default=12.0, ge=0, description="PySceneDetect's ThresholdDetector")
-    min_seconds: float = Field(default=1.0, gt=0, description="shorter scenes are dropped")
-    max_seconds: float = Field(default=20.0, gt=0, description="longer scenes are cut into pieces of this length")
-    short_side_px: Positive = Field(default=96, description="frames are shrunk to this before comparing")
-    range_seconds: float = Field(default=600.0, gt=0, description="a longer film is several inputs, near this long")
-    unit_seconds: float = Field(default=7200.0, gt=0, description="film of a unit, at most")
 
 
 class ClipFrames(Section):
