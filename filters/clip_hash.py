@@ -1,9 +1,10 @@
 """64-bit hash of a whole clip: near copies (coded, scaled or timed anew, a frame or two shorter) differ in few bits.
 
-Eight moments, spread evenly over the clip's own duration and blended from the frames beside them, become 32 x 32 luma;
-of their 3-D DCT the lowest frequencies are one bit each: 32 of the mean picture (above their median or not), 16 of its
-first and 16 of its second change in time (above a level that coding noise does not reach, so that a still is the same
-still every time). The column is that of `perceptual_hash`: stage `duplicates` compares it by `max_distance`.
+Eight moments, spread evenly from the clip's beginning to 1/fps before its end (the last that sampling surely shows) and
+blended from the frames beside them, become 32 x 32 luma. Of their 3-D DCT the lowest frequencies are one bit each: 32
+of the mean picture (above their median or not), 16 of its first and 16 of its second change in time (above a level that
+coding noise does not reach, so that a still is the same still every time). The column is that of `perceptual_hash`:
+stage `duplicates` compares it by `max_distance`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def clip_hash(clip: Clip) -> int | None:
     small = np.stack([_small(frame) for frame in clip.frames])
     if small.std(axis=(1, 2)).max() < _FLAT:
         return None
-    mean, *changes = _frequencies(_moments(small, clip.seconds, clip.duration_s))
+    mean, *changes = _frequencies(_moments(small, clip.seconds, clip.duration_s - 1 / clip.fps))
     values = [mean[place] for place in _ORDER[1 : _BITS[0] + 1]]  # the first one is the brightness
     bits = [*(np.array(values) > np.median(values))]
     for count, change in zip(_BITS[1:], changes, strict=True):
@@ -68,9 +69,9 @@ def _small(frame: NDArray[np.uint8]) -> _Moments:
     return small
 
 
-def _moments(small: _Moments, seconds: NDArray[np.float64], duration_s: float) -> _Moments:
-    """Blend frames into what is shown at the middles of equal parts of the clip."""
-    at = (np.arange(_MOMENTS) + 0.5) / _MOMENTS * duration_s
+def _moments(small: _Moments, seconds: NDArray[np.float64], span_s: float) -> _Moments:
+    """Blend frames into what is shown at the middles of equal parts of the first `span_s` of the clip."""
+    at = (np.arange(_MOMENTS) + 0.5) / _MOMENTS * max(span_s, 0.0)
     places = np.interp(at, seconds, np.arange(len(small)))
     before = places.astype(int)
     share = (places - before)[:, None, None].astype(np.float32)

@@ -3,17 +3,16 @@
 motion: {}                                                    DIS, 2 ms a pair
 motion: {flow: raft_large, weights: /models/raft_large.safetensors, device: cuda}     what Emu3 used (EMU3.md §1)
 
-DIS runs at a shorter edge of 160 px. Pans of seven photographs by a known share of the shorter edge, on a window of
-455 x 256: milliseconds a pair, and the worst error of the mean flow over photographs and two directions:
+Pans by a known share of the shorter edge, on a window of 455 x 256: milliseconds a pair, and the worst error of the mean
+flow over five photographs and two directions (`benchmarks/video_scorers.py`; walls of brick, gravel: docs):
 
     preset     side   ms    .01   .02   .04   .08   .12   .16   .20   .30
-    ultrafast  128    0.9   .12   .19   .07   .05   .06   .23   .54   .79
-    ultrafast  160    1.5   .09   .04   .03   .01   .05   .07   .26   .77
-    fast       128    1.3   .21   .20   .08   .02   .05   .06   .48   .77
-    fast       160    2.0   .07   .05   .02   .01   .02   .03   .30   .76    the default
-    fast       256    3.9   .10   .06   .02   .02   .05   .05   .24   .77
-    medium     160    4.9   .08   .02   .03   .01   .01   .02   .02   .52
-    medium     256   11.8   .07   .03   .02   .01   .01   .02   .03   .47
+    ultrafast  128    0.7   .08   .07   .05   .03   .03   .08   .47   .64
+    ultrafast  256    1.9   .08   .04   .01   .01   .02   .19   .46   .69
+    fast       128    1.0   .23   .15   .04   .01   .03   .02   .41   .64
+    fast       160    1.4   .07   .08   .02   .01   .01   .11   .46   .73
+    fast       256    3.0   .07   .03   .01   .02   .01   .17   .42   .68    the default
+    medium     256    11.6  .05   .03   .01   .01   .01   .01   .25   .49
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class DisMotion:
 
     flow: Literal["dis"] = "dis"
     preset: Preset = "fast"
-    short_side_px: Annotated[int, Field(ge=64, le=2160)] = 160
+    short_side_px: Annotated[int, Field(ge=64, le=2160)] = 256
     static_below: Annotated[float, Field(ge=0)] = STATIC_BELOW
 
     name: ClassVar = "motion"

@@ -126,11 +126,14 @@ class RaftMotion:
 
 def raft_weights(network: Network, weights: str) -> Path:
     """Return the file of weights; raises RecipeError where there is none."""
+    where = "scorer 'motion': weights"
+    if not weights.isidentifier():
+        return weights_path(weights, where)
     from torchvision.models import get_model_weights
 
     known = get_model_weights(network)
     if weights not in known.__members__:
-        return weights_path(weights, f"scorer 'motion': weights (a file, or {', '.join(known.__members__)})")
+        raise RecipeError(f"{where}: torchvision knows no {weights!r} of {network}: {', '.join(known.__members__)}")
     return _fetched(known[weights].url)
 
 

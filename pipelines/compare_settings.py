@@ -29,7 +29,7 @@ def duplicate_settings(
         return None
     where = f"filter.{modality}.duplicates"
     if settings.max_distance is not None:
-        need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash")
+        need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash, or clip_hash")
     semantic = text = None
     if settings.semantic is not None:
         need_vectors(columns, settings.semantic.column, f"{where}.semantic")

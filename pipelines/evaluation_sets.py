@@ -92,7 +92,7 @@ def check_sets(
         if asked.ngram is not None and modality != "text":
             raise RecipeError(f"{where}.ngram: is for texts")
         if asked.max_distance is not None:
-            need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash")
+            need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash, or clip_hash")
         if asked.min_cosine is not None:
             need_vectors(columns, asked.cosine_column, f"{where}.min_cosine")
         if asked.min_jaccard is not None:

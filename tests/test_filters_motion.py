@@ -11,7 +11,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.filters.motion_figures import COLUMNS
 from tokenmill.filters.scorer import build_scorer
 
-PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "china")
+PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "china", "flower", "chelsea")
 
 
 def score(clip, **settings):
@@ -24,7 +24,7 @@ def test_motion_of_pans_is_their_step_within_a_tenth(name):
         assert score(pan(name, share, angle=20))["motion"] == pytest.approx(share, rel=0.1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"preset": "ultrafast"}, {"preset": "medium"}, {"short_side_px": 256}])
+@pytest.mark.parametrize("settings", [{}, {"preset": "ultrafast"}, {"preset": "medium"}, {"short_side_px": 128}])
 def test_motion_puts_still_before_slow_before_fast_pan(settings):
     still, slow, fast = (score(pan("coffee", share, num_frames=3), **settings) for share in (0.0, 0.01, 0.1))
     assert still["motion"] == 0 < slow["motion"] < fast["motion"]
@@ -113,7 +113,7 @@ def test_motion_of_small_frames_is_their_step():
 def test_motion_does_not_depend_on_company_nor_on_opencv_threads():
     import cv2
 
-    clips = [pan(name, share) for name, share in zip(PHOTOGRAPHS, (0, 0.01, 0.05, 0.3), strict=True)]
+    clips = [pan(name, share) for name, share in zip(PHOTOGRAPHS[:4], (0, 0.01, 0.05, 0.3), strict=True)]
     scorer = build_scorer("motion")
     together = scorer.score(clips)
     table = pl.DataFrame(dict(together), schema=COLUMNS, strict=True)
