@@ -61,8 +61,7 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text", "video"]:
-        """Say what it scores; one that takes images scores clips by some of their frames (`clip_frames.py`)."""
+    def takes(self) -> Literal["image", "text", "video"]: ...
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
@@ -80,7 +79,7 @@ class Scorer(Protocol):
         """Hex sha256 over all that determines the values, see `fingerprint`."""
 
     def score(self, batch: Sequence[Any]) -> Columns:
-        """Score pictures (`Picture`, any size, down to 1 x 1), texts (str) or clips (`Clip`)."""
+        """Score pictures (`Picture`), texts (str) or clips (`Clip`); pictures and frames of any size, down to 1 x 1."""
 
 
 @runtime_checkable
