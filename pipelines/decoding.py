@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import sha256_hex
+from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.fault_message import fault_message
@@ -33,26 +34,45 @@ from tokenmill.pipelines.sources.source import Source, open_source
 S = TypeVar("S")
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
+_RUN_ROWS = 4  # clips of a film that one thread takes: (threads + 1) runs of results wait at most
 _GLIMPSE_PX = 128
 Found = tuple[bytes, str, str]  # what was read, its extension, the sha256 of the sample in the index
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
-    """What a sample may cost. `max_pixels` decides which samples fail, so it is part of every stage that decodes."""
+    """What a sample may cost.
+
+    `max_pixels` decides which samples fail, a decoding device what their pixels are: both are part of every stage that
+    decodes.
+    """
 
     max_pixels: int = 100_000_000
     clip_timeout_s: float = 60.0
+    clip_timeout_per_second_s: float = 4.0
+    video_memory_bytes: int = 4 << 30
+    video_hwaccel: str | None = None
     threads: int = 2
     failure_budget: int = 100
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"max_pixels": self.max_pixels}
+        device = {"video_hwaccel": self.video_hwaccel} if self.video_hwaccel else {}
+        return {"max_pixels": self.max_pixels, **device}
+
+    def video_decoder(self) -> VideoDecoder:
+        """Return a decoder that keeps to these limits."""
+        return VideoDecoder(
+            timeout_s=self.clip_timeout_s,
+            per_second_s=self.clip_timeout_per_second_s,
+            max_pixels=self.max_pixels,
+            max_memory_bytes=self.video_memory_bytes,
+            hwaccel=self.video_hwaccel,
+        )
 
 
 class SampleReader:
-    """Reads one source's samples; keeps the video decoder's child process between units."""
+    """Reads one source's samples; keeps the video decoders' child processes between units."""
 
     def __init__(self, name: str, settings: Mapping[str, Any], limits: DecodeLimits) -> None:
         import cv2
@@ -61,19 +81,11 @@ class SampleReader:
         self.source: Source = open_source(name, settings)
         self.limits = limits
         self.name = name
-        self._decoder: VideoDecoder | None = None
+        self.decoders = DecoderPool(limits.video_decoder)
         self.read_s = 0.0  # spent waiting for bytes so far
 
     def close(self) -> None:
-        if self._decoder is not None:
-            self._decoder.close()
-            self._decoder = None
-
-    @property
-    def decoder(self) -> VideoDecoder:
-        if self._decoder is None:
-            self._decoder = VideoDecoder(timeout_s=self.limits.clip_timeout_s, max_pixels=self.limits.max_pixels)
-        return self._decoder
+        self.decoders.close()
 
     def texts(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[str | SampleError]:
         """Yield the text of every row; ingest has read it as UTF-8 already."""
@@ -115,9 +127,9 @@ class SampleReader:
         What comes as SampleError could not be decoded.
         """
 
-        def seen(path: Path, row: dict[str, Any]) -> T | _Raised:
+        def seen(decoder: VideoDecoder, path: Path, row: dict[str, Any]) -> T | _Raised:
             mark = time.perf_counter()
-            footage = self._footage(path, row, sampling)
+            footage = self._footage(decoder, path, row, sampling)
             try:
                 return look(footage, time.perf_counter() - mark)
             except Exception as error:  # a scorer's fault is no bad sample's
@@ -128,9 +140,9 @@ class SampleReader:
                 raise one.error
             yield one
 
-    def _footage(self, path: Path, row: Mapping[str, Any], sampling: Sampling) -> Footage:
+    def _footage(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], sampling: Sampling) -> Footage:
         start, end, side = row["start_frame"], row["end_frame"], sampling.short_side_px
-        sampled = self.decoder.sample(path, start, end, sampling.fps, short_side_px=side)
+        sampled = decoder.sample(path, start, end, sampling.fps, short_side_px=side)
         clip = Clip(
             frames=sampled.frames,
             seconds=sampled.seconds,
@@ -156,21 +168,28 @@ class SampleReader:
         picture.view(BASE)
         return picture
 
-    def clips(self, rows: pl.DataFrame, decode: Callable[[Path, dict[str, Any]], T]) -> Iterator[T | SampleError]:
-        """Apply `decode(local path, row)` to every clip or video; a remote file is fetched once for its clips."""
+    def clips(
+        self, rows: pl.DataFrame, decode: Callable[[VideoDecoder, Path, dict[str, Any]], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `decode(decoder, local path, row)` to every clip or video, in the decoding threads.
 
-        def each() -> Iterator[T | SampleError]:
-            for path, group in groupby(rows.iter_rows(named=True), key=lambda row: str(row["path"])):
-                with self.source.store.local_copy(path) as local:
-                    for row in group:
-                        yield _attempt(decode, local, row)
+        Results come in the order of the rows, which are cheapest sorted by film and frame. A remote file is fetched
+        once for neighbouring clips.
+        """
+        threads = self.limits.threads
 
-        return self._counted(each())
+        def each(run: ClipRun) -> list[T | SampleError]:
+            with run.copy as local, self.decoders.taken(local) as decoder:
+                return [_attempt(decode, decoder, local, row) for row in run.rows]
 
-    def glimpses(self, path: Path, row: Mapping[str, Any]) -> Pixels:
+        named = rows.iter_rows(named=True)
+        runs = clip_runs(named, self.source.store.local_copy, 1 if threads == 1 else _RUN_ROWS)
+        return self._counted(chain.from_iterable(ordered_map(each, runs, threads=threads, window=threads + 1)))
+
+    def glimpses(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Pixels:
         """Return three frames of a clip, evenly spread and small, THWC; fewer of a clip that has fewer."""
         numbers = FrameChoice(frames=3).numbers(row["end_frame"] - row["start_frame"])
-        return self.decoder.frames(path, [row["start_frame"] + number for number in numbers], short_side_px=_GLIMPSE_PX)
+        return decoder.frames(path, [row["start_frame"] + number for number in numbers], short_side_px=_GLIMPSE_PX)
 
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
         return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)

@@ -1,134 +1,150 @@
-"""Read one video file strictly forward, and notice when it is not what it says.
+"""Read one video file strictly forward with PyAV, decoding no more than the wanted frames need.
 
-decord decodes: its frames equal PyAV's bit for bit on the demo's clips, in about half the time. PyAV reads the header,
-because decord believes whatever packets it finds: of a cut-off clip it reports just the frames that are left. Runs in
-the child process of `decode_video.py` only; a clip far inside a file costs decoding all that comes before it.
+Two short cuts (`film_pass.py`) give the very frames of a plain decode: at 2 frames a second of x264's default settings
+for 0.7 of the cost. The container is never asked to seek,
+for its index is the part of a file that is wrong most often. Runs in the child process of `decode_video.py` only.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import av
-import decord
-import numpy as np
-from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
-
-Frame = NDArray[np.uint8]  # H W C, RGB
-_MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+from tokenmill.pipelines import film_checks as checks
+from tokenmill.pipelines.film_index import FilmIndex, Packets, read_packets
+from tokenmill.pipelines.film_pass import ALL_SHORT_CUTS, FilmPass
+from tokenmill.pipelines.film_picture import Frame, display_of, is_hdr, picture
 
 
 class Film:
-    """One opened file: `num_frames`, `fps` (average), `height_px` and `width_px` after rotation."""
+    """One opened file: `index` says which frames there are and when; `height_px` and `width_px` as seen.
 
-    def __init__(self, path: str, *, max_pixels: int) -> None:
-        self._path = path
-        self._is_cut_off = _is_cut_off(path)
-        announced, width, height = _header(path, self._is_cut_off)
-        if width * height > max_pixels:
-            raise SampleError("too_many_pixels", f"frames of {width} x {height} are more than {max_pixels} pixels")
-        self._reader, self._position = self._from_start(), 0
-        self.num_frames = len(self._reader)
-        if announced not in (0, self.num_frames):
-            raise self._miscounted(f"the header announces {announced} frames, the file holds {self.num_frames}")
-        self.fps = float(self._reader.get_avg_fps())
-        self._first = self.read(0)
-        self.height_px, self.width_px, _ = self._first.shape
+    Raises SampleError: `not_a_video`, `truncated`, `no_frames`, `absurd_times`, `wrong_frame_count`, `corrupt`,
+    `too_many_pixels`.
+    """
 
-    def read(self, number: int) -> Frame:
-        """Return frame `number`; an earlier one than the last starts again from the beginning."""
-        if number == 0 and self._position == 1:
-            return self._first
-        if number < self._position:
-            self._reader, self._position = self._from_start(), 0
+    def __init__(self, path: str, *, max_pixels: int, hwaccel: str | None = None) -> None:
+        self._path, self._max_pixels, self._hwaccel = path, max_pixels, hwaccel
+        self._is_cut_off = checks.is_cut_off(path)
+        self.short_cuts = ALL_SHORT_CUTS
+        self._container: Any = None  # PyAV's types do not know that `best` may return any stream
+        self._stream: Any = None
+        self.counts: Counter[str] = Counter()
+        self.block_bytes = 0  # of the largest allocation that a frame needs, about
+
+    def open(self) -> Film:
+        """Read the table of packets and the first frame; of no use before."""
+        self.index = self._indexed()
+        self._pass = self._started()
+        self._first = self._decoded(0, (self.index.first_tick,), self.index.first_tick)
+        self._display = display_of(self._first, checks.pixel_aspect(self._stream))
+        self.height_px, self.width_px = self._display.upright
+        checks.check_size(self.width_px, self.height_px, self._max_pixels)
+        return self
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `VideoInfo` holds."""
+        index, first, context = self.index, self._first, self._stream.codec_context
+        return {
+            "num_frames": index.num_frames,
+            "fps": index.fps,
+            "width_px": self.width_px,
+            "height_px": self.height_px,
+            "seconds": float(index.times[-1]),
+            "reader": f"av:{self._hwaccel}" if context.is_hwaccel else "av",
+            "codec": context.codec.canonical_name,
+            "pixel_format": context.pix_fmt or first.format.name,
+            "has_audio": bool(self._container.streams.audio),
+            "is_interlaced": bool(first.interlaced_frame),
+            "is_variable_rate": index.is_variable_rate,
+            "is_hdr": is_hdr(first),
+        }
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def read(self, numbers: Sequence[int], height: int, width: int) -> Iterator[Frame]:
+        """Yield frames by ascending number as RGB pictures of a size."""
+        wanted = frozenset(int(self.index.order[number]) for number in numbers)
+        last = max(wanted, default=0)
+        rest = [number for number in numbers if number]
+        if not self._pass.can_give(rest):
+            self._pass = self._started()
+        for number in numbers:
+            frame = self._decoded(number, wanted, last) if number else self._first
+            self.counts["converted"] += 1
+            yield picture(frame, self._display, height, width)
+
+    def seconds_to_decode(self, numbers: Sequence[int]) -> float:
+        """Return how many seconds of film have to be decoded for these frames, at most."""
+        if not len(numbers):
+            return 0.0
+        times = self.index.times
+        return float(times[numbers[-1] + 1] - times[self._pass.first_decoded(numbers)])
+
+    def _decoded(self, number: int, wanted: Collection[int], last: int) -> Any:
+        while True:
+            try:
+                return self._pass.frame(number, wanted, last)
+            except SampleError:
+                if not self._pass.left_out:
+                    raise
+            # Damage, most likely; but a film that is sound when all is decoded shall not fail for what was left out.
+            self.short_cuts -= {"leave out"}
+            self._pass = self._started()
+
+    def _indexed(self) -> FilmIndex:
+        packets = self._packets()
+        announced = self._stream.frames
+        if self._is_cut_off and not announced:  # fragments, of which nobody knows how many there should be
+            raise checks.miscounted("the file ends inside a fragment", self._is_cut_off)
+        if announced not in (0, packets.number):
+            # An edit list leaves packets out of what the header counts.
+            everything = self._packets(ignore_editlist="1").number
+            if everything != announced:
+                message = f"the header announces {announced} frames, the file holds {everything}"
+                raise checks.miscounted(message, self._is_cut_off)
+        packets.index.check()
+        return packets.index
+
+    def _packets(self, **options: str) -> Packets:
+        self._open(**options)
         try:
-            if number > self._position:
-                self._reader.skip_frames(number - self._position)
-            frame = self._reader.next().asnumpy()
-        except decord.DECORDError as error:
-            raise _undecodable(error, self._is_cut_off) from error
-        except StopIteration as error:
-            raise self._miscounted(f"fewer frames than the {self.num_frames} it should have") from error
-        self._position = number + 1
-        return _tight(frame)
+            return read_packets(self._container, self._stream)
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise MemoryError("no room to read packets") from error
+            raise checks.undecodable(self._is_cut_off) from error
 
-    def _from_start(self) -> Any:
-        try:
-            return decord.VideoReader(self._path, ctx=decord.cpu(0), num_threads=1)
-        except (decord.DECORDError, RuntimeError, AssertionError) as error:
-            raise _unreadable(self._is_cut_off) from error
+    def _started(self) -> FilmPass:
+        self._open()
+        context = self._stream.codec_context
+        context.thread_count = 1
+        context.options = {"max_pixels": str(self._max_pixels)}
+        if self.index.starts_whole:  # else the first frames name others that are not there
+            context.options |= {"err_detect": "explode"}
+        return FilmPass(
+            self._container,
+            self._stream,
+            self.index,
+            self.counts,
+            short_cuts=self.short_cuts,
+            is_cut_off=self._is_cut_off,
+        )
 
-    def _miscounted(self, message: str) -> SampleError:
-        return SampleError("truncated" if self._is_cut_off else "wrong_frame_count", message)
-
-
-def scaled_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
-    """Scale a size so that its shorter side is `short_side_px`; never up."""
-    scale = 1.0 if short_side_px is None else min(1.0, short_side_px / min(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def resized(frame: Frame, height: int, width: int) -> Frame:
-    """Shrink a frame by area averaging."""
-    import cv2
-
-    if frame.shape[:2] == (height, width):
-        return frame
-    smaller: Frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    return smaller
-
-
-def _header(path: str, is_cut_off: bool) -> tuple[int, int, int]:
-    """Read what the container announces: number of frames (0 where it doesn't say), width, height."""
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise SampleError("not_a_video", "no video stream")
-            stream = container.streams.video[0]
-            return stream.frames, stream.codec_context.width, stream.codec_context.height
-    except av.error.FFmpegError as error:
-        raise _unreadable(is_cut_off) from error
-
-
-def _is_cut_off(path: str) -> bool:
-    """Tell whether an MP4 or MOV announces more bytes than there are; False for other containers."""
-    with Path(path).open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        position = file.seek(0)
-        while position < end:
-            head = file.read(16)
-            if position == 0 and head[4:8] not in _MP4_FIRST_BOXES:
-                return False
-            size = int.from_bytes(head[:4], "big")
-            size = int.from_bytes(head[8:16], "big") if size == 1 else size
-            if size < 8:  # 0 means up to the end of the file; anything else is no box
-                return False
-            position = file.seek(position + size)
-        return position > end
-
-
-def _tight(frame: Frame) -> Frame:
-    """Undo decord's row padding, which it counts as channels for pictures up to 16 pixels wide."""
-    height, width, channels = frame.shape
-    if channels == 3:
-        return frame
-    return np.ascontiguousarray(frame.reshape(height, -1)[:, : width * 3].reshape(height, width, 3))
-
-
-# decord's and FFmpeg's own words carry times and addresses, so faults get fixed ones.
-def _unreadable(is_cut_off: bool) -> SampleError:
-    if is_cut_off:
-        return SampleError("truncated", "the file ends inside its header or index")
-    return SampleError("not_a_video", "no container with a decodable video stream")
-
-
-def _undecodable(error: Exception, is_cut_off: bool) -> Exception:
-    if "bad_alloc" in str(error):
-        return MemoryError("decord ran out of memory")
-    if is_cut_off:
-        return SampleError("truncated", "the file ends inside a frame")
-    return SampleError("corrupt", "a frame can't be decoded")
+    def _open(self, **options: str) -> None:
+        self.close()
+        self._container = checks.open_container(
+            self._path, is_cut_off=self._is_cut_off, hwaccel=self._hwaccel, **options
+        )
+        self._stream = checks.best_stream(self._container)
+        context = self._stream.codec_context
+        checks.check_size(context.width, context.height, self._max_pixels)
+        self.block_bytes = context.width * context.height * 8

@@ -34,6 +34,9 @@ def decode_limits(run: Execution) -> DecodeLimits:
     return DecodeLimits(
         max_pixels=run.max_pixels,
         clip_timeout_s=run.clip_timeout_s,
+        clip_timeout_per_second_s=run.clip_timeout_per_second_s,
+        video_memory_bytes=run.video_memory_bytes,
+        video_hwaccel=run.video_hwaccel,
         threads=run.decode_threads,
         failure_budget=run.failure_budget,
     )

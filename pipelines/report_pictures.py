@@ -97,8 +97,8 @@ class Originals:
         """Return some frames (THWC) of a clip, or None where they can't be had."""
         reader = self._reader(table.source)
         try:
-            with reader.source.store.local_copy(row["path"]) as path:
-                return reader.decoder.frames(path, numbers)
+            with reader.source.store.local_copy(row["path"]) as path, reader.decoders.taken(path) as decoder:
+                return decoder.frames(path, numbers)
         except (SampleError, StorageError, RunError) as error:
             log.warning("%s: %s", table.source, error)
             return None

@@ -30,7 +30,7 @@ from tokenmill.pipelines.report_html import (
     table,
 )
 
-_LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "polars", "numpy", "pillow", "decord2")
+_LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "polars", "numpy", "pillow", "av")
 _LOGS_A_FOLDER = 50
 _PHASES = 6  # colours in the style sheet
 

@@ -31,7 +31,7 @@ from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
 from tokenmill.pipelines.units import group_files
 
-VERSION = 1
+VERSION = 2
 SCHEMA = 1
 _BATCH = 64
 _COLUMNS: dict[str, Any] = {
@@ -152,8 +152,8 @@ class SplitWorker:
         by_key = {part.key: part for part in ranges}
         films = pl.DataFrame([{"path": part.path, "key": part.key} for part in ranges])
 
-        def cut(path: Path, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-            return self._clips(path, by_key[row["key"]])
+        def cut(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+            return self._clips(decoder, path, by_key[row["key"]])
 
         results = list(self._reader.clips(films, cut))
         decode_s = time.perf_counter() - started
@@ -163,8 +163,8 @@ class SplitWorker:
             commits=(commit,), seconds={"decode": decode_s, "write": time.perf_counter() - started - decode_s}
         )
 
-    def _clips(self, path: Path, part: FilmRange) -> list[tuple[Any, ...]]:
-        decoder, settings = self._reader.decoder, self._settings
+    def _clips(self, decoder: VideoDecoder, path: Path, part: FilmRange) -> list[tuple[Any, ...]]:
+        settings = self._settings
         info = decoder.probe(path)
         start, end = part.frames(info.num_frames)
         finder, last = scan_range(decoder, path, info, (start, end), settings)

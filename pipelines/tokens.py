@@ -29,6 +29,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.archive_json import finite, json_text
 from tokenmill.pipelines.caption import Selected
+from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
@@ -274,32 +275,33 @@ class TokenWorker:
         )
 
     def _encode_clips(self, rows: pl.DataFrame, samples: Sequence[_Sample]) -> None:
-        by_key = {sample.row["key"]: sample for sample in samples}
-
-        def encode(path: Path, row: Mapping[str, Any]) -> None:
-            self._encode_clip(path, row, by_key[row["key"]])
-
-        for sample, result in zip(samples, self._reader.clips(rows, encode), strict=True):
-            if isinstance(result, SampleError):
-                sample.error = result
-
-    def _encode_clip(self, path: Path, row: Mapping[str, Any], sample: _Sample) -> None:
-        """Take a clip at the wanted rate, whole windows of `temporal_factor` frames, each encoded by itself."""
         assert self._vision is not None
-        started = time.perf_counter()
+        mark = time.perf_counter()
+        for sample, clip in zip(samples, self._reader.clips(rows, self._fitted_clip), strict=True):
+            if isinstance(clip, SampleError):
+                sample.error = clip
+                continue
+            started = time.perf_counter()
+            self._seconds["decode"] += started - mark
+            frames, rate = clip
+            sample.codes = self._vision.encode_video(frames[None])[0]
+            sample.fps, sample.seconds = rate, round(len(frames) / rate, 3)
+            mark = time.perf_counter()
+            self._seconds["model"] += mark - started
+
+    def _fitted_clip(
+        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]
+    ) -> tuple[NDArray[np.uint8], float]:
+        """Take a clip at the wanted rate, whole windows of `temporal_factor` frames; returns THWC and the rate."""
+        assert self._vision is not None
         rate = min(self._settings.fps, row["fps"])
         indices = clip_frames(row["start_frame"], row["end_frame"], row["fps"], rate, self._settings.max_seconds)
         indices = indices[: len(indices) // self._vision.temporal_factor * self._vision.temporal_factor]
         if not indices:
             raise SampleError("clip_too_short", f"fewer than {self._vision.temporal_factor} frames at {rate:g} fps")
-        frames = self._reader.decoder.frames(path, indices)
+        frames = decoder.frames(path, indices)
         size = self._size(frames.shape[1], frames.shape[2])
-        fitted = np.stack([resize(frame, size) for frame in frames])
-        self._seconds["decode"] += time.perf_counter() - started
-        started = time.perf_counter()
-        sample.codes = self._vision.encode_video(fitted[None])[0]
-        sample.fps, sample.seconds = rate, round(len(indices) / rate, 3)
-        self._seconds["model"] += time.perf_counter() - started
+        return np.stack([resize(frame, size) for frame in frames]), rate
 
     def _write(self, job: Job, carried: Sequence[str], samples: Sequence[_Sample]) -> Any:
         started = time.perf_counter()

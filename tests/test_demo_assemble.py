@@ -156,16 +156,6 @@ def test_clips_motions_have_the_frames_they_promise(data):
             assert sum(1 for _ in container.decode(stream)) == stream.frames > 30
 
 
-@pytest.mark.parametrize("clip", ["real/carphone_pristine.mp4", "scenes/motion-000.mp4", "scenes/motion-001.mp4"])
-def test_decord_decodes_the_same_frames_as_pyav(data, clip):
-    decord = pytest.importorskip("decord")
-    path = str(data.clips / clip)
-    reader = decord.VideoReader(path, num_threads=1)
-    with av.open(path) as container:
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    np.testing.assert_array_equal(reader.get_batch(range(len(reader))).asnumpy(), frames)
-
-
 def test_spoiled_list_is_on_disk_and_names_distinct_samples(data):
     listed = json.loads((data.folder / "spoiled.json").read_text())
     assert [entry.to_json() for entry in data.spoiled] == listed

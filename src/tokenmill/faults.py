@@ -4,7 +4,8 @@ Costs one environment look-up a call. `TOKENMILL_FAULT=commit:before-record:2` s
 time it passes that point; with `TOKENMILL_FAULT_ONCE=<file>` only the first process to get there dies (the file is
 created exclusively), which is what a pool of workers that restarts its dead needs. `TOKENMILL_FAULT_LOG=<file>` adds a
 line for every point that any process passes, so that a test can count what was done how often.
-`TOKENMILL_FAULT_ACTION` makes it `hang` (sleep for ever) or `freeze` (SIGSTOP) instead of die.
+`TOKENMILL_FAULT_ACTION` makes it `hang` (sleep for ever) or `freeze` (SIGSTOP) instead of die, or names the signal that
+it dies of (`SIGSEGV`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def _act(action: str) -> None:
     if action == "hang":
         while True:
             time.sleep(3600)
-    os.kill(os.getpid(), signal.SIGSTOP if action == "freeze" else signal.SIGKILL)
+    named = {"freeze": signal.SIGSTOP, "die": signal.SIGKILL}
+    os.kill(os.getpid(), named[action] if action in named else signal.Signals[action])
 
 
 def _note(name: str) -> None:

@@ -43,7 +43,7 @@ class StagePool(Workers):
 
 
 class Execution(Section):
-    """How to run; nothing here changes what is written, except the sizes of units."""
+    """How to run; of what is written only sizes of units, `max_pixels` and `video_hwaccel` change anything."""
 
     executor: Literal["ray", "inline"] = "ray"
     workers: Positive = Field(default=2, description="processes of a stage's pool")
@@ -66,7 +66,12 @@ class Execution(Section):
     unit_bytes: Positive = Field(default=2**30, description="raw bytes of a unit, at most")
     unit_rows: Positive = Field(default=20_000, description="samples of a unit, at most")
     max_pixels: Positive = Field(default=100_000_000, description="of a picture, checked before decoding")
-    clip_timeout_s: float = Field(default=60.0, gt=0)
+    clip_timeout_s: float = Field(default=60.0, gt=0, description="for opening a clip and decoding from it")
+    clip_timeout_per_second_s: float = Field(default=4.0, ge=0, description="more, for each second of film decoded")
+    video_memory_bytes: int = Field(
+        default=2**32, ge=0, description="by which a decoding process may grow; 0 = no limit"
+    )
+    video_hwaccel: str | None = Field(default=None, description="device that decodes, FFmpeg's name: cuda, qsv, …")
 
     @field_validator("pools")
     @classmethod

