@@ -65,8 +65,7 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text", "video"]:
-        """Say what it scores; one that takes images scores clips by some of their frames (`clip_frames.py`)."""
+    def takes(self) -> Literal["image", "text", "video"]: ...
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
