@@ -4,8 +4,8 @@ For ContentDetector every frame of a dance close to the camera is a cut, so by d
 the same score and threshold, but a frame has to differ `motion_ratio` times as much as two frames on either side do.
 A photographer's flash is two cuts for both. A cut is a flash's if frames around it, before and after, look alike again;
 that is asked only of cuts, so it costs nothing elsewhere. The merging of close cuts is off: it remembers cuts from long
-before. Frames are named to the detectors by plain numbers: their FrameTimecode costs as much as the comparison, and
-they only hand it back.
+before. Frames are named to the detectors by plain numbers: their FrameTimecode, which they only hand back, would be a
+fifth of the cost.
 """
 
 from __future__ import annotations
