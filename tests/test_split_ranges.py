@@ -24,8 +24,9 @@ from tokenmill.pipelines.split_ranges import ESTIMATED_BYTES_PER_S, FilmRange, f
 from tokenmill.pipelines.split_scan import FilmScan
 from tokenmill.recipe import Recipe
 
-# Shots, black and fades over 48 s: cuts and fades at all kinds of places, a scene over two ranges of 6 s, a black one.
-SHOTS = [2, 4, -0.5, 0.3, 13, 1.7, -13, 2.5, 3, -1, 3, 0.2, 0.3, 2, 1.5]
+# Shots, fades and black over 48 s, to be cut into ranges of 6 s: at 6 s black begins, at 12 a shot, at 36 and 42 a shot
+# behind black; a scene covers all of the third range and black all of the sixth.
+SHOTS = [2, 4, -0.5, 0.3, 5.2, 13, 1.7, -9.3, 2.5, 3, -0.5, 2, 0.2, 0.3, 2, 1.5]
 FILM_S = sum(map(abs, SHOTS))
 IN_EIGHT = {"filter.video.scenes.range_seconds": FILM_S / 8}
 ALONE = {"filter.video.scenes.unit_seconds": 1}
@@ -88,7 +89,7 @@ def test_damage_in_a_long_film_costs_the_ranges_it_stands_in(films, tmp_path):
     for name, changes in {"together": (IN_EIGHT,), "apart": (IN_EIGHT, ALONE)}.items():
         (split,) = ran(folder, tmp_path / name, *changes)
         found, places = clips(split), ["start_frame", "end_frame", "start_seconds", "scene", "piece"]
-        assert 1 <= sum(split.counts.failed.values()) <= 2
+        assert 1 <= sum(split.counts.failed.values()) <= 3  # it, a scene that runs into it, a lead-in
         assert split.counts.rows_in == 8
         assert 0.4 * clips(whole).height < found.height < clips(whole).height
         assert found.select(places).join(clips(whole).select(places), on=places, how="anti").height == 0
