@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +47,12 @@ def _clips(scene: Scene, times: NDArray[np.float64], settings: SceneSettings) ->
     if scene.end <= scene.start or times[scene.end] - times[scene.start] < settings.min_seconds - _ROUNDING_S:
         return
     edges = _edges(scene, times, settings.max_seconds + _ROUNDING_S)
-    for piece, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+    for piece, (start, end) in enumerate(pairwise(edges)):
         yield ClipSpan(start=start, end=end, scene=scene.start, piece=piece, pieces=len(edges) - 1)
 
 
 def _edges(scene: Scene, times: NDArray[np.float64], longest_s: float) -> list[int]:
-    """Return where a scene's pieces begin and the last ends; a piece more where frames are too coarse for the fewest."""
+    """Return where a scene's pieces begin and the last ends; more of them where frames are coarse."""
     seconds = float(times[scene.end] - times[scene.start])
     fewest = math.ceil(seconds / longest_s)
     for pieces in range(fewest, 2 * fewest + 2):

@@ -70,7 +70,7 @@ class CutDetector:
 
     def _is_flash(self, cut: int) -> bool:
         oldest = self._next - len(self._frames)
-        frames = {number: frame for number, frame in enumerate(self._frames, start=oldest)}
+        frames = dict(enumerate(self._frames, start=oldest))
         pairs = [(cut - 1, cut), *_around(cut, self._max_flash)]
         differences = [self._difference(frames[a], frames[b]) for a, b in pairs if a in frames and b in frames]
         return any(one < _ALIKE * differences[0] for one in differences[1:])

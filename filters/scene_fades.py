@@ -56,7 +56,7 @@ class FadeDetector:
 
 
 class _KnownBrightness:
-    """Stands in for PySceneDetect's statistics, from which its detector takes a frame's mean instead of computing it."""
+    """Stands in for PySceneDetect's statistics, which its detector asks for a frame's mean first."""
 
     brightness = 0.0
 
@@ -76,10 +76,12 @@ def ramp_frames(levels: NDArray[np.float64]) -> int:
     The ramp goes on while the brightness rises by a fifth of what it rose in a frame so far, and by a fiftieth of the
     first level: slow changes of the picture itself are none.
     """
-    if levels.size == 0:
+    if levels.size < 2:
         return 0
-    later = np.concatenate([levels[_AHEAD:], np.full(min(_AHEAD, levels.size), levels[-1])])
-    rise = (later - levels) / _AHEAD
-    so_far = (levels - levels[0]) / np.maximum(1, np.arange(levels.size))
+    numbers = np.arange(levels.size)
+    ahead = np.minimum(numbers + _AHEAD, levels.size - 1)
+    rise = (levels[ahead] - levels) / np.maximum(1, ahead - numbers)
+    rise[-1] = rise[-2]
+    so_far = (levels - levels[0]) / np.maximum(1, numbers)
     over = np.flatnonzero(rise <= np.maximum(so_far / 5, levels[0] / 50))
     return int(over[0]) if over.size else levels.size

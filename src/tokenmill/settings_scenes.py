@@ -1,4 +1,4 @@
-"""What a recipe may say under `filter.video.scenes`: how films are cut into clips. Part of the spine: imports are light."""
+"""What a recipe may say under `filter.video.scenes`: how films are cut into clips. Imports nothing heavy."""
 
 from __future__ import annotations
 
