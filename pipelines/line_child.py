@@ -24,7 +24,7 @@ _LONGEST_LINE = 1 << 20
 
 
 class LineChild:
-    """Asks `python -m module LIMIT_S`, started at the first question; a context manager, for one thread.
+    """Asks `python -m module`, started at the first question; a context manager, for one thread.
 
     Args:
         module: what runs in the child, see `line_child_server.py`.

@@ -55,6 +55,21 @@ def test_pictures_are_packed_in_order_with_captions_beside_and_their_places_hold
     assert snapshot.counts.rows_in == snapshot.counts.kept == 4
 
 
+@pytest.mark.parametrize(("kind", "schema"), [("images", 1), ("videos", 2)])
+def test_index_of_films_alone_has_seconds_and_a_newer_schema(tmp_path, kind, schema):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "one.png").write_bytes(picture(1))
+    (tmp_path / "raw" / "one.mp4").write_bytes(b"no film")
+    work = ingest_work(
+        open_store(str(tmp_path / "root")), "s", {"kind": kind, "url": str(tmp_path / "raw")}, unit_bytes=9
+    )
+    (((snapshot,)),) = run_stage("ingest", [work], RunOptions(quiet=True))
+    rows = snapshot.folder.read_rows(snapshot.commits[0])
+    assert snapshot.folder.config.schema == schema
+    assert ("seconds" in rows.columns) == (kind == "videos")
+    assert rows["fail_reason"].to_list() == [None]
+
+
 def test_packed_units_are_bounded_by_raw_bytes(tmp_path):
     folder = _folder(tmp_path / "raw")
     work = ingest_work(open_store(str(tmp_path / "root")), "p", {"kind": "images", "url": str(folder)}, unit_bytes=1500)

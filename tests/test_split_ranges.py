@@ -15,6 +15,7 @@ from tokenmill.commands import make_chain
 from tokenmill.filters.scenes import SceneFinder, SceneSettings
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage_fsspec import FsspecFiles
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
@@ -23,8 +24,9 @@ from tokenmill.pipelines.split_ranges import ESTIMATED_BYTES_PER_S, FilmRange, f
 from tokenmill.pipelines.split_scan import FilmScan
 from tokenmill.recipe import Recipe
 
-# Shots, black and fades over 48 s: cuts and fades at all kinds of places, a scene over two ranges of 6 s, a black one.
-SHOTS = [2, 4, -0.5, 0.3, 13, 1.7, -13, 2.5, 3, -1, 3, 0.2, 0.3, 2, 1.5]
+# Shots, fades and black over 48 s, to be cut into ranges of 6 s: at 6 s black begins, at 12 a shot, at 36 and 42 a shot
+# behind black; a scene covers all of the third range and black all of the sixth.
+SHOTS = [2, 4, -0.5, 0.3, 5.2, 13, 1.7, -9.3, 2.5, 3, -0.5, 2, 0.2, 0.3, 2, 1.5]
 FILM_S = sum(map(abs, SHOTS))
 IN_EIGHT = {"filter.video.scenes.range_seconds": FILM_S / 8}
 ALONE = {"filter.video.scenes.unit_seconds": 1}
@@ -40,9 +42,9 @@ def films(tmp_path_factory):
     return folder
 
 
-def ran(films: Path, root: Path, *changes: dict[str, float], stage: str = "split") -> list[Snapshot]:
+def ran(films: Path | str, root: Path, *changes: dict[str, float], stage: str = "split") -> list[Snapshot]:
     """Run up to a stage over a folder of films."""
-    value = tiny.recipe(films.parent, str(root), {k: v for one in changes for k, v in one.items()}, sources=("clips",))
+    value = tiny.recipe(root.parent, str(root), {k: v for one in changes for k, v in one.items()}, sources=("clips",))
     value["sources"]["clips"]["url"] = str(films)
     value["filter"]["video"]["scorers"]["sharpness"] = {}
     chain = make_chain(Recipe.model_validate(value), quiet=True)
@@ -73,6 +75,43 @@ def test_film_gives_the_same_clips_and_scores_as_one_range_and_as_eight_together
     for name in ("eight", "apart"):
         for one, other in zip(results["one"], results[name], strict=True):
             assert one.equals(other), name
+
+
+def test_damage_in_a_long_film_costs_the_ranges_it_stands_in(films, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    ffmpeg("-i", films / "even.mp4", "-g", "10", folder / "damaged.mp4")
+    (whole,) = ran(folder, tmp_path / "whole", IN_EIGHT)
+    data = bytearray((folder / "damaged.mp4").read_bytes())
+    middle = len(data) * 2 // 5
+    data[middle : middle + 300] = np.random.default_rng(0).bytes(300)
+    (folder / "damaged.mp4").write_bytes(data)
+    for name, changes in {"together": (IN_EIGHT,), "apart": (IN_EIGHT, ALONE)}.items():
+        (split,) = ran(folder, tmp_path / name, *changes)
+        found, places = clips(split), ["start_frame", "end_frame", "start_seconds", "scene", "piece"]
+        assert 1 <= sum(split.counts.failed.values()) <= 3  # it, a scene that runs into it, a lead-in
+        assert split.counts.rows_in == 8
+        assert 0.4 * clips(whole).height < found.height < clips(whole).height
+        assert found.select(places).join(clips(whole).select(places), on=places, how="anti").height == 0
+
+
+def test_remote_film_is_fetched_once_a_unit(films, tmp_path, monkeypatch):
+    store = open_store("memory://films-to-split")
+    store.put("even.mp4", (films / "even.mp4").read_bytes())
+    fetched: list[str] = []
+    download = FsspecFiles.download
+    monkeypatch.setattr(
+        FsspecFiles, "download", lambda self, path, target: (fetched.append(path), download(self, path, target))
+    )
+    results = []
+    for name, changes, times in (("together", (IN_EIGHT,), 1), ("apart", (IN_EIGHT, ALONE), 8)):
+        fetched.clear()
+        (split,) = ran("memory://films-to-split", tmp_path / name, *changes)
+        assert (split.counts.rows_in, len(fetched)) == (8, times)
+        results.append(clips(split))
+    (near,) = ran(films, tmp_path / "near", IN_EIGHT)
+    for found in results:
+        assert found.equals(clips(near).filter(pl.col("path") == "even.mp4"))
 
 
 def test_clips_have_the_times_of_their_frames_and_the_pieces_of_their_scenes(films, tmp_path):
