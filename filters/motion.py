@@ -3,8 +3,8 @@
 motion: {}                                                    DIS, 2 ms a pair
 motion: {flow: raft_large, weights: /models/raft_large.safetensors, device: cuda}     what Emu3 used (EMU3.md §1)
 
-Pans by a known share of the shorter edge, on a window of 455 x 256: milliseconds a pair, and the worst error of the mean
-flow over five photographs and two directions (`benchmarks/video_scorers.py`; walls of brick, gravel: docs):
+Pans by a known share of the shorter edge, on a window of 455 x 256: milliseconds a pair, and the worst error of the
+mean flow over five photographs and two directions (`benchmarks/video_scorers.py`; brick and gravel are in the docs):
 
     preset     side   ms    .01   .02   .04   .08   .12   .16   .20   .30
     ultrafast  128    0.7   .08   .07   .05   .03   .03   .08   .47   .64

@@ -22,7 +22,7 @@ COLUMNS = {
     "static_share": pl.Float32(),
     "camera_shake": pl.Float32(),
 }
-STATIC_BELOW = 0.004  # twice what noise and coding make of a still (docs/video_scorers.md)
+STATIC_BELOW = 0.004  # three times what noise and coding make of a still (docs/video_scorers.md)
 _EVERY_PX = 4  # pixels whose median is the camera's way; that of all of them takes 16 times as long
 
 

@@ -100,7 +100,7 @@ class RaftMotion:
         side = min(height, width, self.short_side_px)
         longest = round(max(height, width) * side / min(height, width))
         frames = np.stack([shrink(frame, longest) for frame in clip.frames])
-        return PreparedFrames(frames=frames, paces=paces_of(clip.seconds, clip.fps, side))
+        return PreparedFrames(frames=frames, paces=paces_of(clip.seconds, clip.fps, min(frames.shape[1:3])))
 
     def _scored(self, prepared: PreparedFrames) -> Mapping[str, float | None]:
         flows = self._flows(prepared.frames)

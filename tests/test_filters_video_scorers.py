@@ -272,7 +272,12 @@ def test_clip_hash_of_clips_without_structure_is_null():
     assert score("clip_hash", clip_of(np.zeros_like(grey))) is None
 
 
-def test_clip_hash_is_what_stage_duplicates_compares():
+def test_clip_hash_is_what_stage_duplicates_compares(films):
+    from tokenmill.filters.near_hashes import hash_leaders
     from tokenmill.pipelines.compare_read import PHASH
 
-    assert dict(build_scorer("clip_hash").columns) == {PHASH: pl.UInt64()}
+    scorer = build_scorer("clip_hash")
+    assert dict(scorer.columns) == {PHASH: pl.UInt64()}
+    clips = [sampled(film, 24) for film in films[:3]] + [sampled(film[::2], 12) for film in films[:3]]
+    hashes = pl.Series(scorer.score(clips)[PHASH], dtype=pl.UInt64).to_numpy()
+    assert hash_leaders(hashes, max_distance=4).tolist() == [0, 1, 2, 0, 1, 2]
