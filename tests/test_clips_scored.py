@@ -66,32 +66,37 @@ def small_scorers() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """What all scorers in one pass left, and how often each frame of each film was decoded for them."""
+    """What all scorers in one pass left, how often each frame of each film was asked for, and how many were made."""
 
     tables: dict[str, pl.DataFrame]
     files: dict[str, str]
     sampled: Counter[tuple[str, int]]
+    num_converted: int
 
 
 @pytest.fixture(scope="module")
 def together(place, small_scorers) -> Together:
     with pytest.MonkeyPatch.context() as patch:
-        counts = _count_frames(patch)
+        counts, decoders = _count_frames(patch)
         tables = _scored(place, place / "together", _everything(place), **{"execution.decode_threads": 1})
-    return Together(tables=tables, files=_files(place / "together"), sampled=counts)
+    num_converted = sum(decoder.counts["converted"] for decoder in decoders)
+    return Together(tables=tables, files=_files(place / "together"), sampled=counts, num_converted=num_converted)
 
 
-def _count_frames(patch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+def _count_frames(patch: pytest.MonkeyPatch) -> tuple[Counter[tuple[str, int]], set[VideoDecoder]]:
+    """Count the frames scorers ask for, and note the decoders, which count what they make."""
     counts: Counter[tuple[str, int]] = Counter()
+    decoders: set[VideoDecoder] = set()
     real = VideoDecoder.sample
 
     def sample(self, path, *rest, **how):
+        decoders.add(self)
         found = real(self, path, *rest, **how)
         counts.update((Path(path).name, int(number)) for number in found.numbers)
         return found
 
     patch.setattr(VideoDecoder, "sample", sample)
-    return counts
+    return counts, decoders
 
 
 def _chain(place: Path, root: Path, asked: dict[str, Any], **changes: Any) -> Chain:
@@ -144,6 +149,7 @@ def test_each_frame_is_decoded_once_for_all_scorers(together):
     assert together.sampled == Counter(
         [("first.mp4", number) for number in range(0, 48, 2)] + [("second.mp4", number) for number in range(0, 16, 2)]
     )
+    assert together.num_converted == 32, "and none beside"
     assert {table.height for table in together.tables.values()} == {4}
     assert all(table["fail_reason"].null_count() == 4 for table in together.tables.values())
 
@@ -231,10 +237,10 @@ def test_scorer_that_fails_in_its_own_way_ends_the_run_and_is_no_bad_sample(plac
 
 
 def test_scorers_of_captions_decode_no_clip(place, tmp_path, monkeypatch):
-    sampled = _count_frames(monkeypatch)
+    _, decoders = _count_frames(monkeypatch)
     found = _scored(place, tmp_path, {"caption_quality": {}})
     assert found["caption_quality"]["caption_words"].to_list() == [None, None, None, 4]
-    assert not sampled
+    assert not decoders
 
 
 def test_clips_with_lists_among_their_scores_are_selected_carried_and_shown(place, tmp_path, capsys):
