@@ -189,6 +189,23 @@ def test_two_operators_and_threads_leave_the_files_of_one_thread(place, together
     assert _files(tmp_path) == together.files
 
 
+@pytest.mark.parametrize(("gated", "num_held"), [("sharpness", 0), ("nsfw", 0), ("levels", 4)])
+def test_frames_are_held_only_for_scorers_that_want_batches(gated, num_held, place, tmp_path, monkeypatch):
+    held: list[bool] = []
+    real = ScoreWorker._prepared
+
+    def prepared(self, keys, samples, specs):
+        held.extend(sample.picture.has_frames for sample in samples)
+        return real(self, keys, samples, specs)
+
+    monkeypatch.setattr(ScoreWorker, "_prepared", prepared)
+    settings = {**_everything(place)[gated], "when": "stir > 5"}
+    found = _scored(place, tmp_path, {"stir": {}, gated: settings})
+    assert sum(held) == num_held and len(held) == 4
+    column = next(iter(found[gated].drop("key").columns))
+    assert found[gated][column].is_not_null().to_list() == [False, True, False, True]
+
+
 def test_chunks_of_clips_do_not_show_in_scores_without_a_model(place, together, tmp_path, monkeypatch):
     names = ("stir", "levels", "sharpness")
     monkeypatch.setattr("tokenmill.pipelines.score_worker._CHUNK_BYTES", 1)
