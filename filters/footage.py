@@ -33,6 +33,10 @@ class Footage:
         return self._clip
 
     @property
+    def has_frames(self) -> bool:
+        return self._clip is not None
+
+    @property
     def num_frames(self) -> int:
         return len(self.clip.frames)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,15 +86,22 @@ class Look:
     Args:
         release: let go of what is large and can be had again.
         forget: of a clip, let go of all pixels: nobody comes later who needs them, and they cannot be had again.
+        gates: scorer → what tells, by the scores so far, whether it is to look.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], *, release: bool = True, forget: bool = False) -> None:
+    def __init__(
+        self, scorers: Sequence[Scorer], *, release: bool = True, forget: bool = False,
+        gates: Mapping[str, Callable[[Looked], bool]] | None = None,
+    ) -> None:  # fmt: skip
         self._scorers = [(s, is_prepared(s), views_of(s)) for s in scorers]
+        self._gates = gates or {}
         self._release, self._forget = release, forget
 
     def __call__(self, picture: Picture | Footage, decode_s: float = 0.0) -> Looked:
         looked = Looked(picture=picture, seconds={"decode": decode_s})
         for scorer, prepared, views in self._scorers:
+            if scorer.name in self._gates and not self._gates[scorer.name](looked):
+                continue
             try:
                 self._look(scorer, prepared, views, looked)
             except SampleError as error:

@@ -138,17 +138,40 @@ class ScoreWorker:
             look = Look(())
             return (look(sample) for sample in _unseen(rows, as_footage=sampling is not None))
         at_once = [spec for spec in specs if self._at_once(spec)]
-        look = Look([self._pass.called[spec.name] for spec in at_once], forget=all(map(self._at_once, looking)))
-        if sampling is not None:
-            return self._reader.footage(rows, sampling, look)
-        return self._reader.pictures(piece, rows, look)
+        scorers = [self._pass.called[spec.name] for spec in at_once]
+        if sampling is None:
+            return self._reader.pictures(piece, rows, Look(scorers))
+        gates = {spec.name: self._gate(spec) for spec in at_once if spec.when and spec.name not in self._pass.late}
+        look = Look(scorers, gates=gates, forget=all(map(self._at_once, looking)))
+        return self._reader.footage(rows, sampling, look)
 
     def _at_once(self, spec: ScorerSpec) -> bool:
-        """Tell whether a scorer looks at every picture in the thread that decodes it."""
-        scorer = self._pass.scorers[spec.name]
-        if is_prepared(scorer):
-            return not spec.when or spec.name in self._pass.late
-        return not spec.when and scorer.batch_size == 1
+        """Tell whether a scorer looks at every picture, or clip, in the thread that decodes it."""
+        scorer, is_late = self._pass.scorers[spec.name], spec.name in self._pass.late
+        if not is_prepared(scorer) and (is_late or scorer.batch_size > 1):
+            return False
+        return not spec.when or is_late or self._is_decided_at_once(spec)
+
+    def _is_decided_at_once(self, spec: ScorerSpec) -> bool:
+        """Tell whether a gate of clips is known as soon as one is decoded: its frames need not wait for others then.
+
+        Of a picture more can be decoded later, so its gates are asked for a whole chunk, which is cheaper.
+        """
+        return self._pass.sampling is not None and all(
+            self._at_once(needed) for needed in self._pass.specs if needed.name in self._pass.needs[spec.name]
+        )
+
+    def _gate(self, spec: ScorerSpec) -> Callable[[Looked], bool]:
+        needed = {name: self._pass.scorers[name].columns for name in self._pass.needs[spec.name]}
+        known = {column: kind for columns in needed.values() for column, kind in columns.items()}
+        gate = Gate.parse(spec.when, known)
+
+        def is_open(looked: Looked) -> bool:
+            said = {column: list(looked.values.get(name, {}).get(column, ()))[:1] or [None]
+                    for name, columns in needed.items() for column in columns}  # fmt: skip
+            return bool(gate.apply(pl.DataFrame(said, schema=known, strict=False)).item())
+
+        return is_open
 
     def _prepared(
         self, keys: list[str], samples: Sequence[Looked | str | SampleError], specs: Sequence[ScorerSpec]

@@ -66,32 +66,37 @@ def small_scorers() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """What all scorers in one pass left, and how often each frame of each film was decoded for them."""
+    """What all scorers in one pass left, how often each frame of each film was asked for, and how many were made."""
 
     tables: dict[str, pl.DataFrame]
     files: dict[str, str]
     sampled: Counter[tuple[str, int]]
+    num_converted: int
 
 
 @pytest.fixture(scope="module")
 def together(place, small_scorers) -> Together:
     with pytest.MonkeyPatch.context() as patch:
-        counts = _count_frames(patch)
+        counts, decoders = _count_frames(patch)
         tables = _scored(place, place / "together", _everything(place), **{"execution.decode_threads": 1})
-    return Together(tables=tables, files=_files(place / "together"), sampled=counts)
+    num_converted = sum(decoder.counts["converted"] for decoder in decoders)
+    return Together(tables=tables, files=_files(place / "together"), sampled=counts, num_converted=num_converted)
 
 
-def _count_frames(patch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+def _count_frames(patch: pytest.MonkeyPatch) -> tuple[Counter[tuple[str, int]], set[VideoDecoder]]:
+    """Count the frames scorers ask for, and note the decoders, which count what they make."""
     counts: Counter[tuple[str, int]] = Counter()
+    decoders: set[VideoDecoder] = set()
     real = VideoDecoder.sample
 
     def sample(self, path, *rest, **how):
+        decoders.add(self)
         found = real(self, path, *rest, **how)
         counts.update((Path(path).name, int(number)) for number in found.numbers)
         return found
 
     patch.setattr(VideoDecoder, "sample", sample)
-    return counts
+    return counts, decoders
 
 
 def _chain(place: Path, root: Path, asked: dict[str, Any], **changes: Any) -> Chain:
@@ -144,6 +149,7 @@ def test_each_frame_is_decoded_once_for_all_scorers(together):
     assert together.sampled == Counter(
         [("first.mp4", number) for number in range(0, 48, 2)] + [("second.mp4", number) for number in range(0, 16, 2)]
     )
+    assert together.num_converted == 32, "and none beside"
     assert {table.height for table in together.tables.values()} == {4}
     assert all(table["fail_reason"].null_count() == 4 for table in together.tables.values())
 
@@ -181,6 +187,23 @@ def test_two_operators_and_threads_leave_the_files_of_one_thread(place, together
     monkeypatch.setattr(ScoreWorker, "__call__", in_halves)
     _scored(place, tmp_path, _everything(place), **{"execution.decode_threads": 3})
     assert _files(tmp_path) == together.files
+
+
+@pytest.mark.parametrize(("gated", "num_held"), [("sharpness", 0), ("nsfw", 0), ("levels", 4)])
+def test_frames_are_held_only_for_scorers_that_want_batches(gated, num_held, place, tmp_path, monkeypatch):
+    held: list[bool] = []
+    real = ScoreWorker._prepared
+
+    def prepared(self, keys, samples, specs):
+        held.extend(sample.picture.has_frames for sample in samples)
+        return real(self, keys, samples, specs)
+
+    monkeypatch.setattr(ScoreWorker, "_prepared", prepared)
+    settings = {**_everything(place)[gated], "when": "stir > 5"}
+    found = _scored(place, tmp_path, {"stir": {}, gated: settings})
+    assert sum(held) == num_held and len(held) == 4
+    column = next(iter(found[gated].drop("key").columns))
+    assert found[gated][column].is_not_null().to_list() == [False, True, False, True]
 
 
 def test_chunks_of_clips_do_not_show_in_scores_without_a_model(place, together, tmp_path, monkeypatch):
@@ -231,10 +254,10 @@ def test_scorer_that_fails_in_its_own_way_ends_the_run_and_is_no_bad_sample(plac
 
 
 def test_scorers_of_captions_decode_no_clip(place, tmp_path, monkeypatch):
-    sampled = _count_frames(monkeypatch)
+    _, decoders = _count_frames(monkeypatch)
     found = _scored(place, tmp_path, {"caption_quality": {}})
     assert found["caption_quality"]["caption_words"].to_list() == [None, None, None, 4]
-    assert not sampled
+    assert not decoders
 
 
 def test_clips_with_lists_among_their_scores_are_selected_carried_and_shown(place, tmp_path, capsys):
