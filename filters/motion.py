@@ -39,7 +39,7 @@ class DisMotion:
         flow: which algorithm.
         preset: of OpenCV's: what is spent on a pair.
         short_side_px: frames are shrunk to this before.
-        static_below: a pair that moves less counts as still.
+        static_below: what moves less between two frames counts as still.
     """
 
     flow: Literal["dis"] = "dis"

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters.clip import Clip, Frames
-from tokenmill.filters.motion_figures import COLUMNS, STATIC_BELOW, Flow, figures_of, paces_of, step_of
+from tokenmill.filters.motion_figures import COLUMNS, STATIC_BELOW, Flow, Pace, figures_of, paces_of, step_of
 from tokenmill.filters.scorer import Columns, fingerprint
 from tokenmill.filters.shrink import shrink
 from tokenmill.filters.steady import steady
@@ -36,10 +36,10 @@ _lock = threading.Lock()
 
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedFrames:
-    """What the network sees of a clip: THWC RGB; and per pair what makes its px shorter edges per 1/fps seconds."""
+    """What the network sees of a clip: THWC RGB; and how far apart neighbours are."""
 
     frames: Frames
-    paces: Sequence[float]
+    paces: Sequence[Pace]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class RaftMotion:
         short_side_px: frames are shrunk to this before; Emu3's is 256.
         num_updates: how often the flow is refined.
         pairs_at_once: of one clip; moves values by 1e-7.
-        static_below: a pair that moves less counts as still.
+        static_below: what moves less between two frames counts as still.
     """
 
     flow: Network

@@ -55,6 +55,16 @@ def test_motion_is_a_speed_whatever_rate_the_file_has():
     assert score(slower)["motion"] == pytest.approx(0.02, rel=0.1)
 
 
+def test_motion_is_the_same_where_a_film_leaves_out_repeated_frames():
+    even = [40] * 7 + [40 + 12 * number for number in range(1, 7)]
+    left_out = [0, *range(6, 13)]  # what an encoder of variable rate does to a still
+    whole = score(path_clip("china", [(x, 40) for x in even]))
+    sparse = score(path_clip("china", [(even[n], 40) for n in left_out], seconds=[n / 2 for n in left_out]))
+    assert whole["motion"] == pytest.approx(6 * 12 / 256 / 12, rel=0.1)
+    assert sparse["motion"] == pytest.approx(whole["motion"], rel=1e-3)
+    assert whole["static_share"] == sparse["static_share"] == 0.5
+
+
 def test_frames_of_one_time_count_as_a_step_apart():
     clip = clip_of(pan("astronaut", 0.04).frames, seconds=[0, 0, 0, 0])
     assert score(clip) == score(pan("astronaut", 0.04))
