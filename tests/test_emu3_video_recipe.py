@@ -14,6 +14,7 @@ from tests.moving import photograph, window
 
 from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.inspect_selection import inspect_recipe
 from tokenmill.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "pipelines" / "recipes" / "emu3-video.yaml"
@@ -38,6 +39,8 @@ def _films() -> dict[str, Frames]:
         "copy": np.stack([cv2.resize(frame, (720, 404)) for frame in kept[:, 2:-2]]),  # larger, so it is the one
         "other": _pan("flower", 28),
         "still": _pan("china", 0.4),
+        "slow": _pan("rocket", 6),  # .024
+        "wild": _pan("astronaut", 60),  # .236
         "small": _pan("flower", 30, (480, 270)),
         "windowed": windowed,
         "short": kept[: FPS * 4],
@@ -89,12 +92,22 @@ def test_emu3_video_recipe_keeps_what_moves_and_is_beautiful_and_names_why_the_o
         "copy": "kept",
         "other": "kept",
         "still": "motion",
+        "slow": "motion",
+        "wild": "motion",
         "small": "resolution",
         "windowed": "letterbox",
         "dark": "black",
         "page": "text",
     }
     assert chain.split["web"].counts.dropped == {"no_long_scene": 1}  # `short`
+
+
+def test_emu3_video_recipe_s_floor_and_ceiling_can_be_moved_without_a_model(folder: Path) -> None:
+    chain = _chain(folder, 6.0)
+    assert _fates(chain)["slow"] == _fates(chain)["wild"] == "motion"
+    told = inspect_recipe(chain.recipe, what_if=["motion: motion >= 0.01 AND motion <= 0.3"])
+    funnels = told["modalities"]["video"]["total"]
+    assert funnels["what_if"]["kept"] - funnels["funnel"]["kept"] == 2, "`slow` and `wild`, not `still`"
 
 
 def test_emu3_video_recipe_drops_what_has_one_ugly_frame_and_then_looks_for_no_text(folder: Path) -> None:
