@@ -1,8 +1,9 @@
 """What optical flow says of a clip: how much moves, how evenly, and whether the camera trembles.
 
 Everything is in shorter edges per 1/fps seconds, fps being what the frames were sampled at: neighbours that lie further
-apart (files of a lower or variable rate) count by their speed, and for as long as it lasts. So Emu3's floor of 0.04 (EMU3.md §1) means the same for
-files of 24, 29.97 and 1 frames a second, and another one where `filter.video.frames.fps` is not 2.
+apart (files of a lower or variable rate) count by their speed, and for as long as it lasts. So Emu3's floor of 0.04
+(EMU3.md §1) means the same for files of 24, 29.97 and 1 frames a second, and another one where
+`filter.video.frames.fps` is not 2.
 """
 
 from __future__ import annotations

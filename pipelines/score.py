@@ -4,7 +4,7 @@ A gated scorer leaves null behind its gate; the cheap scorers its gate reads are
 part of the pass, which costs less than reading their tables. Scorers that read captions are works of their own: their
 units hang on the captions as well as on the bytes, so a changed caption costs nobody else anything. Those that read
 nothing but captions read no byte of a picture: they score every indexed sample, those with broken pictures too. Of
-clips a few frames a second are decoded, once for all scorers.
+clips a few frames a second are decoded, once for all scorers of a work.
 """
 
 from __future__ import annotations

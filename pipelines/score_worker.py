@@ -42,7 +42,8 @@ from tokenmill.pipelines.score_chunk import (
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass
 
 _CHUNK_ROWS = {"image": 64, "video": 64, "text": 256}  # a batch is never larger
-_CHUNK_BYTES = 128 * 2**20
+# Frames of clips may travel (RAFT sees all of them): with the clip that ends a chunk, 14 MB for 20 s, some 64 MB.
+_CHUNK_BYTES = {"image": 128 * 2**20, "video": 48 * 2**20, "text": 128 * 2**20}
 
 
 class ScoreWorker:
@@ -94,7 +95,8 @@ class ScoreWorker:
         self, rows: pl.DataFrame, samples: Iterator[Looked | str | SampleError], specs: Sequence[ScorerSpec]
     ) -> Iterator[Chunk]:
         held = held_bytes(rows, self._pass.sampling)
-        for size in chunk_sizes(held, _CHUNK_ROWS[self._pass.modality], _CHUNK_BYTES):
+        modality = self._pass.modality
+        for size in chunk_sizes(held, _CHUNK_ROWS[modality], _CHUNK_BYTES[modality]):
             keys, rows, read_s = rows["key"].head(size).to_list(), rows.slice(size), self._reader.read_s
             chunk = self._prepared(keys, list(islice(samples, size)), specs)
             add_seconds(chunk.sheet.seconds, "read", self._reader.read_s - read_s)

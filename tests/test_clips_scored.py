@@ -1,4 +1,4 @@
-"""The stage `score` on clips: one decode for all, gates, halves, kills' bytes, and what names the columns."""
+"""The stage `score` on clips: one decode for all, known pans, gates, halves, and what names the columns."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tokenmill.errors import RecipeError, RunError
 from tokenmill.filters import scorer as scorers
 from tokenmill.filters.clip import Sampling
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines import decoding
+from tokenmill.pipelines import decoding, score_worker
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.report import report_page
 from tokenmill.pipelines.score_worker import ScoreWorker
-from tokenmill.pipelines.scoring_pass import ScorerSpec, scoring_pass
+from tokenmill.pipelines.scoring_pass import CLIPS_VERSION, ScorerSpec, scoring_pass
 from tokenmill.recipe import check_recipe
 
 FPS = 8
@@ -66,12 +66,12 @@ def small_scorers() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Together:
-    """What all scorers in one pass left, how often each frame of each film was asked for, and how many were made."""
+    """What all scorers in one pass left; how often each frame of each film was asked for, and what decoders did."""
 
     tables: dict[str, pl.DataFrame]
     files: dict[str, str]
     sampled: Counter[tuple[str, int]]
-    num_converted: int
+    did: Counter[str]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def together(place, small_scorers) -> Together:
     with pytest.MonkeyPatch.context() as patch:
         counts, decoders = _count_frames(patch)
         tables = _scored(place, place / "together", _everything(place), **{"execution.decode_threads": 1})
-    num_converted = sum(decoder.counts["converted"] for decoder in decoders)
-    return Together(tables=tables, files=_files(place / "together"), sampled=counts, num_converted=num_converted)
+    did = sum((decoder.counts for decoder in decoders), Counter())
+    return Together(tables=tables, files=_files(place / "together"), sampled=counts, did=did)
 
 
 def _count_frames(patch: pytest.MonkeyPatch) -> tuple[Counter[tuple[str, int]], set[VideoDecoder]]:
@@ -149,7 +149,8 @@ def test_each_frame_is_decoded_once_for_all_scorers(together):
     assert together.sampled == Counter(
         [("first.mp4", number) for number in range(0, 48, 2)] + [("second.mp4", number) for number in range(0, 16, 2)]
     )
-    assert together.num_converted == 32, "and none beside"
+    assert together.did["converted"] == 32, "and none beside"
+    assert 32 <= together.did["decoded"] <= 64, "no frame of the films came out of the decoder twice"
     assert {table.height for table in together.tables.values()} == {4}
     assert all(table["fail_reason"].null_count() == 4 for table in together.tables.values())
 
@@ -168,6 +169,23 @@ def test_scores_of_clips_are_what_their_frames_say(together):
     assert found["text_coverage"]["text_coverage"].null_count() == 0
     assert found["caption_quality"]["caption_words"].to_list() == [None, None, None, 4]
     assert found["sharpness"]["sharpness"].null_count() == 0
+
+
+# What (CLIPS_VERSION) gives. Frames that are chosen, shrunk or put together otherwise need another version.
+GOLDEN = {
+    1: {
+        "stir": [0.0, 19.0921, 0.0, 19.0856],
+        "most_stir": [0.0, 23.295, 0.0, 23.2077],
+        "level": [None, 167.816, None, 167.825],
+        "sharpness": [3212.31, 3079.71, 208.938, 3085.4],
+    }
+}
+
+
+def test_scores_of_clips_of_this_version_are_golden(together):
+    tables = {column: table[column] for table in together.tables.values() for column in table.columns}
+    for column, values in GOLDEN[CLIPS_VERSION].items():
+        assert tables[column].to_list() == [v and pytest.approx(v, rel=1e-2) for v in values], column
 
 
 @pytest.mark.parametrize("names", [("levels", "stir"), ("text_coverage", "nsfw")])
@@ -208,7 +226,7 @@ def test_frames_are_held_only_for_scorers_that_want_batches(gated, num_held, pla
 
 def test_chunks_of_clips_do_not_show_in_scores_without_a_model(place, together, tmp_path, monkeypatch):
     names = ("stir", "levels", "sharpness")
-    monkeypatch.setattr("tokenmill.pipelines.score_worker._CHUNK_BYTES", 1)
+    monkeypatch.setitem(score_worker._CHUNK_BYTES, "video", 1)
     chunks: Counter[int] = Counter()
     real = ScoreWorker._prepared
 
