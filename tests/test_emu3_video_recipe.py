@@ -14,6 +14,7 @@ from tests.moving import photograph, window
 
 from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "pipelines" / "recipes" / "emu3-video.yaml"
@@ -80,6 +81,13 @@ def _chain(folder: Path, score: float) -> Chain:
 def _fates(chain: Chain) -> dict[str, str]:
     rows = pl.concat(s.folder.read_rows(commit) for s in chain.select.values() for commit in s.commits)
     return {key.split(".")[0]: reason or "kept" for key, reason in rows.select("key", "drop_reason").iter_rows()}
+
+
+def test_emu3_video_recipe_holds_together_as_a_whole(folder: Path) -> None:
+    check_chain(_chain(folder, 6.0))
+    recipe = load_recipe(RECIPE)
+    assert recipe.execution.pools["tokenize"].gpus == 1
+    assert recipe.tokenize.vision.model_dump()["device"] == "cuda"
 
 
 def test_emu3_video_recipe_keeps_what_moves_and_is_beautiful_and_names_why_the_others_go(folder: Path) -> None:
