@@ -40,6 +40,9 @@ FITS: Mapping[str, str] = {
 }
 """How a clip became a document that fits, and what the report calls it; commit totals are named `clips.<fit>`."""
 
+REFUSALS = ("too_long", "clip_too_short")
+"""Reasons of clips that are left out by the recipe's will: nothing is wrong with them."""
+
 _DECODED_AT_ONCE = 16
 _EARLY = 0.25  # of a frame: containers round times, Matroska's to a millisecond
 _ROUNDED_S = 0.0021  # by which rounding the times of its first and last frame changes a clip's length
@@ -157,7 +160,7 @@ def document_length(segment: VisionSegment, texts: Sequence[Segment], vocabulary
 
 def _own_fps(row: Mapping[str, Any], times: Times) -> float:
     """Return a clip's own rate: its film's, unless its times tell another one by more than a container rounds."""
-    frames = row["end_frame"] - row["start_frame"]
+    frames: int = row["end_frame"] - row["start_frame"]
     seconds = float(times[row["end_frame"]] - times[row["start_frame"]])
     film_fps = row.get("fps")
     if film_fps and abs(frames / film_fps - seconds) <= _ROUNDED_S:

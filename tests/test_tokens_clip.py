@@ -238,8 +238,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-def chain(clips: Path, root: Path, **video: Any) -> Chain:
+def chain(clips: Path, root: Path, *, failure_budget: int = 100, **video: Any) -> Chain:
     changes = {
+        "execution.failure_budget": failure_budget,
         "filter.video.scenes": {"content": None, "min_seconds": 0.5, "max_seconds": 60},
         "tokenize.video": {"min_area": 1024, "max_area": 1024, "fps": 8, "max_ids": 220, **video},
         "plan.held_out": 0.0,
@@ -295,6 +296,11 @@ def test_clips_that_do_not_fit_are_rows_with_a_reason(clips: Path, tmp_path: Pat
     (message,) = rows.filter(pl.col("fail_reason") == "too_long")["fail_message"]
     assert message == "542 ids (24 latent frames of 4*4 at 8 fps), 220 are allowed"
     assert snapshot.totals["clips.whole"] == 2
+
+
+def test_any_number_of_clips_in_a_row_may_be_too_long(clips: Path, tmp_path: Path) -> None:
+    done = chain(clips, tmp_path / "root", failure_budget=1, long="sub_clips", max_ids=60)
+    assert done.tokenize["clips"].counts.failed == {"too_long": 3}
 
 
 def test_runs_are_planned_each_with_the_caption_and_its_own_seconds(clips: Path, tmp_path: Path) -> None:
