@@ -33,6 +33,7 @@ def check_chain(chain: Chain) -> None:
         _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
     _check_areas(recipe)
+    _check_clips(chain)
     _check_training(recipe)
 
 
@@ -61,6 +62,19 @@ def _check_areas(recipe: Recipe) -> None:
     for name, area in (("image", recipe.tokenize.image), ("video", recipe.tokenize.video)):
         if area.min_area > area.max_area:
             raise RecipeError(f"tokenize.{name}: min_area {area.min_area} is above max_area {area.max_area}")
+
+
+def _check_clips(chain: Chain) -> None:
+    """Refuse clips that would be tokenized for more ids than a document of the recipe's plan may have."""
+    max_ids, plan = chain.recipe.tokenize.video.max_ids, chain.recipe.plan
+    if "context" not in plan.model_fields_set or plan.split_long_clips or max_ids <= plan.context:
+        return
+    for name in chain.sources_of("video"):
+        if plan.mix.get(name, 1.0) > 0:
+            raise RecipeError(
+                f"tokenize.video.max_ids: {max_ids} is above plan.context, {plan.context}, so longer clips of {name} "
+                "would be left out; lower it, or set plan.split_long_clips"
+            )
 
 
 def _check_training(recipe: Recipe) -> None:

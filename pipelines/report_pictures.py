@@ -22,7 +22,7 @@ from tokenmill.errors import RunError, SampleError, StorageError
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.report_data import SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, element
-from tokenmill.pipelines.tokens_clip import frames_on_show, sized_frames
+from tokenmill.pipelines.tokens_clip import check_times, frames_on_show, sized_frames
 from tokenmill.pipelines.write_video import mp4
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,10 @@ class Originals:
         number, height, width, _ = decoded.shape
         try:
             with reader.source.store.local_copy(row["path"]) as path, reader.decoders.taken(path) as decoder:
-                numbers = frames_on_show(decoder.times(path), row["start_frame"], row["end_frame"], fps)[:number]
-                return sized_frames(decoder, path, numbers, (height, width))
+                times = decoder.times(path)
+                check_times(times, row)
+                numbers = frames_on_show(times, row["start_frame"], row["end_frame"], fps)[:number]
+                return sized_frames(decoder, path, numbers, (height, width)) if len(numbers) == number else None
         except (SampleError, StorageError, RunError) as error:
             log.warning("%s: %s", table.source, error)
             return None

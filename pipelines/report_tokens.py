@@ -100,7 +100,7 @@ def _reconstructions(run: Run, snapshots: Mapping[str, Snapshot], album: Album, 
             tiles = [_pair(pair, album) for pair in pairs]
             parts.append(element("h4", source, " ", element("small", mean)))
             parts.append(element("div", tiles, class_="sheet"))
-    told = note("On the left the original at the size it was tokenized, on the right what its stored codes decode to.")
+    told = note("On the left the original as it was tokenized, on the right its codes decoded; of clips the start.")
     return [told, parts] if parts else note("There is no tokenized picture or clip to decode.")
 
 

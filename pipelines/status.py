@@ -76,6 +76,10 @@ def _units_per_s(folder: StageDir) -> float | None:
     return (len(recent) - 1) / max(now - recent[0], 1e-9)
 
 
+def _length(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min"
+
+
 def _clips(totals: Mapping[str, int]) -> str:
     """Tell how clips of different lengths became documents, where a stage counts that."""
     found = [f"{fit.replace('_', '-')} {totals[f'clips.{fit}']:,}" for fit in FITS if totals.get(f"clips.{fit}")]
@@ -92,7 +96,7 @@ def render_status(found: Mapping[str, Any]) -> str:
         name = f"{row['stage']} {row['source']} {row['what']}".rstrip()
         line = f"  {name:<34} {row['done']:>6,}/{row['total']:,} units  in {counts['in']:,}  kept {counts['kept']:,}"
         line += f"  {row['bytes'] / 2**20:,.1f} MiB"
-        line += f"  {row['film_s'] / 3600:,.1f} h of film" if row["film_s"] else ""
+        line += f"  {_length(row['film_s'])} of film" if row["film_s"] else ""
         line += f"  ({reasons})" if reasons else ""
         line += _clips(row["totals"])
         if row["done"] < row["total"]:

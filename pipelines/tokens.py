@@ -32,7 +32,7 @@ from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
-from tokenmill.pipelines.tokens_clip import ClipArea, ClipEncoder, Sampling
+from tokenmill.pipelines.tokens_clip import REFUSALS, ClipArea, ClipEncoder, Sampling
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, segments_to_json
@@ -247,7 +247,12 @@ class TokenWorker:
 
         def encode(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> None:
             sample = by_key[row["key"]]
-            sample.codes, sample.clip = clips(decoder, path, row, self._texts(sample)[0])
+            try:
+                sample.codes, sample.clip = clips(decoder, path, row, self._texts(sample)[0])
+            except SampleError as error:
+                if error.reason not in REFUSALS:
+                    raise
+                sample.error = error  # beside the budget of failures: any number in a row may be too long
 
         for sample, result in zip(samples, self._reader.clips(rows, encode), strict=True):
             if isinstance(result, SampleError):

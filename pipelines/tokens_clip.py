@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError
+from tokenmill.errors import RunError, SampleError, TokenmillError
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.tokenize.documents import assembled_length
 from tokenmill.tokenize.preprocess import resize, target_size
@@ -40,8 +40,12 @@ FITS: Mapping[str, str] = {
 }
 """How a clip became a document that fits, and what the report calls it; commit totals are named `clips.<fit>`."""
 
+REFUSALS = ("too_long", "clip_too_short")
+"""Reasons of clips that are left out by the recipe's will: nothing is wrong with them."""
+
 _DECODED_AT_ONCE = 16
 _EARLY = 0.25  # of a frame: containers round times, Matroska's to a millisecond
+_ROUNDED_S = 0.0021  # by which rounding the times of its first and last frame changes a clip's length
 _SHRUNK_TO = 2  # times the side that is needed, before the bicubic filter: larger frames cost more than they show
 
 
@@ -120,17 +124,19 @@ def choose(
     """Choose the frames of a clip; a pure function.
 
     Args:
-        row: `start_frame`, `end_frame` and, of a piece of a scene, `pieces` above 1.
+        row: `start_frame`, `end_frame`, the film's `fps` and, of a piece of a scene, `pieces` above 1.
         grid: rows and columns of codes; window: frames of a latent frame.
     Raises:
         SampleError: `clip_too_short` for less than a window, `too_long` for what the policy cannot make fit.
     """
     start, end = row["start_frame"], row["end_frame"]
     behind = _first_part(times, start, end, policy)
-    own_fps = (end - start) / (times[end] - times[start])
-    for number, rate in enumerate(policy.rates(own_fps)):
+    told = ""
+    for number, rate in enumerate(policy.rates(_own_fps(row, times))):
         frames = frames_on_show(times, start, behind, rate)
         steps = len(frames) // window
+        if not steps and told:  # at a higher rate it was too long, and no rate is left
+            break
         if not steps:
             raise SampleError("clip_too_short", f"fewer than {window} frames at {rate:g} fps")
         frames = frames[: steps * window]
@@ -139,8 +145,8 @@ def choose(
         if length <= policy.max_ids or policy.long == "runs":
             fit = _fit(row, is_lowered=number > 0, is_cut=behind < end, is_long=length > policy.max_ids)
             return Sampling(numbers=frames, segment=segment, fit=fit)
-    h, w = grid
-    told = f"{length} ids ({steps} latent frames of {h}*{w} at {rate:.4g} fps), {policy.max_ids} are allowed"
+        told = f"{length} ids ({steps} latent frames of {grid[0]}*{grid[1]} at {rate:.4g} fps)"
+        told += f", {policy.max_ids} are allowed"
     raise SampleError("too_long", told)
 
 
@@ -150,6 +156,16 @@ def document_length(segment: VisionSegment, texts: Sequence[Segment], vocabulary
         return assembled_length([segment], "unconditional", vocabulary)
     variants = sorted({getattr(text, "variant", 0) for text in texts})
     return max(assembled_length([*texts, segment], "generation", vocabulary, variant) for variant in variants)
+
+
+def _own_fps(row: Mapping[str, Any], times: Times) -> float:
+    """Return a clip's own rate: its film's, unless its times tell another one by more than a container rounds."""
+    frames: int = row["end_frame"] - row["start_frame"]
+    seconds = float(times[row["end_frame"]] - times[row["start_frame"]])
+    film_fps = row.get("fps")
+    if film_fps and abs(frames / film_fps - seconds) <= _ROUNDED_S:
+        return float(film_fps)
+    return frames / seconds
 
 
 def _first_part(times: Times, start: int, end: int, policy: ClipPolicy) -> int:
@@ -218,8 +234,10 @@ class ClipEncoder:
             started = time.perf_counter()
             try:
                 codes: NDArray[np.uint32] = self._vision.encode_video(frames[None])[0]
-            except (RuntimeError, ValueError) as error:  # the model's fault, not the sample's
-                raise RunError(f"the vision tokenizer failed: {error}") from error
+            except (TokenmillError, ImportError, MemoryError, OSError):
+                raise
+            except Exception as error:  # the model's fault, not the sample's
+                raise RunError(f"the vision tokenizer failed: {type(error).__name__}: {error}") from error
             self.seconds["decode"] += decode_s
             self.seconds["model"] += time.perf_counter() - started
         return codes
@@ -229,11 +247,15 @@ class ClipEncoder:
         known = self._known
         if known is None or known[0] != str(path):
             known = self._known = (str(path), decoder.times(path))
-        times = known[1]
-        if row["end_frame"] >= len(times):
-            told = f"frames up to {row['end_frame']} of a film of {len(times) - 1}"
-            raise SampleError("changed_since_ingest", told)
-        return times
+        check_times(known[1], row)
+        return known[1]
+
+
+def check_times(times: Times, row: Mapping[str, Any]) -> None:
+    """Raise SampleError (`changed_since_ingest`) where a film has too few frames for a clip of it."""
+    if row["end_frame"] >= len(times):
+        told = f"frames up to {row['end_frame']} of a film of {len(times) - 1}"
+        raise SampleError("changed_since_ingest", told)
 
 
 def sized_frames(decoder: VideoDecoder, path: Path, numbers: NDArray[np.int64], size: tuple[int, int]) -> Frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,9 @@ from tests.moving import photograph, window
 
 from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.inspect_selection import inspect_recipe
+from tokenmill.pipelines.what_if import changed_rules
 from tokenmill.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "pipelines" / "recipes" / "emu3-video.yaml"
@@ -83,6 +86,20 @@ def _chain(folder: Path, score: float) -> Chain:
 def _fates(chain: Chain) -> dict[str, str]:
     rows = pl.concat(s.folder.read_rows(commit) for s in chain.select.values() for commit in s.commits)
     return {key.split(".")[0]: reason or "kept" for key, reason in rows.select("key", "drop_reason").iter_rows()}
+
+
+def test_emu3_video_recipe_holds_together_as_a_whole(folder: Path) -> None:
+    check_chain(_chain(folder, 6.0))
+    recipe = load_recipe(RECIPE)
+    assert recipe.execution.pools["tokenize"].gpus == 1
+    assert recipe.tokenize.vision.model_dump()["device"] == "cuda"
+
+
+def test_emu3_video_recipe_says_how_to_ask_for_another_floor_of_motion(folder: Path) -> None:
+    chain = _chain(folder, 6.0)
+    told = re.findall(r'--what-if "(.+?)"', RECIPE.read_text())
+    _, (changed,) = changed_rules(chain, told)
+    assert (changed.rule, changed.before) == ("motion", chain.recipe.filter["video"].rules["motion"].keep)
 
 
 def test_emu3_video_recipe_keeps_what_moves_and_is_beautiful_and_names_why_the_others_go(folder: Path) -> None:

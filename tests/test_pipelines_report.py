@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests import tiny
 
-from tokenmill.demo.scenes import render, scene
+from tokenmill.demo.scenes import motion, render, render_motion, scene
 from tokenmill.manifests.identity import digest_of, short
 from tokenmill.manifests.records import Counts
 from tokenmill.manifests.storage import Store, open_store
@@ -31,6 +31,7 @@ from tokenmill.pipelines.report_html import element, join
 from tokenmill.pipelines.report_pictures import Album
 from tokenmill.pipelines.report_scores import bins, thresholds
 from tokenmill.pipelines.report_training import smoothed, thinned
+from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import Recipe, check_recipe
 
 _VOID = {"meta", "img", "br", "hr"}
@@ -167,8 +168,12 @@ def test_report_after_training_draws_curves_baselines_and_pictures(finished, tmp
     store.put(evaluation_name(exported, 200), json.dumps(measured).encode())
     name = generated_name(exported, recipe.generate)
     drawn = {"settings": recipe.generate.model_dump(), "step": 40,
-             "pictures": [{"prompt": "<i>a red circle", "seed": 3, "file": "a.png"}]}  # fmt: skip
+             "pictures": [{"prompt": "<i>a red circle", "seed": 3, "file": "a.png"},
+                          {"prompt": "it moves", "seed": 4, "file": "b.mp4", "fps": 8.0, "frames": 8, "grid": [4, 8]}]
+            }  # fmt: skip
     store.put(name, json.dumps(drawn).encode())
+    clip = mp4(render_motion(motion(1), 8, 32), 8.0)
+    store.put(f"{Path(name).parent}/b.mp4", clip)
     Image.fromarray(render(scene(1), 64)).save(tmp_path / "root" / Path(name).parent / "a.png")
     page = page_of(recipe)
     assert page.tags["polyline"] == 4
@@ -177,6 +182,8 @@ def test_report_after_training_draws_curves_baselines_and_pictures(finished, tmp
     assert "yes, 10 standard errors" in page.text
     assert "“<i>a red circle”" in page.text
     assert "trained on another plan" in page.text
+    films = [value for tag, attribute, value in page.attributes if (tag, attribute) == ("video", "src")]
+    assert clip in [b64decode(film.partition(",")[2]) for film in films]
 
 
 def test_report_of_a_run_that_stopped_early_ends_where_it_stopped(finished, tmp_path):

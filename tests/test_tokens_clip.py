@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -16,9 +17,10 @@ from tests import tiny
 
 from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.demo.scenes import motion, render_motion
-from tokenmill.errors import RecipeError, SampleError
+from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.manifests.inspect import inspect
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.report import report_page
 from tokenmill.pipelines.status import render_status, status_of
@@ -108,6 +110,24 @@ def test_clip_slower_than_asked_keeps_its_own_rate() -> None:
     assert (found.fit, found.segment.fps, len(found.numbers)) == ("whole", 14.985, 64)
 
 
+@pytest.mark.parametrize("fps", [24000 / 1001, 24.0, 30000 / 1001])
+def test_clips_of_a_film_have_its_rate_however_its_container_rounds_times(fps: float) -> None:
+    times = np.round(even(3000, fps), 3)
+    asked = policy(fps=round(fps), max_ids=100_000)
+    segments = [
+        choose({"start_frame": n, "end_frame": n + 64, "fps": fps}, times, GRID, TEXTS, asked, VOCABULARY, 4).segment
+        for n in range(0, 2900, 37)
+    ]
+    assert {(segment.t, segment.fps, segment.seconds) for segment in segments} == {
+        (16, round(fps, 3), round(64 / fps, 3))
+    }
+
+
+def test_clip_of_another_rate_than_its_films_average_keeps_its_own() -> None:
+    clip = {"start_frame": 0, "end_frame": 64, "fps": 24.0}
+    assert choose(clip, even(64, 12), GRID, TEXTS, policy(), VOCABULARY, 4).segment.fps == 12.0
+
+
 @pytest.mark.parametrize("frames", [24 * 6, 24 * 13, 24 * 20, 24 * 60])
 def test_long_clip_at_a_lower_rate_spans_all_its_time_and_fits_as_tightly_as_the_rates_allow(frames: int) -> None:
     found = chosen(policy(), frames)
@@ -125,6 +145,11 @@ def test_long_clip_at_a_lower_rate_spans_all_its_time_and_fits_as_tightly_as_the
 def test_clip_that_does_not_fit_at_the_lowest_rate_is_refused_with_figures() -> None:
     with pytest.raises(SampleError, match=r"^too_long: \d+ ids \(\d+ latent frames of 4\*6 at 4 fps\), 1000 are"):
         chosen(policy(min_fps=4), 24 * 60)
+
+
+def test_clip_of_which_no_latent_frame_fits_is_too_long_and_not_too_short() -> None:
+    with pytest.raises(SampleError, match=r"^too_long: \d+ ids \(1 latent frames of 4\*6 at .* fps\), 30 are allowed"):
+        chosen(policy(max_ids=30), 24)
 
 
 def test_sub_clip_that_is_still_too_long_is_refused() -> None:
@@ -186,6 +211,20 @@ def test_clip_of_a_film_that_became_shorter_says_so(film: Path) -> None:
         encoder(decoder, film, row, TEXTS)
 
 
+def test_fault_of_the_vision_tokenizer_ends_the_run_and_is_no_bad_sample(film: Path) -> None:
+    class Broken:
+        spatial_factor, temporal_factor, batch_size = 8, 4, 16
+
+        def encode_video(self, frames: np.ndarray) -> np.ndarray:
+            raise IndexError("index 2048 is out of bounds")
+
+    area = ClipArea(min_area=1024, max_area=1024, max_aspect=5.0)
+    encoder = ClipEncoder(cast(Any, Broken()), policy(), area, VOCABULARY)
+    row = {"start_frame": 0, "end_frame": 20, "width_px": 64, "height_px": 64}
+    with VideoDecoder() as decoder, pytest.raises(RunError, match="vision tokenizer failed: IndexError: index 2048"):
+        encoder(decoder, film, row, TEXTS)
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write films of 1, 4 and 12 seconds, without a cut."""
@@ -199,8 +238,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-def chain(clips: Path, root: Path, **video: Any) -> Chain:
+def chain(clips: Path, root: Path, *, failure_budget: int = 100, **video: Any) -> Chain:
     changes = {
+        "execution.failure_budget": failure_budget,
         "filter.video.scenes": {"content": None, "min_seconds": 0.5, "max_seconds": 60},
         "tokenize.video": {"min_area": 1024, "max_area": 1024, "fps": 8, "max_ids": 220, **video},
         "plan.held_out": 0.0,
@@ -240,6 +280,14 @@ def test_clips_of_all_lengths_fit_by_a_lower_rate_and_index_status_and_report_te
     assert "data:video/mp4;base64," in page
 
 
+def test_report_leaves_out_a_clip_whose_film_became_shorter_since(clips: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(clips, tmp_path / "data"))
+    done = chain(copy, tmp_path / "root")
+    _ = done.plan
+    encode_mp4(copy / "clips" / "film-2.mp4", render_motion(motion(2), 16, 48), 8)
+    assert report_page(done.store, done.recipe, done).count("<video") == 2
+
+
 def test_clips_that_do_not_fit_are_rows_with_a_reason(clips: Path, tmp_path: Path) -> None:
     done = chain(clips, tmp_path / "root", long="sub_clips")
     snapshot = done.tokenize["clips"]
@@ -248,6 +296,11 @@ def test_clips_that_do_not_fit_are_rows_with_a_reason(clips: Path, tmp_path: Pat
     (message,) = rows.filter(pl.col("fail_reason") == "too_long")["fail_message"]
     assert message == "542 ids (24 latent frames of 4*4 at 8 fps), 220 are allowed"
     assert snapshot.totals["clips.whole"] == 2
+
+
+def test_any_number_of_clips_in_a_row_may_be_too_long(clips: Path, tmp_path: Path) -> None:
+    done = chain(clips, tmp_path / "root", failure_budget=1, long="sub_clips", max_ids=60)
+    assert done.tokenize["clips"].counts.failed == {"too_long": 3}
 
 
 def test_runs_are_planned_each_with_the_caption_and_its_own_seconds(clips: Path, tmp_path: Path) -> None:
@@ -275,6 +328,18 @@ def test_settings_of_long_clips_that_contradict_each_other_are_refused(section: 
     value = {"root": "r", "sources": {"a": {"kind": "videos", "url": "u"}}, "tokenize": {"video": section}}
     with pytest.raises(RecipeError, match=told):
         check_recipe(value, "recipe")
+
+
+def test_clips_tokenized_for_more_ids_than_the_plans_context_are_refused_before_anything_runs(
+    clips: Path, tmp_path: Path
+) -> None:
+    asked = chain(clips, tmp_path / "root", max_ids=257)
+    assert asked.recipe.plan.context == 256
+    check_chain(asked)  # the plan makes runs of them
+    changed = {"plan": {**asked.recipe.plan.model_dump(exclude_unset=True), "split_long_clips": False}}
+    recipe = check_recipe({**asked.recipe.model_dump(exclude_unset=True), **changed}, "recipe")
+    with pytest.raises(RecipeError, match=r"tokenize\.video\.max_ids: 257 is above plan\.context, 256"):
+        check_chain(Chain(recipe=recipe, options=ChainOptions(quiet=True)))
 
 
 def test_runs_without_a_plan_that_makes_them_are_refused_and_no_credential_is_shown() -> None:
