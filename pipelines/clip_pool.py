@@ -60,12 +60,19 @@ class FilmCopy:
     def __init__(self, copy: AbstractContextManager[Path], users: int) -> None:
         self._copy, self._users = copy, users
         self._path: Path | None = None
+        self._error: Exception | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Path:
         with self._lock:
+            if self._error is not None:  # whoever comes first: all fail of the same, and nobody tries again
+                raise self._error
             if self._path is None:
-                self._path = self._copy.__enter__()
+                try:
+                    self._path = self._copy.__enter__()
+                except Exception as error:
+                    self._error = error
+                    raise
             return self._path
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 from tests.clip_files import make_clip
 
-from tokenmill.errors import RunError, SampleError
+from tokenmill.errors import RunError, SampleError, StorageError
 from tokenmill.pipelines.clip_pool import FilmCopy, clip_runs
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.recipe_sections import decode_limits
@@ -119,10 +121,22 @@ def test_copy_of_a_film_is_made_once_and_goes_with_its_last_user():
     assert isinstance(runs[0].copy, FilmCopy)
 
 
-def test_middle_frame_of_a_clip_stands_in_its_middle(films):
+def test_glimpses_of_a_clip_are_spread_over_it_and_small(films):
     folder, rows = films
     clips = reader(folder, threads=1)
-    (middle,) = clips.clips(rows[:1], clips.middle_frame)
+    (glimpses,) = clips.clips(rows[:1], clips.glimpses)
     with clips.decoders.taken(folder / "a.mp4") as decoder:
-        assert np.array_equal(middle, decoder.frames(folder / "a.mp4", [6])[0])
+        assert np.array_equal(glimpses, decoder.frames(folder / "a.mp4", [2, 6, 10], short_side_px=128))
     clips.close()
+
+
+def test_copy_that_cannot_be_made_fails_alike_for_all_its_users():
+    @contextlib.contextmanager
+    def copy(path: str) -> Iterator[Path]:
+        raise StorageError(f"{path}: not there")
+        yield
+
+    rows = [{"path": "film"}] * 4
+    for run in clip_runs(iter(rows), copy, 2):
+        with pytest.raises(StorageError, match="not there"), run.copy:
+            pass
