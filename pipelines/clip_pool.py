@@ -33,7 +33,6 @@ class DecoderPool:
     def taken(self, path: Path) -> Iterator[VideoDecoder]:
         """Lend a decoder to go through `path`."""
         with self._lock:
-            self._is_closed = False
             self._free.sort(key=lambda waiting: waiting[0] == str(path))
             decoder = self._free.pop()[1] if self._free else self._make()
         try:
@@ -46,7 +45,7 @@ class DecoderPool:
                     self._free.append((str(path), decoder))
 
     def close(self) -> None:
-        """End the child processes, those that are at work when they are done; the next taker starts others."""
+        """End the child processes: those at work, and those that late threads still start, when they are done."""
         with self._lock:
             self._is_closed = True
             for _, decoder in self._free:

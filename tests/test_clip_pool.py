@@ -15,7 +15,7 @@ import pytest
 from tests.clip_files import make_clip
 
 from tokenmill.errors import RunError, SampleError, StorageError
-from tokenmill.pipelines.clip_pool import FilmCopy, clip_runs
+from tokenmill.pipelines.clip_pool import DecoderPool, FilmCopy, clip_runs
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.recipe_sections import decode_limits
 from tokenmill.recipe import Execution
@@ -80,6 +80,18 @@ def test_results_that_nobody_takes_stay_few(films):
     results.close()
     assert len(done) <= 4 * 4
     clips.close()
+
+
+def test_threads_at_work_when_the_pool_is_closed_leave_no_child_behind(films):
+    folder, _ = films
+    pool = DecoderPool(DecodeLimits().video_decoder)
+    with pool.taken(folder / "a.mp4") as early:
+        early.probe(folder / "a.mp4")
+        pool.close()
+        with pool.taken(folder / "a.mp4") as late:  # of a thread that had not come so far
+            late.probe(folder / "a.mp4")
+    assert early is not late
+    assert early.process_id == late.process_id == 0
 
 
 def test_films_that_fail_in_a_row_end_the_run(films):
