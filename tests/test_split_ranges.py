@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests import tiny
 from tests.films import ffmpeg, shots
 
 from tokenmill.commands import make_chain
+from tokenmill.errors import SampleError
 from tokenmill.filters.scenes import SceneFinder, SceneSettings
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
@@ -148,6 +150,45 @@ def test_ranges_next_to_each_other_decode_each_frame_once_and_those_apart_only_t
             lead_in = SceneFinder(settings, np.arange(num_frames + 1.0)).lead_in_frames
             assert alone.decoded <= last - start + lead_in + 128 + _black_behind(last)
     assert [scene for scenes in apart for scene in scenes] == found
+
+
+class Damaged:
+    """Stands in for the decoder of a film that has one frame nobody can decode."""
+
+    def __init__(self, info: Any, times: Any, frames: Any, damaged: int) -> None:
+        self._info, self._times, self._frames, self._damaged = info, times, frames, damaged
+
+    def probe(self, path: Path) -> Any:
+        return self._info
+
+    def times(self, path: Path) -> Any:
+        return self._times
+
+    def frames(self, path: Path, numbers: range, *, short_side_px: int) -> Any:
+        if self._damaged in numbers:
+            raise SampleError("corrupt", "a frame can't be decoded")
+        return self._frames[numbers.start : numbers.stop]
+
+
+def test_damage_costs_the_same_ranges_wherever_the_looking_began(films):
+    settings, path = SceneSettings(min_seconds=0.25, max_seconds=1), films / "even.mp4"
+    with VideoDecoder() as decoder:
+        info, times = decoder.probe(path), decoder.times(path)
+        frames = decoder.frames(path, range(info.num_frames), short_side_px=48)
+    parts = [replace(part(1), number=number, shares=8) for number in range(8)]
+
+    def found(scan: FilmScan, one: FilmRange) -> Any:
+        try:
+            return scan.scenes(one)
+        except SampleError as error:
+            return error.reason
+
+    for damaged in range(0, info.num_frames, 7):
+        decoder = Damaged(info, times, frames, damaged)
+        scan = FilmScan(decoder, path, settings, 48)
+        together = [found(scan, one) for one in parts]
+        assert together == [found(FilmScan(decoder, path, settings, 48), one) for one in parts], damaged
+        assert 1 <= together.count("corrupt") <= 3
 
 
 def _black_behind(frame: int, fps: int = 10) -> int:
