@@ -204,6 +204,15 @@ def test_time_limit_grows_with_the_film_that_has_to_be_decoded(good):
         assert long.allowed_s == pytest.approx(1.0 + 9.0 * 2.0, abs=0.1)
 
 
+def test_time_limit_does_not_grow_with_the_pauses_of_a_film(good, tmp_path):
+    pauses = ("-vf", "setpts=N*50000/TB", "-frames:v", "20", "-fps_mode", "passthrough", "-c:v", "libx264")
+    ffmpeg("-i", str(good), *pauses, str(tmp_path / "film.mkv"))
+    with VideoDecoder(timeout_s=30.0, per_second_s=4.0) as decoder:
+        assert decoder.times(tmp_path / "film.mkv")[-1] > 900_000
+        assert len(decoder.frames(tmp_path / "film.mkv", range(20))) == 20
+        assert decoder.allowed_s <= 30 + 4 * 20 + 1
+
+
 @pytest.mark.parametrize("device", ["abacus", "cuda"])
 def test_device_that_is_not_there_ends_the_run_clearly(good, device):
     if device == "cuda" and Path("/dev/nvidia0").exists():
