@@ -52,10 +52,10 @@ def no_index(good: Path, path: Path) -> None:
     path.write_bytes(data[: data.rindex(b"moov") - 4])
 
 
-def fragments(length) -> object:
+def fragments(length):
     def make(good: Path, path: Path) -> None:
         ffmpeg("-i", str(good), "-c", "copy", "-movflags", "frag_keyframe+empty_moov", str(path))
-        path.write_bytes(path.read_bytes()[: length(path.read_bytes())])
+        path.write_bytes(path.read_bytes()[: length and length(path.read_bytes())])
 
     return make
 
@@ -124,6 +124,13 @@ def test_bad_film_costs_itself_and_names_its_reason(decoder, good, tmp_path, wha
     make(good, path)
     assert reason(decoder, path) == expected
     assert decoder.probe(good).num_frames == 50
+
+
+def test_what_is_put_behind_a_film_in_fragments_costs_nothing(decoder, good, tmp_path):
+    fragments(None)(good, tmp_path / "film.mp4")
+    with (tmp_path / "film.mp4").open("ab") as file:
+        file.write(b"TAG of something that is no box")
+    assert len(read_all(decoder, tmp_path / "film.mp4", short_side_px=16)) == 50
 
 
 def test_damage_costs_only_what_has_to_be_decoded(decoder, good, tmp_path):
