@@ -6,6 +6,7 @@ row end the run: a wrong path or a broken decoder is not ten million bad samples
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.errors import RunError, SampleError, StorageError, TokenmillError
 from tokenmill.filters.clip import Clip, Sampling
 from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
@@ -174,13 +175,19 @@ class SampleReader:
         """Apply `decode(decoder, local path, row)` to every clip or video, in the decoding threads.
 
         Results come in the order of the rows, which are cheapest sorted by film and frame. A remote file is fetched
-        once for neighbouring clips.
+        once for neighbouring clips. Raises StorageError for a film that is not there any more.
         """
         threads = self.limits.threads
 
         def each(run: ClipRun) -> list[T | SampleError]:
             with run.copy as local, self.decoders.taken(local) as decoder:
-                return [_attempt(decode, decoder, local, row) for row in run.rows]
+                try:
+                    return [_attempt(decode, decoder, local, row) for row in run.rows]
+                except (FileNotFoundError, PermissionError) as error:
+                    if os.access(local, os.R_OK):  # another file's fault
+                        raise
+                    place = f"{self.source.store.url}/{run.rows[0]['path']}"
+                    raise StorageError(f"{place}: cannot be read: {type(error).__name__}") from error
 
         named = rows.iter_rows(named=True)
         runs = clip_runs(named, self.source.store.local_copy, 1 if threads == 1 else _RUN_ROWS)

@@ -122,7 +122,7 @@ class Originals:
             with reader.source.store.local_copy(row["path"]) as path, reader.decoders.taken(path) as decoder:
                 numbers = frames_on_show(decoder.times(path), row["start_frame"], row["end_frame"], fps)[:number]
                 return sized_frames(decoder, path, numbers, (height, width))
-        except (SampleError, StorageError, RunError) as error:
+        except (SampleError, StorageError, RunError, OSError) as error:
             log.warning("%s: %s", table.source, error)
             return None
 

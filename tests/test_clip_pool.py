@@ -102,6 +102,16 @@ def test_films_that_fail_in_a_row_end_the_run(films):
     clips.close()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_film_that_is_gone_is_the_stores_fault_and_named(films, threads):
+    folder, rows = films
+    clips = reader(folder, threads=threads)
+    gone = rows.with_columns(path=pl.lit("gone.mp4"))
+    with pytest.raises(StorageError, match=r"films\d*/gone.mp4: cannot be read: FileNotFoundError"):
+        list(clips.clips(gone, digest))
+    clips.close()
+
+
 def test_device_that_decodes_is_part_of_what_columns_are_known_by():
     run = Execution(video_hwaccel="cuda", clip_timeout_per_second_s=7, video_memory_bytes=1)
     limits = decode_limits(run)
