@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tests.clip_files import make_clip
 
 from tokenmill.errors import RunError, SampleError, StorageError
+from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.clip_pool import DecoderPool, FilmCopy, clip_runs
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.recipe_sections import decode_limits
@@ -149,6 +151,27 @@ def test_glimpses_of_a_clip_are_spread_over_it_and_small(films):
     (glimpses,) = clips.clips(rows[:1], clips.glimpses)
     with clips.decoders.taken(folder / "a.mp4") as decoder:
         assert np.array_equal(glimpses, decoder.frames(folder / "a.mp4", [2, 6, 10], short_side_px=128))
+    clips.close()
+
+
+def test_copies_of_remote_films_are_gone_when_nobody_goes_on(films, tmp_path, monkeypatch):
+    folder, rows = films
+    store = open_store("memory://films-given-up")
+    store.put("a.mp4", (folder / "a.mp4").read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clips = SampleReader("films", {"kind": "videos", "url": "memory://films-given-up"}, DecodeLimits(threads=1))
+    results = clips.clips(rows[:20], digest)
+    next(results)
+    assert len(list(tmp_path.rglob("a.mp4"))) == 1
+    results.close()
+    assert not list(tmp_path.iterdir())
+
+    def broken(decoder, path, row) -> str:
+        raise ImportError("a library")
+
+    with pytest.raises(ImportError):
+        list(clips.clips(rows[:20], broken))
+    assert not list(tmp_path.iterdir())
     clips.close()
 
 
