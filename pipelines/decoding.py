@@ -23,14 +23,15 @@ from tokenmill.filters.clip import Clip, Sampling
 from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import BASE, Kind, Picture
-from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice
-from tokenmill.pipelines.sources.source import Source, open_source
+from tokenmill.pipelines.sources.files import VideoFolder
+from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -179,10 +180,15 @@ class SampleReader:
         """
         threads = self.limits.threads
 
+        def same(mark: str | None, decoder: VideoDecoder, local: Path, row: dict[str, Any]) -> T:
+            _check_film(mark, row)
+            return decode(decoder, local, row)
+
         def each(run: ClipRun) -> list[T | SampleError]:
             with run.copy as local, self.decoders.taken(local) as decoder:
                 try:
-                    return [_attempt(decode, decoder, local, row) for row in run.rows]
+                    mark = local_mark(local) if isinstance(self.source, VideoFolder) else None
+                    return [_attempt(same, mark, decoder, local, row) for row in run.rows]
                 except (FileNotFoundError, PermissionError) as error:
                     if os.access(local, os.R_OK):  # another file's fault
                         raise
@@ -245,6 +251,15 @@ class _Raised:
     """What somebody who looked at a clip raised."""
 
     error: Exception
+
+
+def _check_film(mark: str | None, row: Mapping[str, Any]) -> None:
+    """Raise SampleError where a film is another than the one that was indexed, as far as its mark tells."""
+    if mark is None or row.get("sha256") is None:
+        return
+    found = digest_of([mark, row["start_frame"], row["end_frame"]]) if "start_frame" in row else mark
+    if found != row["sha256"]:
+        raise SampleError("changed_since_ingest", "the film differs from the index's digest; run ingest again")
 
 
 def _seconds(row: Mapping[str, Any]) -> float:

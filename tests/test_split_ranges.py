@@ -19,9 +19,11 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.storage_fsspec import FsspecFiles
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.runner import run_stage
+from tokenmill.pipelines.sources.source import local_mark
 from tokenmill.pipelines.split_ranges import ESTIMATED_BYTES_PER_S, FilmRange, film_ranges, grouped_ranges
 from tokenmill.pipelines.split_scan import FilmScan
 from tokenmill.recipe import Recipe
@@ -95,6 +97,25 @@ def test_damage_in_a_long_film_costs_the_ranges_it_stands_in(films, tmp_path):
         assert split.counts.rows_in == 8
         assert 0.4 * clips(whole).height < found.height < clips(whole).height
         assert found.select(places).join(clips(whole).select(places), on=places, how="anti").height == 0
+
+
+def test_film_that_was_replaced_after_ingest_gives_no_frames(films, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in ("kept.mp4", "replaced.mp4"):
+        (folder / name).write_bytes((films / "even.mp4").read_bytes())
+    (split,) = ran(folder, tmp_path / "root")
+    cut = clips(split)
+    shots(folder / "replaced.mp4", SHOTS[::-1])
+    reader = SampleReader("clips", {"kind": "videos", "url": str(folder)}, DecodeLimits())
+    films_rows = pl.DataFrame(
+        [{"path": one, "sha256": local_mark(films / "even.mp4")} for one in ("kept.mp4", "replaced.mp4")]
+    )
+    for rows_of in (cut, films_rows):
+        found = list(reader.clips(rows_of, lambda decoder, path, row: "read"))
+        told = [one.reason if isinstance(one, SampleError) else one for one in found]
+        assert told == ["changed_since_ingest" if path == "replaced.mp4" else "read" for path in rows_of["path"]]
+    reader.close()
 
 
 def test_remote_film_is_fetched_once_a_unit(films, tmp_path, monkeypatch):
