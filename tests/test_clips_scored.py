@@ -100,7 +100,7 @@ def _count_frames(patch: pytest.MonkeyPatch) -> tuple[Counter[tuple[str, int]], 
 
 
 def _chain(place: Path, root: Path, asked: dict[str, Any], **changes: Any) -> Chain:
-    scenes = {"content_threshold": 200.0, "fade_threshold": 0.0, "min_seconds": 0.5, "max_seconds": 2}
+    scenes = {"content": None, "fades": None, "min_seconds": 0.5, "max_seconds": 2}
     settings = {
         "filter.video": {"scorers": asked, "scenes": scenes, "frames": SAMPLING},
         "execution.unit_rows": 3,
