@@ -132,6 +132,5 @@ def _strides(times: NDArray[np.float64], stride_seconds: float | None) -> list[B
     """Return the frames on show at the multiples of the stride, from the film's first frame on."""
     if stride_seconds is None or len(times) < 2:
         return []
-    wanted = np.arange(times[0] + stride_seconds, times[-1], stride_seconds)
-    first = np.unique(np.searchsorted(times[:-1], wanted - _ROUNDING_S))
-    return [Boundary(int(frame), int(frame)) for frame in first if 0 < frame < len(times) - 1]
+    passed = np.floor((times[:-1] - times[0] + _ROUNDING_S) / stride_seconds)  # not the multiples: pauses have millions
+    return [Boundary(int(frame), int(frame)) for frame in np.flatnonzero(np.diff(passed)) + 1]

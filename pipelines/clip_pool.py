@@ -33,7 +33,6 @@ class DecoderPool:
     def taken(self, path: Path) -> Iterator[VideoDecoder]:
         """Lend a decoder to go through `path`."""
         with self._lock:
-            self._is_closed = False
             self._free.sort(key=lambda waiting: waiting[0] == str(path))
             decoder = self._free.pop()[1] if self._free else self._make()
         try:
@@ -46,7 +45,7 @@ class DecoderPool:
                     self._free.append((str(path), decoder))
 
     def close(self) -> None:
-        """End the child processes, those that are at work when they are done; the next taker starts others."""
+        """End the child processes: those at work, and those that late threads still start, when they are done."""
         with self._lock:
             self._is_closed = True
             for _, decoder in self._free:
@@ -60,12 +59,19 @@ class FilmCopy:
     def __init__(self, copy: AbstractContextManager[Path], users: int) -> None:
         self._copy, self._users = copy, users
         self._path: Path | None = None
+        self._error: Exception | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> Path:
         with self._lock:
+            if self._error is not None:  # whoever comes first: all fail of the same, and nobody tries again
+                raise self._error
             if self._path is None:
-                self._path = self._copy.__enter__()
+                try:
+                    self._path = self._copy.__enter__()
+                except Exception as error:
+                    self._error = error
+                    raise
             return self._path
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -87,7 +87,7 @@ class VideoDecoder:
         allowed_s: the limit that the last call had.
 
     All methods raise SampleError: `empty`, `not_a_video`, `truncated`, `corrupt`, `no_frames`, `wrong_frame_count`,
-    `absurd_times`, `too_many_pixels`, `too_many_bytes`, `too_much_memory`, `decoder_crash`, `decoder_error`,
+    `absurd_times`, `too_many_pixels`, `too_many_bytes`, `decoder_crash`, `decoder_error`, `too_much_memory` and
     `timeout` (transient).
     ImportError, a missing file and RunError (no such device) come through as themselves.
     """
@@ -209,9 +209,9 @@ class VideoDecoder:
         self._answering = reply["kind"] not in ("end", "bad", "raise")
         self.counts.update(reply.get("counts", {}))
         if reply["kind"] == "bad":
-            if reply["reason"] == "too_much_memory":
+            if lacks_memory := reply["reason"] == "too_much_memory":
                 self.close()  # what a heap was torn into does not come back
-            raise SampleError(reply["reason"], reply["message"])
+            raise SampleError(reply["reason"], reply["message"], transient=lacks_memory)
         if reply["kind"] == "raise":
             raise _as_raised(reply["type"], reply["message"])
         return reply, _NO_FRAMES if frames is None else frames

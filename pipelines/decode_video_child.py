@@ -22,6 +22,7 @@ from tokenmill.errors import RunError, SampleError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.frame_socket import Message, Pixels, receive, send
+from tokenmill.pipelines.line_child_server import leave_ending_to_the_parent
 from tokenmill.pipelines.memory_limit import MemoryLimit
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def serve(channel: socket.socket, max_memory_bytes: int) -> None:
 
 def main() -> None:
     """Serve on the inherited socket, silently: FFmpeg writes a line for every broken frame."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_ending_to_the_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))

@@ -6,6 +6,7 @@ row end the run: a wrong path or a broken decoder is not ten million bad samples
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,19 +18,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.errors import RunError, SampleError, StorageError, TokenmillError
 from tokenmill.filters.clip import Clip, Sampling
 from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
 from tokenmill.filters.picture import BASE, Kind, Picture
-from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice
-from tokenmill.pipelines.sources.source import Source, open_source
+from tokenmill.pipelines.sources.files import VideoFolder
+from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -174,13 +176,24 @@ class SampleReader:
         """Apply `decode(decoder, local path, row)` to every clip or video, in the decoding threads.
 
         Results come in the order of the rows, which are cheapest sorted by film and frame. A remote file is fetched
-        once for neighbouring clips.
+        once for neighbouring clips. Raises StorageError for a film that is not there any more.
         """
         threads = self.limits.threads
 
+        def same(mark: str | None, decoder: VideoDecoder, local: Path, row: dict[str, Any]) -> T:
+            _check_film(mark, row)
+            return decode(decoder, local, row)
+
         def each(run: ClipRun) -> list[T | SampleError]:
             with run.copy as local, self.decoders.taken(local) as decoder:
-                return [_attempt(decode, decoder, local, row) for row in run.rows]
+                try:
+                    mark = local_mark(local) if isinstance(self.source, VideoFolder) else None
+                    return [_attempt(same, mark, decoder, local, row) for row in run.rows]
+                except (FileNotFoundError, PermissionError) as error:
+                    if os.access(local, os.R_OK):  # another file's fault
+                        raise
+                    place = f"{self.source.store.url}/{run.rows[0]['path']}"
+                    raise StorageError(f"{place}: cannot be read: {type(error).__name__}") from error
 
         named = rows.iter_rows(named=True)
         runs = clip_runs(named, self.source.store.local_copy, 1 if threads == 1 else _RUN_ROWS)
@@ -238,6 +251,15 @@ class _Raised:
     """What somebody who looked at a clip raised."""
 
     error: Exception
+
+
+def _check_film(mark: str | None, row: Mapping[str, Any]) -> None:
+    """Raise SampleError where a film is another than the one that was indexed, as far as its mark tells."""
+    if mark is None or row.get("sha256") is None:
+        return
+    found = digest_of([mark, row["start_frame"], row["end_frame"]]) if "start_frame" in row else mark
+    if found != row["sha256"]:
+        raise SampleError("changed_since_ingest", "the film differs from the index's digest; run ingest again")
 
 
 def _seconds(row: Mapping[str, Any]) -> float:

@@ -7,17 +7,19 @@ encoded as H.264. The first audio stream goes along: copied where mp4 knows the 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RunError, SampleError
 from tokenmill.faults import fault_point
 from tokenmill.pipelines.line_child_server import serve
 from tokenmill.pipelines.memory_limit import MemoryLimit
 
 _MEMORY_BYTES = 8 << 30
 _MAX_PIXELS = 1 << 28
+_PLACES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 
 
 class Exporter:
@@ -28,7 +30,7 @@ class Exporter:
         self._identity: tuple[Any, ...] = ()
 
     def __call__(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Write one clip; returns `how`."""
+        """Write one clip; returns `how`. RunError: there is no room for it, or it must not be written."""
         import av
 
         from tokenmill.pipelines.export_clips_media import ClipPlace, copied, encoded
@@ -45,6 +47,8 @@ class Exporter:
             raise
         except av.error.FFmpegError as error:
             self._film = None
+            if error.errno in _PLACES_FAULT:
+                raise RunError(f"no clip can be written there: {os.strerror(error.errno)}") from error
             raise SampleError("not_written", f"FFmpeg cannot write it as mp4 ({type(error).__name__})") from error
         return {"how": "encoded"}
 

@@ -19,6 +19,8 @@ from tokenmill.pipelines.film_index import FilmIndex, Packets, read_packets
 from tokenmill.pipelines.film_pass import ALL_SHORT_CUTS, FilmPass
 from tokenmill.pipelines.film_picture import Frame, display_of, is_hdr, picture
 
+_LONGEST_FRAME_S = 1.0
+
 
 class Film:
     """One opened file: `index` says which frames there are and when; `height_px` and `width_px` as seen.
@@ -88,11 +90,12 @@ class Film:
             yield picture(frame, self._display, height, width)
 
     def seconds_to_decode(self, numbers: Sequence[int]) -> float:
-        """Return how many seconds of film have to be decoded for these frames, at most."""
+        """Return how many seconds of film have to be decoded for these frames, at most; a pause is no work."""
         if not len(numbers):
             return 0.0
+        first, end = self._pass.first_decoded(numbers), numbers[-1] + 1
         times = self.index.times
-        return float(times[numbers[-1] + 1] - times[self._pass.first_decoded(numbers)])
+        return min(float(times[end] - times[first]), _LONGEST_FRAME_S * (end - first))
 
     def _decoded(self, number: int, wanted: Collection[int], last: int) -> Any:
         while True:

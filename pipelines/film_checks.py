@@ -16,6 +16,19 @@ from av.stream import Disposition
 from tokenmill.errors import RunError, SampleError
 
 _MP4_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_MP4_BOXES = (
+    *_MP4_FIRST_BOXES,
+    b"moof",
+    b"mfra",
+    b"styp",
+    b"sidx",
+    b"emsg",
+    b"meta",
+    b"uuid",
+    b"udta",
+    b"prft",
+    b"pnot",
+)
 _FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,vvc,m4v,mpegvideo,obu,ivf,mxf,mxf_opatom,wtv,rm,nut,gxf,"
     "dv,yuv4mpegpipe,mjpeg,vc1,av1,h263,live_flv,nsv,smk,bink,swf,ea,roq,wv,cavsvideo,dirac,gif"
@@ -76,7 +89,7 @@ def pixel_aspect(stream: Any) -> float:
 
 
 def is_cut_off(path: str) -> bool:
-    """Tell whether an MP4 or MOV announces more bytes than there are; False for other containers."""
+    """Tell whether an MP4's or MOV's last box announces more bytes than there are; False for other containers."""
     with Path(path).open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         position = file.seek(0)
@@ -88,8 +101,10 @@ def is_cut_off(path: str) -> bool:
             size = int.from_bytes(head[8:16], "big") if size == 1 else size
             if size < 8:  # 0 means up to the end of the file; anything else is no box
                 return False
+            if position + size > end:
+                return head[4:8] in _MP4_BOXES  # else it is no box: something was put behind the film
             position = file.seek(position + size)
-        return position > end
+        return False
 
 
 def unreadable(is_cut_off: bool) -> SampleError:

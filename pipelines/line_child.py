@@ -46,7 +46,8 @@ class LineChild:
         """Return the answer.
 
         Raises:
-            SampleError: what the child says is wrong, `decoder_crash`, or `timeout` (transient).
+            SampleError: what the child says is wrong, `decoder_error`, `decoder_crash`, or `too_much_memory` or
+                `timeout` (transient).
             RunError: the child cannot start, or failed for a reason that is no file's fault.
         """
         limit_s = timeout_s or self._timeout_s
@@ -56,11 +57,13 @@ class LineChild:
             process.stdin.write(json.dumps({**question, "limit_s": limit_s}).encode() + b"\n")
             process.stdin.flush()
             answer = self._line(process, limit_s)
+            if answer.get("reason") == "too_much_memory":
+                self.close()  # what a heap was torn into does not come back
         except TimeoutError as error:
             self.close()
-            raise SampleError("timeout", f"no answer within {limit_s:g} s", transient=True) from error
+            raise _timed_out(limit_s) from error
         except (EOFError, ConnectionError) as error:
-            raise self._died(process) from error
+            raise self._died(process, limit_s) from error
         return _checked(answer, self._module)
 
     def close(self) -> None:
@@ -91,6 +94,8 @@ class LineChild:
             except (OSError, EOFError) as error:
                 self.close()
                 raise RunError(f"a child process did not start; try: python -m {self._module}") from error
+            if "ready" not in ready:
+                self.close()
             _checked(ready, self._module)
         return self._process
 
@@ -111,17 +116,23 @@ class LineChild:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
-    def _died(self, process: subprocess.Popen[bytes]) -> SampleError:
+    def _died(self, process: subprocess.Popen[bytes], limit_s: float) -> SampleError:
         code = process.wait(5.0)
         self.close()
+        if code == -signal.SIGALRM:  # the parent was stopped meanwhile
+            return _timed_out(limit_s)
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         transient = code == -signal.SIGKILL  # somebody else's decision, most likely for lack of memory
         return SampleError("decoder_crash", f"the child process died: {cause}", transient=transient)
 
 
+def _timed_out(limit_s: float) -> SampleError:
+    return SampleError("timeout", f"no answer within {limit_s:g} s", transient=True)
+
+
 def _checked(answer: Mapping[str, Any], module: str) -> dict[str, Any]:
     if "reason" in answer:
-        raise SampleError(answer["reason"], answer["message"])
+        raise SampleError(answer["reason"], answer["message"], transient=answer["transient"])
     if "raised" in answer:
         raise RunError(f"{module}: {answer['raised']}")
     return dict(answer)

@@ -124,7 +124,7 @@ class Originals:
                 check_times(times, row)
                 numbers = frames_on_show(times, row["start_frame"], row["end_frame"], fps)[:number]
                 return sized_frames(decoder, path, numbers, (height, width)) if len(numbers) == number else None
-        except (SampleError, StorageError, RunError) as error:
+        except (SampleError, StorageError, RunError, OSError) as error:
             log.warning("%s: %s", table.source, error)
             return None
 

@@ -83,7 +83,8 @@ class SplitWorker:
         started = time.perf_counter()
         ranges: Sequence[FilmRange] = job.unit.payload["ranges"]
         films = [list(group) for _, group in groupby(ranges, key=lambda part: part.path)]
-        rows = pl.DataFrame({"path": [film[0].path for film in films], "film": range(len(films))})
+        named = [{"path": film[0].path, "sha256": film[0].digest, "film": number} for number, film in enumerate(films)]
+        rows = pl.DataFrame(named)
 
         def cut(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> list[RangeFound | SampleError]:
             return self._cut(decoder, path, films[row["film"]])

@@ -81,7 +81,8 @@ class FilmScan:
         return finder
 
     def _feed(self, finder: SceneFinder) -> None:
-        numbers = range(self._position, min(self._position + _BATCH, self.film.info.num_frames))
+        end = (self._position // _BATCH + 1) * _BATCH  # whatever began where: damage costs the same ranges
+        numbers = range(self._position, min(end, self.film.info.num_frames))
         finder.feed(self._position, self._decoder.frames(self._path, numbers, short_side_px=self._short_side_px))
         self._position = numbers.stop
         self.decoded += len(numbers)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,9 @@ import polars as pl
 import pytest
 from tests.clip_files import make_clip
 
-from tokenmill.errors import RunError, SampleError
-from tokenmill.pipelines.clip_pool import FilmCopy, clip_runs
+from tokenmill.errors import RunError, SampleError, StorageError
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.clip_pool import DecoderPool, FilmCopy, clip_runs
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.recipe_sections import decode_limits
 from tokenmill.recipe import Execution
@@ -80,11 +84,33 @@ def test_results_that_nobody_takes_stay_few(films):
     clips.close()
 
 
+def test_threads_at_work_when_the_pool_is_closed_leave_no_child_behind(films):
+    folder, _ = films
+    pool = DecoderPool(DecodeLimits().video_decoder)
+    with pool.taken(folder / "a.mp4") as early:
+        early.probe(folder / "a.mp4")
+        pool.close()
+        with pool.taken(folder / "a.mp4") as late:  # of a thread that had not come so far
+            late.probe(folder / "a.mp4")
+    assert early is not late
+    assert early.process_id == late.process_id == 0
+
+
 def test_films_that_fail_in_a_row_end_the_run(films):
     folder, rows = films
     clips = reader(folder, threads=2, failure_budget=1)
     with pytest.raises(RunError, match="2 samples failed in a row"):
         list(clips.clips(rows, digest))
+    clips.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_film_that_is_gone_is_the_stores_fault_and_named(films, threads):
+    folder, rows = films
+    clips = reader(folder, threads=threads)
+    gone = rows.with_columns(path=pl.lit("gone.mp4"))
+    with pytest.raises(StorageError, match=r"films\d*/gone.mp4: cannot be read: FileNotFoundError"):
+        list(clips.clips(gone, digest))
     clips.close()
 
 
@@ -127,3 +153,36 @@ def test_glimpses_of_a_clip_are_the_middles_of_its_thirds(films):
     with clips.decoders.taken(folder / "a.mp4") as decoder:
         assert np.array_equal(glimpses, decoder.frames(folder / "a.mp4", [2, 6, 10], short_side_px=128))
     clips.close()
+
+
+def test_copies_of_remote_films_are_gone_when_nobody_goes_on(films, tmp_path, monkeypatch):
+    folder, rows = films
+    store = open_store("memory://films-given-up")
+    store.put("a.mp4", (folder / "a.mp4").read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clips = SampleReader("films", {"kind": "videos", "url": "memory://films-given-up"}, DecodeLimits(threads=1))
+    results = clips.clips(rows[:20], digest)
+    next(results)
+    assert len(list(tmp_path.rglob("a.mp4"))) == 1
+    results.close()
+    assert not list(tmp_path.iterdir())
+
+    def broken(decoder, path, row) -> str:
+        raise ImportError("a library")
+
+    with pytest.raises(ImportError):
+        list(clips.clips(rows[:20], broken))
+    assert not list(tmp_path.iterdir())
+    clips.close()
+
+
+def test_copy_that_cannot_be_made_fails_alike_for_all_its_users():
+    @contextlib.contextmanager
+    def copy(path: str) -> Iterator[Path]:
+        raise StorageError(f"{path}: not there")
+        yield
+
+    rows = [{"path": "film"}] * 4
+    for run in clip_runs(iter(rows), copy, 2):
+        with pytest.raises(StorageError, match="not there"), run.copy:
+            pass

@@ -258,7 +258,7 @@ def test_clip_that_cannot_be_decoded_is_one_failed_row_of_every_scorer_that_look
     assert found["caption_quality"]["fail_reason"].null_count() == 4
     for name in ("stir", "sharpness", "resolution"):
         table = found[name].select("key", "fail_reason", "fail_stage").drop_nulls()
-        assert [row[1:] for row in table.rows()] == [("truncated", "score")]
+        assert [row[1:] for row in table.rows()] == [("changed_since_ingest", "score")]
         assert table["key"][0].startswith("second.mp4")
 
 

@@ -12,8 +12,10 @@ from tests import tiny
 from tests.films import ffmpeg, shots
 
 from tokenmill.cli import main
+from tokenmill.errors import RunError
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.line_child import LineChild
 
 FPS = 10
 
@@ -127,6 +129,16 @@ def test_clip_that_ends_the_child_is_told_and_the_others_are_written(folder, tmp
     assert (code, told["failed"], told["copied"] + told["encoded"]) == (1, {"decoder_crash": 1}, 2)
     code, told = export(folder, capsys, "--limit", "3", to=tmp_path / "out")
     assert (code, told["there"], told["failed"]) == (0, 2, {})
+
+
+def test_full_disk_ends_the_export_and_is_no_clips_fault(folder):
+    clip = {"film": str(folder / "clips/keys.mp4"), "start_frame": 0, "end_frame": 15, "to": "/dev/full"}
+    told = "no clip can be written there: No space left"
+    with (
+        LineChild("tokenmill.pipelines.export_clips_child", timeout_s=60) as child,
+        pytest.raises(RunError, match=told),
+    ):
+        child.ask(clip)
 
 
 def test_recipe_without_films_or_without_clips_is_refused(folder, tmp_path, capsys):

@@ -59,6 +59,22 @@ def test_pieces_cover_a_scene_and_are_of_like_length(gaps, most):
     assert len(clips) == 1 or seconds.min() >= seconds.mean() - 2 * max(gaps)
 
 
+@pytest.mark.parametrize("paused_s", [30.0, 80_000.0])
+def test_recording_that_pauses_again_and_again_is_divided_at_once(paused_s):
+    times = np.arange(1001) * paused_s  # hours of pictures, or years
+    found = clips_of([Scene(0, 1000)], times, settings(1, 20))
+    assert [(clip.start, clip.end) for clip in found] == [(number, number + 1) for number in range(1000)]
+
+
+def test_pause_in_a_film_is_a_clip_of_its_own():
+    times = np.concatenate([np.arange(500) / 25, 80_000 + np.arange(501) / 25])  # frame 499 stays for a day
+    found = clips_of([Scene(0, 1000)], times, settings(1, 8))
+    assert [clip.end for clip in found] == [200, 400, 499, 500, 700, 900, 1000]
+    assert [times[clip.end] - times[clip.start] for clip in found if clip.start != 499] == pytest.approx(
+        [8, 8, 3.96, 8, 8, 4]
+    )
+
+
 RECIPE = {"root": "out", "sources": {"clips": {"kind": "clips", "url": "x"}}}
 
 
@@ -87,6 +103,6 @@ def test_recipe_and_settings_have_the_same_defaults():
     from dataclasses import asdict
 
     given = check_recipe(RECIPE | {"filter": {"video": {}}}, "r.yaml").filter["video"].scenes.model_dump()
-    for key in ("short_side_px", "range_bytes"):
+    for key in ("short_side_px", "range_seconds", "unit_seconds"):
         del given[key]
     assert given == asdict(SceneSettings())

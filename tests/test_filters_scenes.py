@@ -195,6 +195,12 @@ def test_stride_divides_a_film_of_a_varying_rate_by_time():
     assert [times[scene.start] for scene in finder.scenes(0, 60)] == pytest.approx([0, 4, 8, 12, 16, 20])
 
 
+def test_stride_through_years_of_pauses_is_as_cheap_as_its_frames():
+    times = np.arange(1001) * 80_000.0
+    finder = SceneFinder(SceneSettings(content=None, fades=None, stride_seconds=0.001), times)
+    assert len(finder.scenes(0, 1000)) == 1000
+
+
 def test_frames_out_of_order_are_refused(film):
     finder = SceneFinder(SceneSettings(), even(len(film)))
     finder.feed(0, film[:4])

@@ -29,6 +29,7 @@ KILLS = {  # where one run after the other dies: the stage it was in, and how ma
 }
 TOKENS = {  # one window of four small frames a clip
     "tokenize.video.fps": 8,
+    "tokenize.video.long": "first",
     "tokenize.video.max_seconds": 0.5,
     "tokenize.video.min_area": 256,
     "tokenize.video.max_area": 256,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from tests import tiny
 from tests.films import ffmpeg, shots
 
 from tokenmill.commands import make_chain
+from tokenmill.errors import SampleError
 from tokenmill.filters.scenes import SceneFinder, SceneSettings
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.storage_fsspec import FsspecFiles
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.runner import run_stage
+from tokenmill.pipelines.sources.source import local_mark
 from tokenmill.pipelines.split_ranges import ESTIMATED_BYTES_PER_S, FilmRange, film_ranges, grouped_ranges
 from tokenmill.pipelines.split_scan import FilmScan
 from tokenmill.recipe import Recipe
@@ -95,6 +99,25 @@ def test_damage_in_a_long_film_costs_the_ranges_it_stands_in(films, tmp_path):
         assert found.select(places).join(clips(whole).select(places), on=places, how="anti").height == 0
 
 
+def test_film_that_was_replaced_after_ingest_gives_no_frames(films, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in ("kept.mp4", "replaced.mp4"):
+        (folder / name).write_bytes((films / "even.mp4").read_bytes())
+    (split,) = ran(folder, tmp_path / "root")
+    cut = clips(split)
+    shots(folder / "replaced.mp4", SHOTS[::-1])
+    reader = SampleReader("clips", {"kind": "videos", "url": str(folder)}, DecodeLimits())
+    films_rows = pl.DataFrame(
+        [{"path": one, "sha256": local_mark(films / "even.mp4")} for one in ("kept.mp4", "replaced.mp4")]
+    )
+    for rows_of in (cut, films_rows):
+        found = list(reader.clips(rows_of, lambda decoder, path, row: "read"))
+        told = [one.reason if isinstance(one, SampleError) else one for one in found]
+        assert told == ["changed_since_ingest" if path == "replaced.mp4" else "read" for path in rows_of["path"]]
+    reader.close()
+
+
 def test_remote_film_is_fetched_once_a_unit(films, tmp_path, monkeypatch):
     store = open_store("memory://films-to-split")
     store.put("even.mp4", (films / "even.mp4").read_bytes())
@@ -148,6 +171,45 @@ def test_ranges_next_to_each_other_decode_each_frame_once_and_those_apart_only_t
             lead_in = SceneFinder(settings, np.arange(num_frames + 1.0)).lead_in_frames
             assert alone.decoded <= last - start + lead_in + 128 + _black_behind(last)
     assert [scene for scenes in apart for scene in scenes] == found
+
+
+class Damaged:
+    """Stands in for the decoder of a film that has one frame nobody can decode."""
+
+    def __init__(self, info: Any, times: Any, frames: Any, damaged: int) -> None:
+        self._info, self._times, self._frames, self._damaged = info, times, frames, damaged
+
+    def probe(self, path: Path) -> Any:
+        return self._info
+
+    def times(self, path: Path) -> Any:
+        return self._times
+
+    def frames(self, path: Path, numbers: range, *, short_side_px: int) -> Any:
+        if self._damaged in numbers:
+            raise SampleError("corrupt", "a frame can't be decoded")
+        return self._frames[numbers.start : numbers.stop]
+
+
+def test_damage_costs_the_same_ranges_wherever_the_looking_began(films):
+    settings, path = SceneSettings(min_seconds=0.25, max_seconds=1), films / "even.mp4"
+    with VideoDecoder() as decoder:
+        info, times = decoder.probe(path), decoder.times(path)
+        frames = decoder.frames(path, range(info.num_frames), short_side_px=48)
+    parts = [replace(part(1), number=number, shares=8) for number in range(8)]
+
+    def found(scan: FilmScan, one: FilmRange) -> Any:
+        try:
+            return scan.scenes(one)
+        except SampleError as error:
+            return error.reason
+
+    for damaged in range(0, info.num_frames, 19):
+        decoder = Damaged(info, times, frames, damaged)
+        scan = FilmScan(decoder, path, settings, 48)
+        together = [found(scan, one) for one in parts]
+        assert together == [found(FilmScan(decoder, path, settings, 48), one) for one in parts], damaged
+        assert 1 <= together.count("corrupt") <= 3
 
 
 def _black_behind(frame: int, fps: int = 10) -> int:

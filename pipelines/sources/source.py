@@ -7,9 +7,11 @@ files are packed (an object store hates a million small objects), in the same la
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import polars as pl
@@ -181,10 +183,25 @@ def list_files(store: Store, suffixes: Sequence[str], *, whole_bytes: int | None
     return files
 
 
+def local_mark(path: Path) -> str:
+    """Return the mark of a file on the local disk."""
+
+    def read(start: int, length: int) -> bytes:
+        file.seek(start)
+        return file.read(length)
+
+    with path.open("rb") as file:
+        return _mark_of(read, file.seek(0, os.SEEK_END))
+
+
 def _mark(store: Store, path: str, size: int) -> str:
+    return _mark_of(lambda start, length: store.read_range(path, start, length), size)
+
+
+def _mark_of(read: Callable[[int, int], bytes], size: int) -> str:
     state = hashlib.sha256(str(size).encode())
     head = min(size, _MARK_BYTES)
-    state.update(store.read_range(path, 0, head))
+    state.update(read(0, head))
     tail = min(size - head, _MARK_BYTES)
-    state.update(store.read_range(path, size - tail, tail))
+    state.update(read(size - tail, tail))
     return state.hexdigest()
