@@ -285,15 +285,13 @@ _STAND_INS: Mapping[str, str] = {
         if [ "$1" = start ]; then exec sleep 60; fi
         [ -z "$SLOW" ]""",
     "tokenmill": """
+        [ -z "$WAIT" ] || trap 'echo drained >> "$LOG"; exit 1' TERM  # before a test reads that it was called
         echo "tokenmill $* | $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT | $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"
         for _ in $(seq 200); do  # the driver of a test ends at once: not before every node has been heard
             [ "$(grep -c '^ray start' "$LOG")" -ge "${STARTS:-0}" ] && break
             sleep 0.05
         done
-        if [ -n "$WAIT" ]; then
-            trap 'echo drained >> "$LOG"; exit 1' TERM
-            for _ in $(seq 600); do sleep 0.05; done
-        fi
+        if [ -n "$WAIT" ]; then for _ in $(seq 600); do sleep 0.05; done; fi
         exit "${CODE:-0}\"""",
 }
 
