@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -19,7 +21,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines import metrics as module
 from tokenmill.pipelines.dispatch import RunOptions
-from tokenmill.pipelines.execution import Finished
+from tokenmill.pipelines.execution import Finished, cpu_seconds
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.metrics import StageMetrics
 from tokenmill.pipelines.progress import efficiency
@@ -186,3 +188,16 @@ def test_efficiency_on_cpus_is_against_the_cores_and_with_gpus_against_the_slowe
     on_gpus = efficiency(wall_s=33, cpu_s=90, phases_s=phases, cores=16, gpus=1, workers=2)
     assert (on_gpus.ideal_s, on_gpus.ratio) == (30, 1.1)
     assert "model alone" in str(on_gpus)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_cpu_time_of_a_child_counts_while_it_runs_and_once_when_it_has_ended():
+    """A decoder's child outlives the units it works for."""
+    busy = "import time, sys\nwhile time.process_time() < 1.1: pass"  # the kernel counts in ticks of 10 ms
+    program = f"{busy}\nprint('busy so far', flush=True)\nsys.stdin.read()"
+    before = cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert 1 <= cpu_seconds() - before < 1.9
+    assert 1 <= cpu_seconds() - before < 1.9
