@@ -7,14 +7,14 @@ judged: whether a caption is any good is for the selection rules.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from tokenmill.captions.captioner import Answer, Sample
+from tokenmill.captions.captioner import Answer, Request, Sample, Takes
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 
@@ -45,18 +45,26 @@ class MetadataCaptioner:
 
     name: ClassVar = "metadata"
     version: ClassVar = 1
-    needs_pixels: ClassVar = False
-    batch_size: ClassVar = 256
+    takes: ClassVar[Takes] = "text"
+    asks: ClassVar = False
+    max_side_px: ClassVar = None
 
     @property
     def fingerprint(self) -> str:
         return digest_of({"name": self.name, "version": self.version, "settings": asdict(self)})
 
-    def caption(self, samples: Sequence[Sample]) -> Sequence[Answer]:
+    def answers(self, requests: Iterable[Request]) -> Iterator[Sequence[Answer]]:
         """Pick each sample's captions."""
-        return [self._answer(sample) for sample in samples]
+        for request in requests:
+            try:
+                yield (Answer(index=request.index, texts=self._texts(request.sample)),)
+            except SampleError as error:
+                yield (Answer(index=request.index, error=error),)
 
-    def _answer(self, sample: Sample) -> Answer:
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def _texts(self, sample: Sample) -> tuple[str, ...]:
         for field in self.fields:
             for place in (sample, sample.get("metadata")):
                 captions = list(dict.fromkeys(self._captions(field, _look_up(place, field))))
@@ -64,7 +72,7 @@ class MetadataCaptioner:
                     return tuple(captions[: self.max_variants])
         if self.missing == "empty":
             return ("",)
-        return SampleError("no_caption", f"nothing in {', '.join(self.fields)}")
+        raise SampleError("no_caption", f"nothing in {', '.join(self.fields)}")
 
     def _captions(self, field: str, value: Any) -> Iterator[str]:
         texts = [text for text in map(cleaned, value if isinstance(value, list | tuple) else [value]) if text]

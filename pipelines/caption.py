@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import polars as pl
 
-from tokenmill.captions.captioner import Captioner, build_captioner
-from tokenmill.errors import SampleError
+from tokenmill.captions.captioner import Captioner, Request, build_captioner
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Commit, Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
@@ -94,17 +94,16 @@ class CaptionWorker:
         self._captioner: Captioner = build_captioner(engine, settings)
 
     def close(self) -> None:
-        pass
+        self._captioner.close()
 
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
         rows = job.unit.payload["part"].read()
-        answers = self._captioner.caption([_sample(row) for row in rows.iter_rows(named=True)])
+        requests = (Request(index=n, sample=_sample(row)) for n, row in enumerate(rows.iter_rows(named=True)))
+        answers = sorted(chain.from_iterable(self._captioner.answers(requests)), key=lambda answer: answer.index)
         asked_s = time.perf_counter() - started
-        errors = [answer if isinstance(answer, SampleError) else None for answer in answers]
-        captions = [
-            None if isinstance(answer, SampleError) else [_storable(text) for text in answer] for answer in answers
-        ]
+        errors = [answer.error for answer in answers]
+        captions = [None if answer.error else [_storable(text) for text in answer.texts] for answer in answers]
         frame = pl.concat(
             [
                 rows.select("key"),

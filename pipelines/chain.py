@@ -43,6 +43,7 @@ from tokenmill.pipelines.split import split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
 from tokenmill.pipelines.tokens import tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
+from tokenmill.settings_caption import CaptionSettings
 
 K = TypeVar("K")
 STAGES = (
@@ -327,10 +328,10 @@ class Chain:
         works = {}
         for name, modality in self.modality.items():
             if modality != "text" and self.selected[name]:
-                settings = self.recipe.caption.get(modality)  # type: ignore[call-overload]
-                engine, options = (settings.engine, settings.options) if settings else ("metadata", {})
+                settings = self.recipe.caption.get(modality) or CaptionSettings()  # type: ignore[call-overload]
+                (column,) = settings.columns.values()
                 parents = self._parents(name, self.ingest, self.split, self.select)
-                works[name] = caption_work(self.store, engine, options, self.selected[name], parents)
+                works[name] = caption_work(self.store, column.engine, column.options, self.selected[name], parents)
         return self._single("caption", works, inline=True)
 
     @cached_property

@@ -29,8 +29,9 @@ def check_chain(chain: Chain) -> None:
         asked = settings.decontaminate if settings else ()
         check_sets(modality, asked, chain.passes[modality].columns, recipe.sources)
     _check_kinds(chain)
-    for modality, settings in recipe.caption.items():
-        _within(f"caption.{modality}", partial(build_captioner, settings.engine, settings.options))
+    for modality, captions in recipe.caption.items():
+        for name, column in captions.columns.items():
+            _within(f"caption.{modality}.columns.{name}", partial(build_captioner, column.engine, column.options))
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
     _check_areas(recipe)
     _check_clips(chain)

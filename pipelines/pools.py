@@ -7,7 +7,7 @@ import math
 from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool
 from tokenmill.recipe import Execution, StagePool, Workers
 
-POOLED = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "tokenize", "plan")
+POOLED = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan")
 
 _FEW_ROWS = 1_000_000
 

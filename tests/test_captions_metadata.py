@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from tokenmill.captions.captioner import build_captioner
+from tokenmill.captions.captioner import Request, build_captioner
 from tokenmill.errors import RecipeError, SampleError
 
 
 def captions(sample, **settings):
-    (answer,) = build_captioner("metadata", settings).caption([sample])
-    return answer
+    ((answer,),) = build_captioner("metadata", settings).answers([Request(index=0, sample=sample)])
+    return answer.error or answer.texts
 
 
 def test_caption_of_sample_with_caption_and_title_is_the_caption():
@@ -59,12 +59,12 @@ def test_caption_of_one_endless_word_is_cut_inside_it():
 
 def test_caption_of_sample_without_any_fails_alone():
     captioner = build_captioner("metadata")
-    first, second, third = captioner.caption(
-        [{"caption": "one"}, {"caption": 3.5, "metadata": None}, {"title": "three"}]
-    )
-    assert (first, third) == (("one",), ("three",))
-    assert isinstance(second, SampleError)
-    assert second.reason == "no_caption"
+    samples = [{"caption": "one"}, {"caption": 3.5, "metadata": None}, {"title": "three"}]
+    requests = [Request(index=number, sample=sample) for number, sample in enumerate(samples)]
+    first, second, third = (answer for some in captioner.answers(requests) for answer in some)
+    assert (first.texts, third.texts) == (("one",), ("three",))
+    assert isinstance(second.error, SampleError)
+    assert second.error.reason == "no_caption"
 
 
 def test_caption_of_sample_without_any_is_empty_where_the_recipe_says_so():
@@ -79,7 +79,7 @@ def test_fingerprint_of_captioners_differs_with_any_setting():
 @pytest.mark.parametrize(
     ("name", "settings", "says"),
     [
-        ("blip", {}, "allowed: metadata"),
+        ("blip", {}, "allowed: metadata, openai"),
         ("metadata", {"field": ["title"]}, "unknown setting 'field'"),
         ("metadata", {"max_chars": 0}, "max_chars"),
         ("metadata", {"missing": "guess"}, "'fail' or 'empty'"),

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
+from tokenmill.settings_caption import CaptionSettings
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_train import PlanSettings, TrainSettings
@@ -52,7 +53,8 @@ class Execution(Section):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     pools: dict[
-        Literal["ingest", "split", "score", "decontaminate", "compare", "duplicates", "tokenize", "plan"], StagePool
+        Literal["ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan"],
+        StagePool,
     ] = Field(default_factory=dict, description="stage → its pool, where it differs")
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
     decode_threads: Positive = 2
@@ -221,18 +223,6 @@ class FilterSettings(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"two sets have one name; found {', '.join(sorted(names))}")
         return value
-
-
-class CaptionSettings(BaseModel):
-    """The engine that captions a modality; further keys go to the engine."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    engine: str = "metadata"
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class ClipPrompts(Section):

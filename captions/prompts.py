@@ -1,0 +1,26 @@
+"""Prompts: words of the recipe in which `{…}` stands for what is known of a sample."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tokenmill.captions.captioner import Sample
+from tokenmill.errors import SampleError
+
+_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
+
+
+def render(template: str, sample: Sample) -> str:
+    """Fill a template: `{caption}`, `{metadata.title}`; raises SampleError (`no_field`) for what a sample lacks."""
+    return _FIELD.sub(lambda found: _shown(sample, found[1]), template)
+
+
+def _shown(sample: Sample, name: str) -> str:
+    value: Any = sample
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None or value == "":
+        raise SampleError("no_field", f"the prompt needs {name}")
+    return str(value)
