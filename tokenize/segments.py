@@ -94,8 +94,8 @@ def segment_from_json(fields: Mapping[str, Any]) -> Segment:
     try:
         if "text" in fields:
             start, end = fields["text"]
-            first, last = fields.get("seconds") or (None, None)
-            seconds = None if first is None else (float(first), float(last))
+            first, last = fields.get("seconds", (None, None))
+            seconds = None if first is None or last is None else (float(first), float(last))
             learn, variant = fields.get("learn", True), fields.get("variant", 0)
             return TextSegment(start, end, fields["role"], learn, variant, seconds)
         t, h, w = fields["vision"]
