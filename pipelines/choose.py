@@ -23,9 +23,10 @@ from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
-from tokenmill.pipelines.answers import read_answers, records_by_shard, shard_of
+from tokenmill.pipelines.answers import read_answers
 from tokenmill.pipelines.caption_worker import judged
 from tokenmill.pipelines.decoding import failure_values
+from tokenmill.pipelines.earlier_answers import EarlierAnswers
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking, Question
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
@@ -65,13 +66,12 @@ def choose_work(
         },
         fingerprints={name: snapshot.folder.config.digest for name, snapshot in answers.items()},
     )
-    shards = {name: records_by_shard(snapshot.folder) for name, snapshot in answers.items()}
+    earlier = {name: EarlierAnswers(snapshot.folder) for name, snapshot in answers.items()}
     units = []
     for index, part in enumerate(selected):
-        shard = shard_of(part.piece.commit.inputs[0].name)
         digests = {name: snapshot.commits[index].digests["answers"] for name, snapshot in answers.items()}
         inputs = [InputRef(name=name, digest=digest) for name, digest in digests.items()]
-        found = {name: (one.folder, shards[name].get(shard, ())) for name, one in answers.items()}
+        found = {name: (one.folder, earlier[name].about(part.piece)) for name, one in answers.items()}
         units.append(
             Unit(
                 inputs=(part.piece.reference("rows"), part.kept_reference, *inputs),
