@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from tokenmill.captions.captioner import Answer
-from tokenmill.captions.checks import judge
+from tokenmill.captions.checks import judge, tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Counts
@@ -131,7 +131,7 @@ class CaptionWorker:
         """Return what is wrong with an answer by the column's checks, or None."""
         return judged(self._asking, question, texts, finish_reason)
 
-    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Sequence[Mapping[str, Any]]) -> UnitOutput:
+    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows) -> UnitOutput:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
         mine = without_vain(pl.concat([before.mine, table_of(rows)]))
@@ -174,9 +174,9 @@ def judged(asking: Asking, question: Question, texts: Iterable[str], finish_reas
     column = asking.column
     for text in texts:
         error = judge(
-            text,
-            template=question.template,
-            system=column.system,
+            tidied(text),
+            prompt_template=question.template,
+            system_template=column.system,
             finish_reason=finish_reason,
             checks=column.checks,
         )

@@ -113,22 +113,12 @@ def _keeps(store: Store, resolved: _Resolved, options: GcOptions) -> tuple[dict[
     notes = [resolved.stopped] if resolved.stopped else []
     for stage in STAGES[:-1]:
         for path in _stage_folders(store, stage):
-            if path in keeps:
-                continue
-            keeps[path] = Keep()
-            if is_paid_for(store, path):
-                if stage in resolved.stages and not options.old_captions:
-                    notes.append(f"{path}: answers to questions the recipe no longer asks; kept (--old-captions)")
-                elif stage in resolved.stages:
-                    keeps[path] = Keep(snapshots=frozenset(), whole=False, kind="settings")
-            elif stage in resolved.stages and (stage == "takedown" or options.old_settings):
-                kind = "superseded" if stage == "takedown" else "settings"
-                keeps[path] = Keep(snapshots=frozenset(), whole=False, kind=kind)
-            elif stage in resolved.stages:
-                notes.append(f"{path}: of settings the recipe no longer has; kept (--old-settings lets it go)")
-    for path in _stage_folders(store, "caption"):
-        if keeps[path].whole and is_paid_for(store, path):
-            keeps[path] = _all_answers(store, path, keeps[path])
+            if path not in keeps:
+                keeps[path] = Keep()
+                if stage in resolved.stages:
+                    keeps[path] = _keep_of_other_settings(store, path, options, notes)
+            if keeps[path].whole and is_paid_for(store, path):
+                keeps[path] = _all_answers(store, path, keeps[path])
     needed = _plans_in_use(store) if options.old_plans else set()
     for path in _stage_folders(store, "plans"):
         if path in keeps or "plan" not in resolved.stages:
@@ -139,6 +129,18 @@ def _keeps(store: Store, resolved: _Resolved, options: GcOptions) -> tuple[dict[
             keeps[path] = Keep()
             notes.append(f"{path}: not the recipe's plan any more; kept (--old-plans lets it go if no run needs it)")
     return keeps, notes
+
+
+def _keep_of_other_settings(store: Store, path: str, options: GcOptions, notes: list[str]) -> Keep:
+    """Say what to keep of a folder that the recipe does not lead to any more; answers that were paid for by default."""
+    if path.startswith("takedown/"):
+        return Keep(snapshots=frozenset(), whole=False, kind="superseded")
+    is_paid = is_paid_for(store, path)
+    if options.old_captions if is_paid else options.old_settings:
+        return Keep(snapshots=frozenset(), whole=False, kind="settings")
+    flag = "--old-captions lets the paid answers go" if is_paid else "--old-settings lets it go"
+    notes.append(f"{path}: of settings the recipe no longer has; kept ({flag})")
+    return Keep()
 
 
 def _all_answers(store: Store, path: str, keep: Keep) -> Keep:

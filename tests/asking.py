@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +14,9 @@ import polars as pl
 import yaml
 from tests import tiny
 from tests.asked_captioner import NAME, install
+from tests.harness import Outcome, run_alone
 
+from tokenmill.captions.captioner import BUILT_IN, ENTRY_POINT_GROUP
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
@@ -25,7 +25,7 @@ from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.recipe import Recipe, check_recipe
 
 PICTURES = [tiny.picture(number, 16) for number in range(4)]
-_CHILD = "import sys; from tests.asked_captioner import install; install(); from tokenmill.cli import main; sys.exit(main())"
+_METADATA = "Metadata-Version: 2.1\nName: asked\nVersion: 1\n"
 
 
 @dataclass(kw_only=True)
@@ -97,13 +97,10 @@ class AskedRoot:
         _ = chain.choose
         return chain
 
-    def command(self, *arguments: str, changes: Mapping[str, Any] | None = None, **environment: str) -> Any:
+    def command(self, *arguments: str, changes: Mapping[str, Any] | None = None, **environment: str) -> Outcome:
         """Run a command line in a process of its own; `run --until caption` by default."""
         given = arguments or ("run", str(self.write(changes)), "--until", "caption")
-        return subprocess.run(
-            [sys.executable, "-c", _CHILD, *given],
-            env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        return run_alone(*given, environment=environment_with_captioner(self.folder) | environment)
 
     def fail(self, **faults: str) -> None:
         """Say what happens to samples from now on, by key."""
@@ -121,6 +118,17 @@ class AskedRoot:
     @property
     def keys(self) -> list[str]:
         return [f"{shard:02d}{number:03d}" for shard in range(self.shards) for number in range(self.samples)]
+
+
+def environment_with_captioner(folder: Path) -> dict[str, str]:
+    """Put the captioner beside tokenmill as an installed package of another, for children and Ray's workers."""
+    package = folder / "site" / "asked-1.dist-info"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "METADATA").write_text(_METADATA)
+    (package / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{NAME} = {BUILT_IN[NAME]}\n")
+    here = Path(__file__).parents[1]
+    paths = [package.parent, here / "src", here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def answers_of(chain: Chain, column: str = "dense") -> Snapshot:
