@@ -21,9 +21,10 @@ from typing import Any
 
 from tokenmill.demo.photographs import package_file
 from tokenmill.demo.text_lines import english, other_scripts, read_catalogue
-from tokenmill.filters.language import identify
 from tokenmill.filters.scorer import build_scorer
-from tokenmill.filters.text_units import plain_units, units_of
+from tokenmill.filters.text_units import plain_units
+from tokenmill.languages import identify
+from tokenmill.words import units_of
 
 CHUNK = 32
 TOGETHER = ("language", "repetition", "character_ratios", "personal_data", "minhash")

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from tokenmill.errors import SampleError
 
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A question about a sample, and its answer."""
-
-    question: str
-    answer: str
+Pair = tuple[str, str]
 
 
-def pairs_of(text: str) -> tuple[Pair, ...]:
+def questions_of(text: str) -> tuple[Pair, ...]:
     """Read the pairs of a JSON list of `{"question": …, "answer": …}`; raises SampleError (`no_questions`)."""
     try:
-        return tuple(Pair(str(one["question"]), str(one["answer"])) for one in json.loads(text))
+        return tuple((str(one["question"]), str(one["answer"])) for one in json.loads(text))
     except (ValueError, TypeError, KeyError) as error:
         raise SampleError("no_questions", "the answer holds no questions") from error

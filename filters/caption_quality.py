@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 from tokenmill.filters.character_classes import CATEGORIES, SPACE, UNICODE, counts_of
 from tokenmill.filters.language import Language
 from tokenmill.filters.scorer import Columns, Picture, fingerprint_of
-from tokenmill.filters.text_units import plain_units, units_of
+from tokenmill.filters.text_units import plain_units
+from tokenmill.words import units_of
 
 _LETTERS = [place for place, category in enumerate(CATEGORIES) if category[0] in "LM"]
 _CONTROL = CATEGORIES.index("Cc")

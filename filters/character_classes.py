@@ -22,13 +22,6 @@ CATEGORIES = (
 SPACE = len(CATEGORIES)
 """The class of white space, which `str.isspace` decides: control characters such as the line feed are among it."""
 
-UNSPACED_RANGES = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x312F), (0x31A0, 0x31BF),
-    (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA000, 0xA4CF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F),
-    (0x20000, 0x3FFFF),
-)  # fmt: skip
-"""Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, bopomofo, Han, Yi."""
-
 
 def classes_of(text: str) -> NDArray[np.uint8]:
     """Return the class of every character: its place in `CATEGORIES`, or `SPACE`."""

@@ -16,24 +16,16 @@ a byte at a time in Python, so of a long text only a sample is read.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import version as version_of
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import polars as pl
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tokenmill.filters.scorer import Columns, fingerprint_of
-from tokenmill.manifests.identity import sha256_hex
-
-_NO_LANGUAGE = frozenset({"zxx", "und"})
-_WINDOWS = 3
-_LETTER = re.compile(r"[^\W\d_]")
-_ADDRESS = re.compile(r"\b\w+://\S+")
+from tokenmill.languages import identify, model_digest, sampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,43 +58,3 @@ class Language:
     def _identified(self, text: str) -> tuple[str | None, float | None]:
         language, confidence = identify(sampled(text, self.sample_bytes))
         return (language if confidence is not None and confidence >= self.min_confidence else None), confidence
-
-
-def identify(text: str) -> tuple[str | None, float | None]:
-    """Return the likeliest language and its probability; no language where the text has none, neither if no letters."""
-    spoken = _ADDRESS.sub(" ", text) if "://" in text else text
-    if not _LETTER.search(spoken):
-        return None, None
-    language, confidence = _identifier().classify(spoken)
-    return (None if language in _NO_LANGUAGE else language), float(confidence)
-
-
-def sampled(text: str, most_bytes: int) -> str:
-    """Return a text of at most `most_bytes` in UTF-8 as it is, of a longer one its beginning, middle and end."""
-    data = text.encode()
-    if len(data) <= most_bytes:
-        return text
-    piece = most_bytes // _WINDOWS
-    step = (len(data) - piece) // (_WINDOWS - 1)
-    pieces = (data[start : start + piece] for start in range(0, _WINDOWS * step, step))
-    return "\n".join(piece.decode(errors="ignore") for piece in pieces)
-
-
-@cache
-def model_digest() -> str:
-    """Return the sha256 of the model file."""
-    return sha256_hex(_model_path().read_bytes())
-
-
-def _model_path() -> Path:
-    from py3langid.langid import MODEL_DIR, MODEL_FILE
-
-    folder, file = Path(MODEL_DIR), str(MODEL_FILE)
-    return folder / file
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(_model_path(), norm_probs=True)

@@ -1,7 +1,4 @@
-"""The words of a text, in any script: what repetition, MinHash and word lists count in.
-
-Where a script puts no spaces between words (Han, kana, Thai, Lao, Burmese, Khmer) every character is a unit of its own.
-"""
+"""The words of a text, in any script, without what spelling may change: what MinHash and word lists count in."""
 
 from __future__ import annotations
 
@@ -13,15 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.character_classes import UNSPACED_RANGES, ranges_of
-
-UNSPACED = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in UNSPACED_RANGES)
-_SPACED_UNITS = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
-
-
-def units_of(text: str) -> list[str]:
-    """Split a text at white space, and between the characters of scripts without it; punctuation stays."""
-    return text.split() if text.isascii() else _SPACED_UNITS.findall(text)
+from tokenmill.filters.character_classes import ranges_of
+from tokenmill.words import UNSPACED, UNSPACED_RANGES
 
 
 def plain_units(text: str) -> list[str]:

@@ -31,13 +31,15 @@ Record = tuple[str, int]
 class Keep:
     """What one folder has to keep: snapshots by their 16 digits (None: all, and all records), and further records.
 
-    `whole` False lets the folder itself go, if nothing in it is named; `kind` is what its unnamed content counts as.
+    `whole` False lets the folder itself go, if nothing in it is named; `kind` is what its unnamed content counts as;
+    `beside` are folders in it that stay as they are, though no record names what they hold.
     """
 
     snapshots: frozenset[str] | None = None
     records: frozenset[Record] = frozenset()
     whole: bool = True
     kind: str = "superseded"
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,8 @@ def _named(
         sweep.notes.append(
             f"all snapshots and their units are kept: one does not say any more what it came from ({error})"
         )
-        return dict.fromkeys(keeps, Keep()), {path: set(names) for path, names in finished.items()}
+        whole = {path: Keep(beside=keep.beside) for path, keep in keeps.items()}
+        return whole, {path: set(names) for path, names in finished.items()}
 
 
 def _followed(
@@ -241,7 +244,7 @@ def _survey_folder(folder: StageDir, keep: Keep, named: set[str], entries: list[
 
 def _kind(folder: StageDir, name: str, known: set[str], keep: Keep) -> str | None:
     """Say what an object of a folder would count as if nobody names it; None: it goes with its whole folder only."""
-    if name == "config.json" or name.startswith(ASIDE):
+    if name == "config.json" or name.startswith((*ASIDE, *keep.beside)):
         return None
     if folder.config.stage == "plan" and name in _PLAN_FILES:
         return None

@@ -17,82 +17,106 @@ from typing import IO, Any
 
 import polars as pl
 
+from tokenmill.errors import StorageError
 from tokenmill.faults import fault_point
-from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.identity import safe_name, sha256_hex, short
 from tokenmill.manifests.stagedir import StageDir
-from tokenmill.pipelines.answers import table_of
+from tokenmill.pipelines.answers import COLUMNS
 
 FOLDER = "journal"
+JOURNALED: dict[str, Any] = {**COLUMNS, "asking_ms": pl.Int64}  # of the stage, since the answers before
 _DIGEST = 16
 _SYNC_EVERY_S = 1.0
 _PART_ANSWERS = 256
 
 
 class AnswerJournal:
-    """The answers to questions about one shard that stand in no record yet."""
+    """The answers to questions about one shard that may stand in no record yet."""
 
     def __init__(self, folder: StageDir, shard: str, attempt: str) -> None:
-        """Open the journal of a shard for one attempt at a unit, whose name the files of it begin with."""
+        """Open the journal of a shard (its whole name) for one attempt at a unit, which its files are named by."""
         self._store = folder.store
-        self._folder = folder.at(f"{FOLDER}/{shard}")
+        self._folder = folder.at(f"{FOLDER}/{safe_name(shard)}-{short(sha256_hex(shard.encode()))[:8]}")
         self._attempt = attempt
         self._name = f"{attempt}-{uuid.uuid4().hex[:8]}"  # never that of another run
-        self._parts = 0
+        self._parts = self._named = 0
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
-        self._read: dict[str, set[str]] = {}  # file → the questions it answers
+        self._read: dict[str, set[str]] = {}  # file → the askings it holds
 
     def known(self) -> pl.DataFrame:
-        """Return every answer that can be read; `fresh` says which are of this attempt (in a run that was killed)."""
-        tables = [table_of(()).with_columns(fresh=pl.lit(False))]
+        """Return every answer that can be read; a file that somebody else settles meanwhile holds none of ours."""
+        tables = [pl.DataFrame(schema=JOURNALED)]
         for entry in self._store.files(self._folder):
-            rows = list(_rows(self._store.read_bytes(entry.path)))
-            self._read[entry.path] = {row["request"] for row in rows}
-            is_fresh = entry.path.rsplit("/", 1)[-1].startswith(f"{self._attempt}-")
-            tables.append(table_of(rows).with_columns(fresh=pl.lit(is_fresh)))
+            try:
+                rows = list(journal_rows(self._store.read_bytes(entry.path)))
+            except StorageError:
+                if self._store.exists(entry.path):
+                    raise
+                continue
+            self._read[entry.path] = {row["asked"] for row in rows}
+            tables.append(pl.DataFrame(rows, schema=JOURNALED, orient="row"))
         return pl.concat(tables)
+
+    def new_asking(self) -> str:
+        """Name an asking, as no other is named; see `is_mine`."""
+        self._named += 1
+        return f"{self._name}-{self._named}"
+
+    def is_mine(self, asked: str) -> bool:
+        """Say whether an asking was this very attempt's, in this run or one that was killed."""
+        return asked.startswith(f"{self._attempt}-")
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep some answers; they are safe when this returns."""
         for start in range(0, len(rows), _PART_ANSWERS):
             part = rows[start : start + _PART_ANSWERS]
-            self._write(b"".join(map(_line, part)), {row["request"] for row in part})
+            self._write(b"".join(map(journal_line, part)), {row["asked"] for row in part})
         fault_point("journal:after-part")
 
-    def _write(self, data: bytes, requests: set[str]) -> None:
+    def _write(self, data: bytes, askings: set[str]) -> None:
         path = f"{self._folder}/{self._name}-{self._parts:06d}.jsonl"
         place = self._store.local_path(path)
-        self._read.setdefault(path, set()).update(requests)
+        self._read.setdefault(path, set()).update(askings)
         if place is None:
             self._store.put(path, data)
             self._parts += 1
             return
         if self._file is None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._file = place.open("ab", buffering=0)
+            self._file = place.open("ab")
         self._file.write(data)
+        self._file.flush()
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._file is not None:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def settle(self, recorded: Iterable[str]) -> None:
-        """Remove the files whose answers all stand in records now."""
+        """Remove the files whose answers all stand in records now, by their askings."""
         self.close()
         known = set(recorded)
-        self._store.delete_many([path for path, requests in self._read.items() if requests <= known])
+        self._store.delete_many([path for path, askings in self._read.items() if askings <= known])
 
     def close(self) -> None:
+        """Have what was kept on the disk, and let go of the file."""
+        self._sync()
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def journal_line(row: Mapping[str, Any]) -> bytes:
+    """Return an answer as a line of a journal."""
     text = json.dumps(dict(row), ensure_ascii=False).encode()
     return sha256_hex(text)[:_DIGEST].encode() + b" " + text + b"\n"
 
 
-def _rows(data: bytes) -> Iterator[dict[str, Any]]:
+def journal_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the answers in a journal's file, but for torn and damaged lines."""
     for line in data.split(b"\n"):
         digest, text = line[:_DIGEST], line[_DIGEST + 1 :]
         if text and sha256_hex(text)[:_DIGEST].encode() == digest:

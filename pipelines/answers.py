@@ -1,23 +1,21 @@
 """The table of a column's answers, and the one answer that counts where a question was asked more than once.
 
-A row a question; every unit's table holds what was first asked in that unit (an increment), so all answers to a shard
-lie in the tables of several units. What was paid for is never written twice and never removed but by name.
+A row an answer, good or bad, those too that were asked for again: what was paid for is never removed but by name. Every
+unit's table holds what was asked in that unit (an increment), so all answers to a shard lie in the tables of several.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from tokenmill.captions.captioner import Answer
-from tokenmill.errors import SampleError
-from tokenmill.manifests.identity import safe_name
-from tokenmill.manifests.stagedir import StageDir
+from tokenmill.errors import ManifestError, SampleError
+from tokenmill.manifests.stagedir import StageDir, stage_dir_at
+from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.decoding import failure_values
 from tokenmill.pipelines.questions import Question
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
@@ -30,6 +28,7 @@ COLUMNS: dict[str, Any] = {
     "start_seconds": pl.Float64,  # since the film's start; null of pictures
     "end_seconds": pl.Float64,
     "request": pl.String,  # digest of what was asked
+    "asked": pl.String,  # which asking it was: no two answers have the same; null of what nobody was asked for
     "texts": pl.List(pl.String),  # as answered; null where nothing was
     "model": pl.String,  # as the engine says
     "finish_reason": pl.String,
@@ -41,11 +40,12 @@ COLUMNS: dict[str, Any] = {
     **FAILURE_COLUMNS,
 }
 Records = Sequence[tuple[str, int]]  # unit and attempt
-_STEM = re.compile(r"(.*?)(-\d{8})?-[0-9a-f]{16}")
 
 
-def answer_row(question: Question, answer: Answer, error: SampleError | None) -> dict[str, Any]:
-    """Describe an answer; `error` is why it is not one, or not a good one."""
+def answer_row(
+    question: Question, answer: Answer, error: SampleError | None, asked: str | None = None
+) -> dict[str, Any]:
+    """Describe an answer; `error` is why it is not one, or not a good one, `asked` names the asking."""
     return {
         "key": question.key,
         "piece": question.piece,
@@ -53,6 +53,7 @@ def answer_row(question: Question, answer: Answer, error: SampleError | None) ->
         "start_seconds": question.start_seconds,
         "end_seconds": question.end_seconds,
         "request": question.request,
+        "asked": asked,
         "texts": None if answer.error else [_storable(text) for text in answer.texts],
         "model": answer.model,
         "finish_reason": answer.finish_reason,
@@ -70,38 +71,44 @@ def table_of(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=COLUMNS, orient="row")
 
 
+def read_all_answers(folder: StageDir, records: Records) -> pl.DataFrame:
+    """Return the answers of some records, those too that were asked for again, in the order of the records."""
+    tables = [folder.read_rows(folder.read_commit(unit, attempt)) for unit, attempt in records]
+    return pl.concat([table_of(()), *tables])
+
+
 def read_answers(folder: StageDir, records: Records) -> pl.DataFrame:
     """Return the answers of some records, the best one to each question."""
-    tables = [folder.read_rows(folder.read_commit(unit, attempt)) for unit, attempt in records]
-    return best_answers([table_of(()), *tables])
+    return best_answers(read_all_answers(folder, records))
 
 
-def best_answers(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Return one row a question: a good answer before a bad one before none, the later before the earlier."""
+def best_answers(answers: pl.DataFrame) -> pl.DataFrame:
+    """Return one row a question: a good answer before a bad one before none, the later before the earlier.
+
+    Good by the checks of its time; whoever has newer ones has to look at all answers (`read_all_answers`).
+    """
     rank = pl.when(pl.col("fail_reason").is_null()).then(2).when(pl.col("texts").is_not_null()).then(1).otherwise(0)
-    joined = pl.concat(tables).with_columns(rank.alias("rank"))
-    best = joined.sort("rank", maintain_order=True).unique("request", keep="last", maintain_order=True)
-    return best.drop("rank")
+    ranked = answers.with_columns(rank.alias("rank")).sort("rank", maintain_order=True)
+    return ranked.unique("request", keep="last", maintain_order=True).drop("rank")
 
 
-def is_asked_again(row: Mapping[str, Any]) -> bool:
-    """Tell whether a question counts as not answered yet: only a passing fault kept it from that."""
-    return row["texts"] is None and bool(row["fail_transient"])
+def without_vain(answers: pl.DataFrame) -> pl.DataFrame:
+    """Leave out what nobody was asked for, but for the last word on a question that has no answer else."""
+    asked = answers.filter(pl.col("asked").is_not_null())["request"].unique()
+    rows = answers.with_row_index("place").with_columns(is_asked=pl.col("asked").is_not_null())
+    vain = rows.filter(~pl.col("is_asked") & ~pl.col("request").is_in(asked.implode()))
+    last = vain.unique("request", keep="last", maintain_order=True)
+    return pl.concat([rows.filter("is_asked"), last]).sort("place").drop("place", "is_asked")
 
 
-def records_by_shard(folder: StageDir) -> dict[str, list[tuple[str, int]]]:
-    """Return the newest records of a folder by the name of the shard they are about."""
-    found: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for unit, attempt in sorted(folder.record_names().items()):
-        match = _STEM.fullmatch(unit)
-        if match:
-            found[match[1]].append((unit, attempt))
-    return found
-
-
-def shard_of(name: str) -> str:
-    """Return how an input's name stands in the names of its units."""
-    return safe_name(name)
+def is_paid_for(store: Store, path: str) -> bool:
+    """Say whether a folder of stage caption holds answers that cost something: such an engine has prompts."""
+    if not path.startswith("caption/") or not store.exists(f"{path}/config.json"):
+        return False
+    try:
+        return "prompt" in stage_dir_at(store, path).config.settings
+    except ManifestError:
+        return True  # nobody knows: nothing may be lost
 
 
 def _storable(text: str) -> str:

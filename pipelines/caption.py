@@ -1,25 +1,30 @@
 """Stage caption: each column's questions about the kept samples → answers, each asked once and kept for ever.
 
-A unit is a slice with its selection; its table holds what was first answered there. Whatever an earlier unit about the
-same shard or the journal of a killed run has answered is found by its question and not asked again. Answers are judged
-here so that bad ones are counted, and judged again by `choose`, whose checks may be newer: no text is thrown away.
+A unit is a slice with its selection; its table holds what was answered there. Whatever an earlier unit about the same
+files or the journal of a killed run has answered is found by its question and not asked again. Answers are judged here
+so that bad ones are counted, and judged again by `choose`, whose checks may be newer: no text is thrown away.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
-from tokenmill.pipelines.answers import SCHEMA, records_by_shard, shard_of
+from tokenmill.pipelines.answers import SCHEMA
+from tokenmill.pipelines.caption_spending import UNANSWERED
 from tokenmill.pipelines.caption_worker import CaptionWorker
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.earlier_answers import EarlierAnswers, references_of_last
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
+log = logging.getLogger(__name__)
 VERSION = 2
 
 
@@ -36,11 +41,11 @@ def caption_work(
     piece = selected[0].piece
     asking = Asking.of(column, modality, piece.source)
     folder = caption_folder(store, asking, limits)
-    earlier = records_by_shard(folder) if asking.captioner.asks else {}
+    earlier = EarlierAnswers(folder)
     units = [
         Unit(
-            inputs=(part.piece.reference("rows"), part.kept_reference),
-            payload={"part": part, "earlier": earlier.get(shard_of(part.piece.commit.inputs[0].name), ())},
+            inputs=(part.piece.reference("rows"), part.kept_reference, *references_of_last(part.piece)),
+            payload={"part": part, "earlier": earlier.about(part.piece) if asking.captioner.asks else ()},
         )
         for part in selected
     ]
@@ -52,6 +57,18 @@ def caption_work(
         parents=parents,
         revisits=asking.captioner.asks,
     )
+
+
+def tell_unanswered(answers: Mapping[tuple[str, str], Snapshot]) -> None:
+    """Say which columns (by source and name) have questions without a good answer, and how to ask them again."""
+    for (source, name), snapshot in answers.items():
+        left = snapshot.totals.get(UNANSWERED, 0)
+        if left:
+            reasons = ", ".join(f"{why} {number:,}" for why, number in sorted(snapshot.counts.failed.items()))
+            log.warning(
+                "caption %s %s: %s questions have no good answer%s; --retry-failed asks them again",
+                source, name, f"{left:,}", f" ({reasons})" if reasons else "",
+            )  # fmt: skip
 
 
 def caption_folder(store: Store, asking: Asking, limits: DecodeLimits) -> StageDir:

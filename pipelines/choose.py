@@ -22,9 +22,9 @@ from tokenmill.manifests.records import Counts, InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
-from tokenmill.pipelines.answers import records_by_shard, shard_of
 from tokenmill.pipelines.column_answers import ColumnAnswers, Said
 from tokenmill.pipelines.decoding import failure_values
+from tokenmill.pipelines.earlier_answers import EarlierAnswers
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
@@ -57,13 +57,12 @@ def choose_work(
 ) -> StageWork:
     """Describe the choice for one source; `answers` are the columns' snapshots."""
     source = selected[0].piece.source
-    shards = {name: records_by_shard(snapshot.folder) for name, snapshot in answers.items()}
+    earlier = {name: EarlierAnswers(snapshot.folder) for name, snapshot in answers.items()}
     units = []
     for index, part in enumerate(selected):
-        shard = shard_of(part.piece.commit.inputs[0].name)
         digests = {name: snapshot.commits[index].digests["answers"] for name, snapshot in answers.items()}
         inputs = [InputRef(name=name, digest=digest) for name, digest in digests.items()]
-        found = {name: (one.folder, shards[name].get(shard, ())) for name, one in answers.items()}
+        found = {name: (one.folder, earlier[name].about(part.piece)) for name, one in answers.items()}
         units.append(
             Unit(
                 inputs=(part.piece.reference("rows"), part.kept_reference, *inputs),
@@ -150,10 +149,10 @@ def _questions(said: Mapping[str, Said]) -> Iterator[dict[str, str]]:
     """Yield every question once, with the first answer to it."""
     seen: set[str] = set()
     for column, one in said.items():
-        for pair in one.pairs:
-            if pair.question not in seen:
-                seen.add(pair.question)
-                yield {"question": pair.question, "answer": pair.answer, "column": column}
+        for question, answer in one.pairs:
+            if question not in seen:
+                seen.add(question)
+                yield {"question": question, "answer": answer, "column": column}
 
 
 def _pieces(found: Sequence[Chosen], said: Mapping[str, Said], begin_s: float) -> Iterator[dict[str, Any]]:

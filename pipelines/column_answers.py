@@ -1,7 +1,8 @@
 """What one column of captions says of each sample: its good texts, pairs or stretches, or why there are none.
 
-Answers of all records about a slice's shard are read and joined to the questions the recipe asks now, so answers to
-what is asked no more are simply not seen.
+Answers of all records about a slice's files are read and joined to the questions the recipe asks now, so answers to
+what is asked no more are simply not seen. Where a question was answered more than once, the newest answer that today's
+checks let through is taken.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from tokenmill.captions.checks import tidied
-from tokenmill.captions.questions_form import Pair, pairs_of
+from tokenmill.captions.questions_form import Pair, questions_of
+from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.stagedir import StageDir
-from tokenmill.pipelines.answers import Records, read_answers
+from tokenmill.pipelines.answers import Records, read_all_answers
 from tokenmill.pipelines.caption_worker import judged
 from tokenmill.pipelines.questions import Asking, Question
 
@@ -64,10 +65,12 @@ class ColumnAnswers:
         questions = list(self.asking.questions(rows, carried))
         asked = pl.DataFrame({"request": [question.request for question in questions]}).unique()
         found = self._answers(folder, records).join(asked, on="request", how="semi")
-        answers = {row["request"]: row for row in found.iter_rows(named=True)}
+        answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in found.iter_rows(named=True):
+            answers[row["request"]].append(row)
         parts: dict[str, list[Said]] = defaultdict(list)
         for question in questions:
-            parts[question.key].append(self._part(question, answers.get(question.request)))
+            parts[question.key].append(self._part(question, answers.get(question.request, ())))
         together = _pairs_together if self.asking.column.form == "questions" else _texts_together
         return {key: some[0] if len(some) == 1 else together(some) for key, some in parts.items()}
 
@@ -75,14 +78,23 @@ class ColumnAnswers:
         name = (folder.path, tuple(records))
         if self._read is not None and self._read[0] == name:
             return self._read[1]
-        answers = read_answers(folder, records)
+        answers = read_all_answers(folder, records)
         self._read = (name, answers) if answers.height <= _KEPT_ANSWERS else None
         return answers
 
-    def _part(self, question: Question, row: Mapping[str, Any] | None) -> Said:
-        """Judge the answer to one question."""
-        if row is None:
-            return Said(error=SampleError("not_asked", "there is no answer yet"))
+    def _part(self, question: Question, answers: Sequence[Mapping[str, Any]]) -> Said:
+        """Return the best of the answers to one question: of those that may be used the newest."""
+        faults = []
+        for row in reversed(sorted(answers, key=_worth)):
+            said = self._answer(question, row)
+            if said.error is None:
+                return said
+            faults.append(said)
+        unasked = question.error or SampleError("not_asked", "there is no answer yet")
+        return faults[0] if faults else Said(error=unasked)
+
+    def _answer(self, question: Question, row: Mapping[str, Any]) -> Said:
+        """Judge an answer."""
         if row["texts"] is None:
             failure = row["fail_reason"], row["fail_message"]
             return Said(error=SampleError(*failure, transient=bool(row["fail_transient"])))
@@ -100,9 +112,13 @@ class ColumnAnswers:
         return Said(texts=texts, stretches=(Stretch(**place, text=texts[0]),))
 
 
+def _worth(row: Mapping[str, Any]) -> int:
+    return 2 if row["fail_reason"] is None else 1 if row["texts"] is not None else 0
+
+
 def _asked_pairs(texts: Sequence[str]) -> Said:
     try:
-        return Said(pairs=tuple(pair for text in texts for pair in pairs_of(text)))
+        return Said(pairs=tuple(pair for text in texts for pair in questions_of(text)))
     except SampleError as error:
         return Said(error=error)
 

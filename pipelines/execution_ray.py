@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,7 +222,12 @@ class WholeUnits:
             job = pickle.loads(packed)
         except Exception as error:  # this node has another tokenmill, or lacks a library
             return failed(error, index)
-        return run_one(lambda: self._work(job), index, job, lambda: fatal_deadline(self._timeout_s))
+        place = this_place(worker_name())
+
+        def deadline() -> AbstractContextManager[None]:
+            return fatal_deadline(self._timeout_s, on_renewal=lambda: self._desk.renew.remote(place))
+
+        return run_one(lambda: self._work(job), index, job, deadline)
 
     def _work(self, job: Job) -> JobResult:
         if self._worker is None:

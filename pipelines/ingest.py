@@ -46,7 +46,7 @@ from tokenmill.pipelines.units import group_files
 VERSION = 1
 _FILMS = 1024  # of a unit, on average
 _HEADERS_AT_ONCE = 8
-_ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls")
+ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls")
 
 
 def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_bytes: int) -> StageWork:
@@ -76,7 +76,7 @@ def _grouped(source: Source, kind: str, unit_bytes: int) -> list[list[RawFile]]:
         films = [_Counted(path=file.path, size=1, file=file) for file in source.files()]
         groups = group_files(films, max_bytes=4 * _FILMS, mean_files=_FILMS)
         return [[one.file for one in group] for group in groups]
-    return group_files(source.files(), max_bytes=unit_bytes, mean_files=1 if kind in _ALONE else 256)
+    return group_files(source.files(), max_bytes=unit_bytes, mean_files=1 if kind in ALONE else 256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,13 @@ class JobResult:
     """What a worker reports: its records and the seconds each phase took (`read`, `decode`, `model`, `write`).
 
     `found` is True when the records were there already: another run, or this one before it was disturbed, was first.
+    `rows` are those worked on just now, where the record holds others too.
     """
 
     commits: tuple[Commit, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     found: bool = False
+    rows: int | None = None
 
 
 class Worker(Protocol):
@@ -168,7 +170,8 @@ def publish(job: Job, target: Target, output: UnitOutput) -> Commit:
     files.append(folder.publish_bytes(unit, ".parquet", table, "rows"))
     if target.attempt:
         before = folder.read_commit(unit, target.attempt - 1)
-        if (before.files, before.counts) == (tuple(files), output.counts):
+        found = (tuple(files), output.counts, output.digests, output.totals)
+        if (before.files, before.counts, before.digests, before.totals) == found:
             return before  # the retry changed nothing, and must not give downstream stages another identity
     return folder.publish_commit(
         Commit(

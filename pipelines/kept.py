@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenmill.errors import ManifestError, TokenmillError
@@ -17,8 +17,11 @@ from tokenmill.manifests.gc import Keep, Sweep, survey
 from tokenmill.manifests.gc_apply import RootChangedError, apply
 from tokenmill.manifests.identity import short
 from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.stagedir import stage_dir_at
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, EXPORT_RECORD
+from tokenmill.pipelines.answer_journal import FOLDER as JOURNAL
+from tokenmill.pipelines.answers import is_paid_for
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
 from tokenmill.recipe import Recipe
 
@@ -34,12 +37,15 @@ class GcOptions:
         all_snapshots: keep every published snapshot of the recipe's folders.
         old_settings: let folders of settings go that the recipe no longer has, unless a plan needs them.
         old_plans: let finished plans go that are not the recipe's and that no checkpoint or export names.
+        old_captions: let answers of engines that cost something go, where the recipe no longer has their column;
+            `old_settings` alone never does.
     """
 
     older_than_s: float = 24 * 3600.0
     all_snapshots: bool = False
     old_settings: bool = False
     old_plans: bool = False
+    old_captions: bool = False
 
 
 @dataclass(kw_only=True)
@@ -107,14 +113,12 @@ def _keeps(store: Store, resolved: _Resolved, options: GcOptions) -> tuple[dict[
     notes = [resolved.stopped] if resolved.stopped else []
     for stage in STAGES[:-1]:
         for path in _stage_folders(store, stage):
-            if path in keeps:
-                continue
-            keeps[path] = Keep()
-            if stage in resolved.stages and (stage == "takedown" or options.old_settings):
-                kind = "superseded" if stage == "takedown" else "settings"
-                keeps[path] = Keep(snapshots=frozenset(), whole=False, kind=kind)
-            elif stage in resolved.stages:
-                notes.append(f"{path}: of settings the recipe no longer has; kept (--old-settings lets it go)")
+            if path not in keeps:
+                keeps[path] = Keep()
+                if stage in resolved.stages:
+                    keeps[path] = _keep_of_other_settings(store, path, options, notes)
+            if keeps[path].whole and is_paid_for(store, path):
+                keeps[path] = _all_answers(store, path, keeps[path])
     needed = _plans_in_use(store) if options.old_plans else set()
     for path in _stage_folders(store, "plans"):
         if path in keeps or "plan" not in resolved.stages:
@@ -125,6 +129,29 @@ def _keeps(store: Store, resolved: _Resolved, options: GcOptions) -> tuple[dict[
             keeps[path] = Keep()
             notes.append(f"{path}: not the recipe's plan any more; kept (--old-plans lets it go if no run needs it)")
     return keeps, notes
+
+
+def _keep_of_other_settings(store: Store, path: str, options: GcOptions, notes: list[str]) -> Keep:
+    """Say what to keep of a folder that the recipe does not lead to any more; answers that were paid for by default."""
+    if path.startswith("takedown/"):
+        return Keep(snapshots=frozenset(), whole=False, kind="superseded")
+    is_paid = is_paid_for(store, path)
+    if options.old_captions if is_paid else options.old_settings:
+        return Keep(snapshots=frozenset(), whole=False, kind="settings")
+    flag = "--old-captions lets the paid answers go" if is_paid else "--old-settings lets it go"
+    notes.append(f"{path}: of settings the recipe no longer has; kept ({flag})")
+    return Keep()
+
+
+def _all_answers(store: Store, path: str, keep: Keep) -> Keep:
+    """Keep every answer that was paid for, whatever the selection: in the newest record of each unit, and in journals.
+
+    The snapshots and earlier attempts of a column the recipe has go as elsewhere: a newer attempt holds all of them.
+    """
+    newest: dict[str, int] = {}
+    with contextlib.suppress(ManifestError):  # is left alone anyway
+        newest = stage_dir_at(store, path).record_names()
+    return replace(keep, records=keep.records | frozenset(newest.items()), beside=(f"{JOURNAL}/",))
 
 
 def _stage_folders(store: Store, stage: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from tokenmill.pipelines.execution import Finished
+from tokenmill.pipelines.jobs import JobResult
 
 log = logging.getLogger(__name__)
 _LINE_EVERY_S = 30.0
@@ -70,6 +71,12 @@ def efficiency(
     return Efficiency(wall_s=wall_s, ideal_s=cpu_s / cores, reckoned=f"{cpu_s:.1f} CPU-s over {cores:g} cores")
 
 
+def _rows_of(result: JobResult) -> int:
+    if result.rows is not None:
+        return result.rows
+    return result.commits[0].counts.rows_in if result.commits else 0
+
+
 class Progress:
     """Counts finished units and rows, and the seconds each phase took in the workers."""
 
@@ -98,7 +105,7 @@ class Progress:
         """Take in one finished unit."""
         assert finished.result is not None
         self.units += 1
-        self.rows += finished.result.commits[0].counts.rows_in if finished.result.commits else 0
+        self.rows += _rows_of(finished.result)
         self.seconds.update(finished.result.seconds)
         self.cpu_s += finished.cpu_s
         if self._bar is not None:

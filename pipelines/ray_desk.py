@@ -33,7 +33,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hand:
-    """A unit in the hands of a process that has not laid it down, for how many seconds now."""
+    """A unit in the hands of a process that has not laid it down: for how many seconds, since it last got on."""
 
     place: Place
     index: int
@@ -77,6 +77,10 @@ class _Desk:
         self._roles.add(role)
         self._last[index] = place
         self._hands[place] = (index, time.monotonic())
+
+    def renew(self, place: Place) -> None:
+        if place in self._hands:
+            self._hands[place] = (self._hands[place][0], time.monotonic())
 
     def lay_down(self, place: Place) -> None:
         self._offered = True

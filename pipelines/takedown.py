@@ -133,6 +133,8 @@ def _lines(report: dict[str, Any]) -> Iterable[str]:
         yield 'they are in no later selection; "tokenmill run" makes selection and plan anew'
         return
     yield f"rewrote {len(done['archives'])} archives and {done['indexes']} indexes, removed {done['records']} records"
+    if done["answers"]:
+        yield f"wrote {done['answers']} records of paid captions again; no other sample is asked about again"
     for plan in done["plans"]:
         yield f"{plan}: removed; it cannot be trained on any more, plan again"
     yield 'next: "tokenmill run" makes what was removed anew without them, "tokenmill gc --apply" removes leftovers'

@@ -26,12 +26,14 @@ from tokenmill.manifests.records import Commit
 from tokenmill.manifests.stagedir import StageDir, parse_table
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import Takedowns
+from tokenmill.pipelines.answers import is_paid_for
 from tokenmill.pipelines.chain import MODALITIES
 from tokenmill.pipelines.earlier_verdicts import keep_verdicts_without
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
 from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
 from tokenmill.pipelines.sources.source import INDEX_COLUMNS, VIDEO_INDEX_COLUMNS
+from tokenmill.pipelines.takedown_answers import forget_journaled, keep_answers_without, names_answer_of
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
 _DERIVED = (
@@ -50,11 +52,12 @@ _DERIVED = (
 
 @dataclass(kw_only=True)
 class Rewritten:
-    """What a rewrite did; `plans` can no longer be trained on."""
+    """What a rewrite did: `answers` are records of paid answers, written again; `plans` can no longer be trained on."""
 
     archives: list[str] = field(default_factory=list)
     indexes: int = 0
     records: int = 0
+    answers: int = 0
     plans: list[str] = field(default_factory=list)
     reports: int = 0
 
@@ -68,11 +71,15 @@ def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
             _redact(folder, commit, lists, done)
         _forget_journals(folder)
     folders = [folder for stage in _DERIVED for folder in stage_dirs(store, stage)]
+    paid = [folder for folder in folders if is_paid_for(store, folder.path)]
+    folders = [folder for folder in folders if folder not in paid]
     condemned = [(folder, *_parted(folder, partial(_names_any, folder, names=names))) for folder in folders]
     archives = {folder.at(c.data.name) for folder, doomed, _ in condemned for c in doomed if c.file("data")}
     _remove_plans(store, archives, names, done)
     for folder, doomed, others in condemned:
         _remove(folder, doomed, others, done)
+    for folder in paid:
+        _rewrite_answers(folder, names, done)
     for folder in ingests:
         _remove(folder, *_parted(folder, partial(_is_listed, folder, lists=lists)), done)
     if names or done.indexes:
@@ -208,6 +215,16 @@ def _remove(folder: StageDir, doomed: list[Commit], others: list[Commit], done: 
         delete_units(folder, doomed, others)
         done.records += len(doomed)
         fault_point("takedown:after-delete")
+
+
+def _rewrite_answers(folder: StageDir, names: set[Name], done: Rewritten) -> None:
+    """Take samples out of answers that were paid for, and leave the others in records that say nothing of them."""
+    doomed, _ = _parted(folder, partial(names_answer_of, folder, names=names))
+    done.answers += keep_answers_without(folder, doomed, names)
+    forget_journaled(folder, names)
+    named = {(commit.unit, commit.attempt) for commit in doomed}
+    written = [commit for commit in all_commits(folder) if (commit.unit, commit.attempt) not in named]
+    _remove(folder, doomed, written, done)
 
 
 def _remove_reports(store: Store, done: Rewritten) -> None:

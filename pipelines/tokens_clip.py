@@ -151,7 +151,7 @@ def choose(
 
 
 def document_length(segment: VisionSegment, texts: Sequence[Segment], vocabulary: Vocabulary) -> int:
-    """Count the ids of a clip's longest document: with a caption, as long before the clip as behind it, or as a chat."""
+    """Count the ids of a clip's longest document: with a caption, as long before the clip as behind it, or as chat."""
     variants = sorted({getattr(text, "variant", 0) for text in texts if getattr(text, "role", "") == "caption"})
     lengths = [assembled_length([*texts, segment], "generation", vocabulary, variant) for variant in variants]
     if any(getattr(text, "role", "") == "assistant" for text in texts):

@@ -15,14 +15,15 @@ from tokenmill.demo.photographs import package_file
 from tokenmill.demo.text_lines import english, read_catalogue
 from tokenmill.errors import RecipeError
 from tokenmill.filters.character_classes import classes_of
-from tokenmill.filters.language import sampled
 from tokenmill.filters.scorer import build_scorer
-from tokenmill.filters.text_units import plain_units, units_of
+from tokenmill.filters.text_units import plain_units
 from tokenmill.filters.unit_hashes import hashed_plain_units, hashed_units
+from tokenmill.languages import sampled
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.report_data import Run
 from tokenmill.pipelines.report_scores import scores_section
 from tokenmill.recipe import check_recipe
+from tokenmill.words import units_of
 
 NAMES = ["language", "repetition", "character_ratios", "personal_data", "minhash"]
 LANGUAGES = (

@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     gc.add_argument("--older-than", type=_hours, default=24.0, metavar="HOURS", help="leave what is younger (24)")
     gc.add_argument("--all-snapshots", action="store_true", help="keep every published snapshot")
     gc.add_argument("--old-settings", action="store_true", help="let folders of settings go that the recipe lost")
+    gc.add_argument("--old-captions", action="store_true", help="let paid answers go of columns that the recipe lost")
     gc.add_argument("--old-plans", action="store_true", help="let plans go that are not the recipe's, nor any run's")
     takedown = _add(commands, "takedown", "leave samples out for good, and tell which packs and steps had them")
     _recipe_arguments(takedown)

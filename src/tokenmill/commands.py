@@ -130,6 +130,7 @@ def gc(options: argparse.Namespace) -> int:
         all_snapshots=options.all_snapshots,
         old_settings=options.old_settings,
         old_plans=options.old_plans,
+        old_captions=options.old_captions,
     )
     sweep = collect(recipe, wanted, apply_it=options.apply)
     totals = sweep.totals()

@@ -5,6 +5,7 @@ Part of the spine, like `settings_train`: validated in well under two seconds, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -34,11 +35,25 @@ class Checks(Section):
     min_words: int = Field(default=1, ge=0)
     max_chars: int = Field(default=8000, ge=1)
     refusals: bool = Field(default=True, description="'I'm sorry, but I can't …' is no caption")
+    refusal_patterns: tuple[str, ...] = Field(
+        default=(), description="regular expressions; an answer in which one is found is a refusal too"
+    )
     echoes: bool = Field(default=True, description="nor is the prompt said again")
     loops: bool = Field(default=True, description="nor the same words over and over")
+    max_repeated: float = Field(default=0.5, ge=0, le=1, description="share of a text that was said before in it")
     cut_off: bool = Field(default=True, description="nor what ends where the engine's limit of tokens was")
     languages: tuple[str, ...] = Field(default=(), description="ISO 639-1; none: any")
     language_confidence: float = Field(default=0.5, ge=0, le=1, description="of another language, to fail for it")
+
+    @field_validator("refusal_patterns")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"no regular expression: {pattern!r} ({error})") from error
+        return patterns
 
 
 class CaptionColumn(BaseModel):
