@@ -85,7 +85,7 @@ class ColumnAnswers:
     def _part(self, question: Question, answers: Sequence[Mapping[str, Any]]) -> Said:
         """Return the best of the answers to one question: of those that may be used the newest."""
         faults = []
-        for row in reversed(sorted(answers, key=_worth)):
+        for row in sorted(answers[::-1], key=_worth, reverse=True):
             said = self._answer(question, row)
             if said.error is None:
                 return said
