@@ -85,7 +85,7 @@ class ColumnAnswers:
     def _part(self, question: Question, answers: Sequence[Mapping[str, Any]]) -> Said:
         """Return the best of the answers to one question: of those that may be used the newest."""
         faults = []
-        for row in sorted(answers[::-1], key=_worth, reverse=True):
+        for _, row in sorted(enumerate(answers), key=_worth, reverse=True):
             said = self._answer(question, row)
             if said.error is None:
                 return said
@@ -112,8 +112,9 @@ class ColumnAnswers:
         return Said(texts=texts, stretches=(Stretch(**place, text=texts[0]),))
 
 
-def _worth(row: Mapping[str, Any]) -> int:
-    return 2 if row["fail_reason"] is None else 1 if row["texts"] is not None else 0
+def _worth(numbered: tuple[int, Mapping[str, Any]]) -> tuple[int, int]:
+    number, row = numbered
+    return (2 if row["fail_reason"] is None else 1 if row["texts"] is not None else 0, number)
 
 
 def _asked_pairs(texts: Sequence[str]) -> Said:

@@ -122,7 +122,8 @@ def render_status(found: Mapping[str, Any]) -> str:
             lines.append(f"    {told_totals(row['asked'])}")
     unanswered = sum(row["asked"]["unanswered"] for row in found["stages"] if "asked" in row)
     if unanswered:
-        lines.append(f"  {unanswered:,} questions have no good answer: tokenmill caption --retry-failed asks them again")
+        told = "have no good answer; tokenmill caption RECIPE --retry-failed asks them again"
+        lines.append(f"  {unanswered:,} questions {told}")
     if found["waiting"]:
         lines.append(f"  still unknown: {', '.join(found['waiting'])}")
     return "\n".join(lines)

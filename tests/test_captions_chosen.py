@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from tests.asked_captioner import install
 from tests.asking import AskedRoot, chosen_of
 
-from tokenmill.cli import main
-from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.captions.captioner import Answer
+from tokenmill.errors import SampleError
+from tokenmill.manifests.records import Counts, InputRef
+from tokenmill.manifests.stagedir import StageConfig, StageDir
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.answers import SCHEMA, answer_row, table_of
+from tokenmill.pipelines.chain import Chain
+from tokenmill.pipelines.choose import ChooseWorker
+from tokenmill.pipelines.column_answers import ColumnAnswers, Said
 from tokenmill.pipelines.fates import fates_of
-from tokenmill.pipelines.status import render_status, status_of
+from tokenmill.pipelines.jobs import Job, Target, Unit, UnitOutput, publish
+from tokenmill.pipelines.questions import Asking, Question
+from tokenmill.settings_caption import CaptionColumn, CaptionSettings
 
 
 @pytest.fixture
@@ -24,6 +33,11 @@ def asked(tmp_path: Path) -> AskedRoot:
     mixed = {"dense": root.column(), "original": {"engine": "metadata", "fields": ["caption"]}}
     root.changes["caption.image"] = {"columns": mixed}
     return root
+
+
+@pytest.fixture(autouse=True)
+def _logged_captioner() -> None:
+    install()
 
 
 def records(asked: AskedRoot, stage: str) -> set[str]:
@@ -96,3 +110,104 @@ def test_sample_without_a_usable_caption_fails_with_the_reason_of_its_first_colu
     assert fates["scenes", "00001"].startswith("failed at caption: refusal")
     assert fates["scenes", "00000"] == "kept"
     assert chain.tokenize["scenes"].counts.rows_in == 9
+
+
+CLIPS = pl.DataFrame(
+    {
+        "key": ["short", "long"],
+        "caption": ["a film", "a film"],
+        "metadata": ["{}", "{}"],
+        "sha256": ["a" * 64, "b" * 64],
+        "start_frame": [0, 120],
+        "end_frame": [120, 840],
+        "start_seconds": [0.0, 5.0],
+        "end_seconds": [5.0, 35.0],
+        "fps": [24.0, 24.0],
+        "width_px": [64, 64],
+        "height_px": [64, 64],
+    }
+)
+
+
+class Clips:
+    """A selection of the two clips."""
+
+    def read(self) -> pl.DataFrame:
+        return CLIPS
+
+    def carried(self) -> list[str]:
+        return []
+
+
+def answered(folder: Path, asking: Asking, texts: Callable[[Question], list[str] | None]) -> tuple[StageDir, Any]:
+    """Publish answers to all questions about the clips; None stands for a fault."""
+    config = StageConfig(stage="caption", version=2, schema=SCHEMA, settings=asking.identity)
+    stage = StageDir(store=open_store(str(folder)), source="clips", config=config)
+    rows = []
+    for number, question in enumerate(asking.questions(CLIPS)):
+        found = texts(question)
+        error = SampleError("http_400", "no") if found is None else None
+        answer = Answer(index=0, texts=tuple(found or ()), error=error, finish_reason="stop")
+        rows.append(answer_row(question, answer, error, f"asking-{number}"))
+    job = Job(unit=Unit(inputs=(InputRef(name="film", digest="c" * 64),)), targets=(Target(folder=stage),))
+    publish(job, job.targets[0], UnitOutput(rows=table_of(rows), counts=Counts(rows_in=3, kept=3, out=3)))
+    return stage, [(job.unit.name, 0)]
+
+
+def choose_clips(
+    folder: Path, texts: Callable[[Question], list[str] | None], **changes: Any
+) -> dict[str, dict[str, Any]]:
+    """Choose among answers to both clips: of the long one two stretches of 15 s are asked about."""
+    column = {"engine": "logged", "log": "log", "takes_pictures": True, "prompt": "What is seen?", **changes}
+    settings = CaptionSettings.model_validate({"columns": {"dense": column, "own": {"engine": "metadata"}},
+                                               "use": ["dense"]})  # fmt: skip
+    dense = Asking.of(settings.columns["dense"], "video", "clips")
+    own = Asking.of(settings.columns["own"], "video", "clips")
+    answers = {"dense": answered(folder, dense, texts), "own": answered(folder, own, lambda _: ["a film"])}
+    stage = StageDir(
+        store=open_store(str(folder)), source="clips", config=StageConfig(stage="choose", version=1, schema=1)
+    )
+    unit = Unit(inputs=(InputRef(name="film", digest="c" * 64),), payload={"part": Clips(), "answers": answers})
+    (commit,) = ChooseWorker(settings, "video", "clips")(Job(unit=unit, targets=(Target(folder=stage),))).commits
+    return {row["key"]: row for row in stage.read_rows(commit).iter_rows(named=True)}
+
+
+def test_long_clip_s_caption_is_made_of_its_stretches_which_are_kept_with_their_times(tmp_path: Path) -> None:
+    rows = choose_clips(tmp_path, lambda question: [f"Stretch {question.piece} is seen.", "Another wording."])
+    assert rows["short"]["captions"] == ["Stretch 0 is seen.", "Another wording."]
+    assert rows["short"]["pieces"] == []
+    assert rows["long"]["captions"] == ["Stretch 0 is seen. Stretch 1 is seen."]
+    assert rows["long"]["pieces"] == [
+        {"variant": 0, "start_seconds": 0.0, "end_seconds": 15.0, "text": "Stretch 0 is seen."},
+        {"variant": 0, "start_seconds": 15.0, "end_seconds": 30.0, "text": "Stretch 1 is seen."},
+    ]
+
+
+def test_long_clip_of_which_a_stretch_failed_fails_with_its_reason(tmp_path: Path) -> None:
+    rows = choose_clips(tmp_path, lambda question: None if question.piece == 1 else ["It is seen."])
+    assert rows["short"]["captions"] == ["It is seen."]
+    assert (rows["long"]["captions"], rows["long"]["fail_reason"]) == (None, "http_400")
+
+
+def said(answers: list[tuple[list[str] | None, str | None]], **checks: Any) -> Said:
+    """Return what a column says of a sample whose question was answered several times: (texts, recorded reason)."""
+    column = CaptionColumn.model_validate({"engine": "logged", "log": "log", "prompt": "Say it", "checks": checks})
+    asking = Asking.of(column, "image", "photos")
+    (question,) = asking.questions(CLIPS.head(1))
+    rows = []
+    for number, (texts, reason) in enumerate(answers):
+        error = SampleError(reason, "no") if reason else None
+        answer = Answer(index=0, texts=tuple(texts or ()), error=error if texts is None else None, finish_reason="stop")
+        rows.append(answer_row(question, answer, error, f"asking-{number}"))
+    return ColumnAnswers(asking=asking)._part(question, list(table_of(rows).iter_rows(named=True)))
+
+
+def test_question_answered_often_takes_the_newest_answer_that_today_s_checks_let_through() -> None:
+    one, two, refusal = ["One thing."], ["Two things."], ["I'm sorry, but I can't help with that."]
+    assert said([(one, None), (two, None)]).texts == ("Two things.",)
+    assert said([(one, None), (refusal, None)]).texts == ("One thing.",)
+    assert said([(refusal, "refusal"), (None, "timeout")], refusals=False).texts == tuple(refusal)
+    error = said([(refusal, "refusal"), (None, "timeout")]).error
+    assert error is not None and error.reason == "refusal"
+    error = said([]).error
+    assert error is not None and error.reason == "not_asked"
