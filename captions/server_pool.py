@@ -102,7 +102,9 @@ class ServerPool:
         if not fault.costs_try:
             self._shut(server, fault)
             return False
-        if server.last_answer >= sent_at or await self._is_up(server):
+        if server.last_answer >= sent_at and fault.reason != "reset":  # one that dies has just answered others
+            return True
+        if await self._is_up(server):
             return True
         self._set_down(server, fault)
         return False
