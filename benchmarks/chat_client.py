@@ -1,6 +1,6 @@
 """Requests a second and CPU a request: the engine `openai` against a bare aiohttp loop, and openai's own package.
 
-    python -m benchmarks.chat_client --requests 20000 --concurrency 256 --delay-ms 200 [--picture-kb 0] [--json]
+    python -m benchmarks.chat_client --requests 20000 --concurrency 256 --delay-ms 200 [--picture-kb 100] [--json]
 
 The server (tests/chat_server.py) is a process of its own on the same cores. `--openai` measures that package too, if it
 is installed. Memory is that of this process after a tenth of the requests and at the end.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import functools
 import json
 import random
 import resource
@@ -34,17 +35,19 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=200.0)
     parser.add_argument("--picture-kb", type=int, default=0)
     parser.add_argument("--ahead", type=int, help="the engine's setting")
+    parser.add_argument("--store-ms", type=float, default=0.0, help="what the engine's caller needs for each batch")
     parser.add_argument("--openai", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     picture = random.Random(0).randbytes(args.picture_kb * 1000)
-    ways: dict[str, Callable[..., dict[str, float]]] = {"bare": bare, "engine": engine}
+    ways: dict[str, Callable[..., dict[str, float]]] = {"bare": bare}
+    ways["engine"] = functools.partial(engine, ahead=args.ahead, store_s=args.store_ms / 1000)
     if args.openai:
         ways["openai"] = openai_package
     found: dict[str, Any] = {}
     with ChatServer(delay_ms=args.delay_ms, log="/dev/null") as server:
         for name, way in ways.items():
-            way(server.url, 10, 1, picture, 0)  # imports
+            way(server.url, 10, 1, picture)  # imports
             found[name] = measured(
                 lambda way=way: way(server.url, args.requests, args.concurrency, picture, args.ahead)
             )
@@ -61,7 +64,7 @@ def measured(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - started, 2), "cpu_s": round(time.process_time() - cpu, 2), **told}
 
 
-def bare(url: str, num_requests: int, concurrency: int, picture: bytes, ahead: int | None) -> dict[str, float]:
+def bare(url: str, num_requests: int, concurrency: int, picture: bytes) -> dict[str, float]:
     """Ask from one coroutine a place, with nothing around it."""
     numbers = iter(range(num_requests))
 
@@ -80,13 +83,16 @@ def bare(url: str, num_requests: int, concurrency: int, picture: bytes, ahead: i
     return {}
 
 
-def engine(url: str, num_requests: int, concurrency: int, picture: bytes, ahead: int | None) -> dict[str, float]:
-    """Ask by the engine."""
+def engine(
+    url: str, num_requests: int, concurrency: int, picture: bytes, *, ahead: int | None, store_s: float
+) -> dict[str, float]:
+    """Ask by the engine, for a caller that stores each batch."""
     settings = {"model": "small", "base_urls": url, "concurrency": concurrency, "ahead": ahead}
     captioner = build_captioner("openai", settings)
     done, early, batches = 0, 0.0, 0
     for batch in captioner.answers(requests(num_requests, picture)):
         assert all(answer.texts for answer in batch)
+        time.sleep(store_s)
         done, batches = done + len(batch), batches + 1
         if done >= num_requests // 10:
             early = early or resident_mb()

@@ -21,7 +21,7 @@ from pydantic_core import ArgsKwargs
 
 from tokenmill.captions.captioner import Answer, Request, Takes
 from tokenmill.captions.openai_secrets import key_from, refuse_secrets
-from tokenmill.captions.openai_wire import BodyWriter
+from tokenmill.captions.openai_wire import QuestionWriter
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of
 
@@ -165,7 +165,7 @@ class OpenAICaptioner:
         limits = Limits(
             timeout_s=self.timeout_s, tries=self.tries, outage_s=self.outage_s, max_answer_bytes=self.max_answer_bytes
         )
-        writer = BodyWriter(self._common, detail=self.detail, sends_seed=self.send_seed)
+        writer = QuestionWriter(self._common, detail=self.detail, sends_seed=self.send_seed)
         asking = Asking(Client(self.base_urls, dict(self.headers), asker, limits), writer)
         weakref.finalize(self, asking.close)  # also when the interpreter ends
         return asking

@@ -62,9 +62,9 @@ class Asker:
 
 
 def outcome_of(
-    status: int, headers: Mapping[str, str], data: bytes, asker: Asker, *, has_worked: bool
+    status: int, headers: Mapping[str, str], data: bytes, asker: Asker, *, has_worked: bool, may_be_blind: bool
 ) -> Reply | Fault:
-    """Judge a whole HTTP answer; `has_worked` says that this server has answered such requests before."""
+    """Judge a whole HTTP answer of a server that `has_worked` before, and may or may not take pictures."""
     if status < 300:
         try:
             return read_answer(data)
@@ -75,11 +75,15 @@ def outcome_of(
             return broken
     code, message = _error_in(data)
     said = told(message, asker.key)
-    if stop := _hopeless(status, headers, code, message, said, asker, has_worked):
+    if may_be_blind and _BLIND.search(message):
+        blind = f"the model {asker.model!r} takes no pictures ({said}); ask a vision model, or set pictures: false"
+        return Fault(reason=f"http_{status}", message=blind, effect="stop")
+    if stop := _hopeless(status, headers, code, said, asker, has_worked):
         return Fault(reason=f"http_{status}", message=stop, effect="stop")
     if "content_filter" in code or "content_policy" in code:
         return Reply(error=SampleError("content_filter", said or "the server's filter refused the request"))
-    if status in _AGAIN or status >= 500:
+    is_passing = status in _AGAIN or status >= 500
+    if is_passing and "request too large" not in message.lower():  # which some say by a 429 that never ends
         return _again(status, headers, said)
     return Reply(error=SampleError("refused_by_server", f"{status}: {said}" if said else f"{status}"))
 
@@ -94,14 +98,10 @@ def _again(status: int, headers: Mapping[str, str], said: str) -> Fault:
     )
 
 
-def _hopeless(
-    status: int, headers: Mapping[str, str], code: str, message: str, said: str, asker: Asker, has_worked: bool
-) -> str:
+def _hopeless(status: int, headers: Mapping[str, str], code: str, said: str, asker: Asker, has_worked: bool) -> str:
     """Say why no request at all can work, or nothing."""
     if 300 <= status < 400:
         return f"it redirects ({status}) to {_host(headers.get('Location', ''))}; requests are not sent on with a key"
-    if not has_worked and _BLIND.search(message):
-        return f"the model {asker.model!r} takes no pictures ({said}); ask a vision model, or set pictures: false"
     if status == 402 or code in _NO_CREDIT:
         return f"the account has no credit left ({status}): {said}"
     if status == 401 or (status == 403 and not has_worked):

@@ -80,8 +80,9 @@ def test_read_answer_of_another_shape_is_broken(data, reason):
     assert broken.value.reason == reason
 
 
-def outcome(status: int, error: object, *, has_worked: bool = True) -> Reply | Fault:
-    return outcome_of(status, {}, json.dumps({"error": error}).encode(), ASKER, has_worked=has_worked)
+def outcome(status: int, error: object, *, may_be_blind: bool = False) -> Reply | Fault:
+    data = json.dumps({"error": error}).encode()
+    return outcome_of(status, {}, data, ASKER, has_worked=True, may_be_blind=may_be_blind)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def outcome(status: int, error: object, *, has_worked: bool = True) -> Reply | F
     ],
 )
 def test_outcome_of_a_model_without_eyes_stops(status, message):
-    found = outcome(status, {"message": message}, has_worked=False)
+    found = outcome(status, {"message": message}, may_be_blind=True)
     assert isinstance(found, Fault)
     assert found.effect == "stop"
     assert "takes no pictures" in found.message
@@ -104,7 +105,7 @@ def test_outcome_of_a_model_without_eyes_stops(status, message):
 
 def test_outcome_of_one_bad_picture_is_the_samples_error():
     for message in ("The model does not support images smaller than 28 px", "image format not supported: heic"):
-        found = outcome(400, {"message": message}, has_worked=False)
+        found = outcome(400, {"message": message}, may_be_blind=True)
         assert isinstance(found, Reply)
         assert found.error is not None
         assert found.error.reason == "refused_by_server"
@@ -117,6 +118,7 @@ def test_outcome_of_one_bad_picture_is_the_samples_error():
         (400, "a plain text", "refused_by_server"),
         (422, {"detail": [{"msg": "seed"}]}, "refused_by_server"),
         (418, None, "refused_by_server"),
+        (429, {"code": "rate_limit_exceeded", "message": "Request too large for small"}, "refused_by_server"),
     ],
 )
 def test_outcome_refused_by_all_makes_of_errors(status, error, reason):
@@ -163,6 +165,11 @@ def test_openai_fingerprint_is_of_what_decides_about_answers():
     other += [{"detail": "low"}, {"pictures": False}, {"max_side_px": 512}, {"send_seed": False}]
     found = {build_captioner("openai", {**base, **change}).fingerprint for change in other}
     assert len(found | {first}) == len(other) + 1
+
+
+def test_read_answer_model_that_is_a_path_is_its_file():
+    for named, stored in (("/srv/models/small.gguf", "small.gguf"), ("org/small-7b", "org/small-7b")):
+        assert read_answer(completion({"content": "A dog."}, model=named)).model == stored
 
 
 def test_openai_takes_pictures_unless_told_otherwise():
