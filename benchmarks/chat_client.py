@@ -15,6 +15,7 @@ import functools
 import json
 import random
 import resource
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.chat_server import ChatServer
 
 from tokenmill.captions.captioner import EncodedPicture, Request, build_captioner
 
+Way = Callable[[str, int, int, bytes], dict[str, float]]
 _PROMPT = "Describe the picture of sample {} in detail, in one paragraph."
 
 
@@ -36,32 +38,33 @@ def main() -> None:
     parser.add_argument("--picture-kb", type=int, default=0)
     parser.add_argument("--ahead", type=int, help="the engine's setting")
     parser.add_argument("--store-ms", type=float, default=0.0, help="what the engine's caller needs for each batch")
+    parser.add_argument("--rounds", type=int, default=1, help="the ratio is their median")
     parser.add_argument("--openai", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     picture = random.Random(0).randbytes(args.picture_kb * 1000)
-    ways: dict[str, Callable[..., dict[str, float]]] = {"bare": bare}
+    ways: dict[str, Way] = {"bare": bare}
     ways["engine"] = functools.partial(engine, ahead=args.ahead, store_s=args.store_ms / 1000)
     if args.openai:
         ways["openai"] = openai_package
-    found: dict[str, Any] = {}
+    rounds: list[dict[str, Any]] = []
     with ChatServer(delay_ms=args.delay_ms, log="/dev/null") as server:
-        for name, way in ways.items():
+        for way in ways.values():
             way(server.url, 10, 1, picture)  # imports
-            found[name] = measured(
-                lambda way=way: way(server.url, args.requests, args.concurrency, picture, args.ahead)
-            )
-            found[name] |= {"requests_per_s": round(args.requests / found[name]["seconds"], 1)}
-            found[name] |= {"cpu_ms_per_request": round(1000 * found[name]["cpu_s"] / args.requests, 3)}
-    found["engine_of_bare"] = round(found["engine"]["requests_per_s"] / found["bare"]["requests_per_s"], 3)
+        while len(rounds) < args.rounds:
+            rounds += [{name: measured(way, server.url, args, picture) for name, way in ways.items()}]
+    ratios = [one["engine"]["requests_per_s"] / one["bare"]["requests_per_s"] for one in rounds]
+    found = {"engine_of_bare": round(statistics.median(ratios), 3), "rounds": rounds}
     print(json.dumps(found, indent=None if args.json else 2))
 
 
-def measured(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """Run some work; return seconds, CPU seconds of this process, and what the work tells."""
+def measured(way: Way, url: str, args: argparse.Namespace, picture: bytes) -> dict[str, Any]:
+    """Ask in one way; return requests/s, CPU of this process, and what the way tells."""
     started, cpu = time.monotonic(), time.process_time()
-    told = work()
-    return {"seconds": round(time.monotonic() - started, 2), "cpu_s": round(time.process_time() - cpu, 2), **told}
+    told = way(url, args.requests, args.concurrency, picture)
+    seconds, cpu_s = time.monotonic() - started, time.process_time() - cpu
+    rates = {"requests_per_s": args.requests / seconds, "cpu_ms_per_request": 1000 * cpu_s / args.requests}
+    return {"seconds": round(seconds, 2), **{name: round(rate, 3) for name, rate in rates.items()}, **told}
 
 
 def bare(url: str, num_requests: int, concurrency: int, picture: bytes) -> dict[str, float]:
