@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenmill.captions.openai_asking import Asking
 
 _OURS = ("model", "messages", "seed", "stream", "n")
-_HEADER = re.compile(r"[A-Za-z0-9-]+")
+_HEADER = re.compile(r"(?!(?:host|connection|content-.*|transfer-encoding|accept-encoding)$)[a-z0-9-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class OpenAICaptioner:
     def _sendable(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
             if not _HEADER.fullmatch(name) or not (value.isascii() and value.isprintable()):
-                raise ValueError(f"{name!r} is no header of one line of ASCII")
+                raise ValueError(f"{name!r} is no header to set, or not one line of ASCII")
         return headers
 
     @property

@@ -20,7 +20,7 @@ from yarl import URL
 from tokenmill.captions.captioner import Answer, Usage
 from tokenmill.captions.openai_faults import Asker, Fault, outcome_of
 from tokenmill.captions.openai_secrets import told
-from tokenmill.captions.openai_wire import BrokenAnswer, Question, Reply, as_object
+from tokenmill.captions.openai_wire import BrokenAnswer, Question, Reply, as_object, model_name
 from tokenmill.captions.server_pool import Server, ServerPool, back_off_s
 from tokenmill.errors import RunError, SampleError
 
@@ -68,7 +68,12 @@ class Client:
 
     def __init__(self, urls: Sequence[str], headers: dict[str, str], asker: Asker, limits: Limits) -> None:
         self._asker, self._limits = asker, limits
-        self._headers = {**headers, "Accept": "application/json", "Accept-Encoding": "identity"}
+        self._headers = {
+            **headers,
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+        }
         self.pool = ServerPool(urls, self._is_up, outage_s=limits.outage_s)
         self._chat_urls = {server.url: _page(server.url, "chat/completions") for server in self.pool.servers}
         self._checks: dict[str, asyncio.Task[bool]] = {}
@@ -98,7 +103,7 @@ class Client:
                 self.pool.release(server)
             course.sent += not isinstance(outcome, Fault) or outcome.effect != "unreachable"
             if isinstance(outcome, Reply):
-                self.pool.answered(server, has_pictures=question.has_pictures)
+                self.pool.answered(server, has_seen=question.has_pictures and not outcome.error)
                 return _answer(question.index, outcome, course)
             if outcome.effect == "stop":
                 raise await self._hopeless(server, outcome)
@@ -114,12 +119,8 @@ class Client:
         body = question.body
         data: bytes | io.BytesIO = body if len(body) <= _BIG_BODY_BYTES else io.BytesIO(body)
         try:
-            async with self._session.post(
-                self._chat_urls[server.url],
-                data=data,
-                headers={"Content-Type": "application/json"},
-                allow_redirects=False,
-            ) as answer:
+            url = self._chat_urls[server.url]
+            async with self._session.post(url, data=data, allow_redirects=False) as answer:
                 received = await _capped(answer, self._limits.max_answer_bytes)
                 status, headers = answer.status, answer.headers
         except (aiohttp.ClientError, HttpProcessingError, OSError, TimeoutError, ValueError) as error:
@@ -156,7 +157,7 @@ class Client:
         except BrokenAnswer:
             return []
         names = [one.get("id") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-        return [told(name, self._asker.key) for name in names if isinstance(name, str)][:_MOST_MODELS]
+        return [told(model_name(name), self._asker.key) for name in names if isinstance(name, str)][:_MOST_MODELS]
 
     async def _get_models(self, server: Server) -> tuple[int, bytes]:
         """Return status and body of the list of models; 0 if none came."""
@@ -176,6 +177,8 @@ def _page(base_url: str, name: str) -> URL:
 
 async def _capped(answer: aiohttp.ClientResponse, limit_bytes: int) -> bytes | None:
     """Read a body, or None (and hang up) once it is longer than allowed."""
+    if (answer.content_length or limit_bytes) < limit_bytes and "Content-Encoding" not in answer.headers:
+        return await answer.read()  # as long as it says, in one piece
     parts, length = [], 0
     async for part in answer.content.iter_any():
         length += len(part)

@@ -22,9 +22,8 @@ from tokenmill.captions.openai_secrets import told
 from tokenmill.captions.openai_wire import BrokenAnswer, Reply, as_object, read_answer
 from tokenmill.errors import SampleError
 
-_AGAIN = (408, 409, 425, 429, 500, 501, 502, 503, 504)
-_NAMED = frozenset(_AGAIN)
-_REFUSED = (400, 413, 414, 415, 422, 451)
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_NEVER = (501, 505)  # not implemented, and it won't be by the next try
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _BLIND = re.compile(
     r"at most 0 image|not a multi-?modal model|image input is not supported|image_url is only supported by certain"
@@ -82,7 +81,7 @@ def outcome_of(
         return Fault(reason=f"http_{status}", message=stop, effect="stop")
     if "content_filter" in code or "content_policy" in code:
         return Reply(error=SampleError("content_filter", said or "the server's filter refused the request"))
-    is_passing = status in _AGAIN or status >= 500
+    is_passing = status in _AGAIN or (status >= 500 and status not in _NEVER)
     if is_passing and "request too large" not in message.lower():  # which some say by a 429 that never ends
         return _again(status, headers, said)
     return Reply(error=SampleError("refused_by_server", f"{status}: {said}" if said else f"{status}"))
@@ -91,7 +90,7 @@ def outcome_of(
 def _again(status: int, headers: Mapping[str, str], said: str) -> Fault:
     retry_after_s = seconds_of(headers.get("Retry-After"))
     return Fault(
-        reason=f"http_{status}" if status in _NAMED else "http_5xx",
+        reason=f"http_{status}" if status in _AGAIN else "http_5xx",
         message=f"the server answered {status}{': ' + said if said else ''}",
         costs_try=status != 429 and retry_after_s is None,
         retry_after_s=retry_after_s,

@@ -99,7 +99,7 @@ def read_answer(data: bytes) -> Reply:
     return Reply(
         text=text,
         error=_unusable(message, text, finish_reason),
-        model=_model(answer.get("model")),
+        model=model_name(answer.get("model")),
         finish_reason=finish_reason,
         input_tokens=_tokens(usage, "prompt_tokens"),
         output_tokens=_tokens(usage, "completion_tokens"),
@@ -149,16 +149,19 @@ def _tokens(usage: Any, name: str) -> int:
     return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MOST_TOKENS else 0
 
 
-def _model(value: Any) -> str:
+def model_name(value: Any) -> str:
     """Return a model's name; of llama.cpp's, which is a path on its machine, the file's."""
     name = _name(value)
     return name.rpartition("/")[2] if name.startswith("/") else name
 
 
 def _name(value: Any) -> str:
-    text = value if isinstance(value, str) else ""
-    return "".join(char for char in text if char.isprintable())[:_LONGEST_NAME_CHARS]
+    text = value[:_LONGEST_NAME_CHARS] if isinstance(value, str) else ""
+    return text if text.isprintable() else "".join(char for char in text if char.isprintable())
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # built once: building it costs as much as a prompt

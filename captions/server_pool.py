@@ -84,9 +84,9 @@ class ServerPool:
         """Give back the place."""
         server.busy -= 1
 
-    def answered(self, server: Server, *, has_pictures: bool) -> None:
-        """Note that a server gave a whole answer."""
-        server.has_seen = server.has_seen or has_pictures
+    def answered(self, server: Server, *, has_seen: bool) -> None:
+        """Note that a server gave a whole answer, and whether it is about pictures."""
+        server.has_seen = server.has_seen or has_seen
         server.last_answer, server.strikes, self._failing_since = time.monotonic(), 0, None
 
     async def costs_try(self, server: Server, fault: Fault, sent_at: float) -> bool:

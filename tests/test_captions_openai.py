@@ -308,4 +308,5 @@ def test_openai_model_without_eyes_ends_the_run(ask):
 def test_openai_picture_refused_by_a_model_with_eyes_is_the_samples_error(ask):
     with ChatServer(script=("ok", "no_pictures")) as server:
         answers = ask(server, requests(3, pictures=(picture(),)), concurrency=1)
+    assert [answer.usage.requests for answer in answers] == [1, 1, 1]
     assert [answer.error.reason if answer.error else None for answer in answers] == [None, "refused_by_server", None]

@@ -77,6 +77,7 @@ def test_openai_plain_settings_are_taken(settings):
         ({"extra": {"messages": []}}, "messages"),
         ({"extra": {"stream": True}}, "stream"),
         ({"headers": {"X-A": "a\r\nX-B: c"}}, "header"),
+        ({"headers": {"Content-Type": "text/plain"}}, "header"),
         ({"tries": 0}, "tries"),
         ({"detail": "medium"}, "detail"),
     ],

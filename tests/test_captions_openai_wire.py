@@ -118,6 +118,7 @@ def test_outcome_of_one_bad_picture_is_the_samples_error():
         (400, "a plain text", "refused_by_server"),
         (422, {"detail": [{"msg": "seed"}]}, "refused_by_server"),
         (418, None, "refused_by_server"),
+        (501, None, "refused_by_server"),
         (429, {"code": "rate_limit_exceeded", "message": "Request too large for small"}, "refused_by_server"),
     ],
 )
