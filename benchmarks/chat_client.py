@@ -103,9 +103,7 @@ def engine(
     return {"early_mb": early, "end_mb": resident_mb(), "answers_per_batch": round(done / batches, 1)}
 
 
-def openai_package(
-    url: str, num_requests: int, concurrency: int, picture: bytes, ahead: int | None
-) -> dict[str, float]:
+def openai_package(url: str, num_requests: int, concurrency: int, picture: bytes) -> dict[str, float]:
     """Ask by openai's package."""
     from openai import AsyncOpenAI  # type: ignore[import-not-found]
 

@@ -1,7 +1,7 @@
 """What goes over the wire: a request as JSON bytes, and what an answer's bytes say.
 
-Pictures are set into the body as base64 bytes between ready-made pieces, never as text through a JSON encoder: 0.13 ms
-for a picture of 200 kB instead of 0.55 ms.
+Pictures are set into the body as base64 bytes between ready-made pieces, never as text through a JSON encoder: 0.20 ms
+for a picture of 200 kB instead of 0.52 ms. In the caller's thread: base64 holds the interpreter wherever it runs.
 """
 
 from __future__ import annotations
