@@ -94,7 +94,7 @@ def page(finished) -> Page:
 def test_report_of_planned_data_names_every_source_reason_and_snapshot(finished, page):
     recipe = recipe_for(finished.data, str(finished.root))
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
-    for stage in ("ingest", "select", "caption", "tokenize"):
+    for stage in ("ingest", "select", "choose", "tokenize"):
         for source, snapshot in getattr(chain, stage).items():
             assert source in page.text
             assert short(snapshot.digest) in page.text
@@ -317,7 +317,7 @@ def test_report_digest_of_the_run_follows_from_the_snapshots(finished, page):
     recipe = recipe_for(finished.data, str(finished.root))
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
     digests = []
-    for stage in ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize"):
+    for stage in ("ingest", "split", "score", "duplicates", "select", "choose", "tokenize"):
         for found in getattr(chain, stage).values():
             digests += [snapshot.digest for snapshot in (found if isinstance(found, tuple) else (found,))]
     assert digest_of([*digests, chain.plan.description["snapshot"]]) in page.text
