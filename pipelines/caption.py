@@ -84,16 +84,13 @@ def caption_folder(store: Store, asking: Asking, limits: DecodeLimits) -> StageD
         schema=SCHEMA,
         settings={**asking.identity, **(limits.settings if captioner.takes != "text" else {})},
         fingerprints={asking.column.engine: captioner.fingerprint},
-        about=_about(asking),
+        about=engine_described(asking.column) if captioner.asks else {},
     )
     return StageDir(store=store, source=asking.source, config=config)
 
 
-def _about(asking: Asking) -> dict[str, Any]:
+def engine_described(column: CaptionColumn) -> dict[str, Any]:
     """Return what the fingerprint hides from a person: the engine's settings, but for places and possible secrets."""
-    column = asking.column
-    if not asking.captioner.asks:
-        return {}
     return {"engine_settings": _shown(column.options), "prompt_hash": prompt_hash(column.prompt, column.system)}
 
 

@@ -10,7 +10,10 @@ import pytest
 from tests.asking import AskedRoot, answers_of
 
 from tokenmill.cli import main
+from tokenmill.pipelines.caption import engine_described
+from tokenmill.pipelines.report import report_page
 from tokenmill.pipelines.status import render_status, status_of
+from tokenmill.settings_caption import CaptionColumn
 
 PRICES = {"input_per_million": 1_000.0, "output_per_million": 100_000.0, "currency": "EUR"}
 
@@ -90,3 +93,40 @@ def test_estimate_asks_nobody_and_reckons_with_what_was_asked_before(
     assert known["cost"] > 0 and known["currency"] == "EUR"
     assert main(["estimate", str(asked.write()), "--units", "1"]) == 0
     assert "none was asked for this estimate; by the 6 asked before" in capsys.readouterr().out
+
+
+def test_report_shows_samples_with_all_that_was_said_of_them_and_no_markup_of_theirs(asked: AskedRoot) -> None:
+    asked.write_shard(0, ["00000", "00001<script>alert(1)</script>"])
+    asked.write_shard(1, ["01000"])
+    prompt = "Say no. {key}<img src=x onerror=alert(1)>"
+    columns = {"dense": asked.column(prompt=prompt, prices=PRICES), "own": {"engine": "metadata"}}
+    asked.changes["caption.image"] = {"columns": columns, "use": [["dense", "own"]]}
+    chain = asked.run()
+    page = report_page(chain.store, chain.recipe, chain)
+    assert "<script>alert" not in page and "<img src=x" not in page
+    assert "Say no. 01000&lt;img src=x" in page
+    assert page.count("chip kept") >= 3
+    row = "<td>scenes</td><td>dense</td><td>logged</td>"
+    assert row in page and "EUR" in page
+
+
+def test_inspect_of_a_folder_of_answers_tells_engine_prompt_and_cost(
+    asked: AskedRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked.changes["caption.image"] = {"columns": {"dense": asked.column(takes_pictures=False)}}
+    folder = f"{asked.root}/{answers_of(asked.run()).folder.path}"
+    capsys.readouterr()
+    assert main(["inspect", folder, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["prompt"] == ["Say {metadata.title}"]
+    assert found["about"]["engine_settings"]["takes_pictures"] is False
+    assert len(found["about"]["prompt_hash"]) == 64
+    assert found["totals"]["questions"] == 12
+    assert "log" in found["about"]["engine_settings"]
+
+
+def test_config_of_a_folder_shows_no_place_and_nothing_that_may_be_secret() -> None:
+    said = {"model": "m", "base_urls": ["http://user:pass@gpu:8000/v1"], "api_key_env": "HUSH", "max_tokens": 9}
+    said |= {"extra": {"top_k": 5, "proxy": "http://user:pass@gpu", "api_key": "x"}, "prompt": "Say it"}
+    told = engine_described(CaptionColumn.model_validate({"engine": "openai", **said}))
+    assert told["engine_settings"] == {"model": "m", "max_tokens": 9, "extra": {"top_k": 5, "proxy": "…"}}
