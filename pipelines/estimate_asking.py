@@ -79,7 +79,8 @@ def _estimate(chain: Any, sampled: Any, name: str, asking: Asking) -> AskingEsti
     questions = round(number * size.bytes / measured) if measured else number
     folder = caption_folder(chain.store, asking, chain.limits)
     totals = AskedTotals.of(folder, asking.column.prices.currency)
-    told: dict[str, Any] = {"source": asking.source, "column": name, "questions": questions, "currency": totals.currency}
+    told: dict[str, Any] = {"source": asking.source, "column": name, "questions": questions}
+    told["currency"] = totals.currency
     if not totals.questions:
         return AskingEstimate(asked=0, **told)
     times = questions / totals.questions
