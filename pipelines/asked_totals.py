@@ -6,8 +6,7 @@ the newest records of the whole folder are added up. Answers of a unit that is n
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +44,9 @@ class AskedTotals:
     journaled: int = 0
 
     @classmethod
-    def of(cls, folder: StageDir, currency: str, commits: Sequence[Any] | None = None) -> AskedTotals:
-        """Add up a folder's newest records, or some."""
-        found = read_ledger(folder)[0].in_order_of_name() if commits is None else commits
-        sums = sum_of_numbers(found, "totals")
+    def of(cls, folder: StageDir, currency: str) -> AskedTotals:
+        """Add up a folder's newest records."""
+        sums = sum_of_numbers(read_ledger(folder)[0].in_order_of_name(), "totals")
         retried = {name.removeprefix(_RETRIED): n for name, n in sums.items() if name.startswith(_RETRIED)}
         return cls(
             **{name: sums.get(name, 0) for name in _SUMS},
@@ -97,25 +95,33 @@ def journaled_answers(folder: StageDir) -> int:
     return sum(folder.store.read_bytes(entry.path).count(b"\n") for entry in files)
 
 
-def columns_by_folder(chain: Any) -> dict[str, list[tuple[str, Asking]]]:
-    """Return which columns of a recipe lie in which folder of answers: two that ask for the same share one."""
-    found: dict[str, list[tuple[str, Asking]]] = defaultdict(list)
+@dataclass(frozen=True, kw_only=True)
+class ColumnFolder:
+    """A folder of answers, and the columns of a recipe that lie there: two that ask for the same share one."""
+
+    folder: StageDir
+    asking: Asking
+    names: list[str]
+
+
+def column_folders(chain: Any) -> dict[str, ColumnFolder]:
+    """Return the folders of a recipe's columns by path; takes the fingerprint of every engine, which may be slow."""
+    found: dict[str, ColumnFolder] = {}
     for source, modality in chain.modality.items():
         for name, column in chain.captions_of(modality).columns.items() if modality != "text" else ():
             asking = Asking.of(column, modality, source)
-            found[caption_folder(chain.store, asking, chain.limits).path].append((name, asking))
-    return found
-
-
-def asked_of(chain: Any) -> dict[str, tuple[StageDir, AskedTotals]]:
-    """Return what asking cost so far, by folder of each column that costs something."""
-    found: dict[str, tuple[StageDir, AskedTotals]] = {}
-    for path, columns in columns_by_folder(chain).items():
-        _, asking = columns[0]
-        if asking.captioner.asks:
             folder = caption_folder(chain.store, asking, chain.limits)
-            found[path] = (folder, AskedTotals.of(folder, asking.column.prices.currency))
+            found.setdefault(folder.path, ColumnFolder(folder=folder, asking=asking, names=[])).names.append(name)
     return found
+
+
+def asked_in(columns: Mapping[str, ColumnFolder]) -> dict[str, AskedTotals]:
+    """Return what asking cost so far, by folder of each column that costs something."""
+    return {
+        path: AskedTotals.of(one.folder, one.asking.column.prices.currency)
+        for path, one in columns.items()
+        if one.asking.captioner.asks
+    }
 
 
 def told_totals(totals: Mapping[str, Any]) -> str:

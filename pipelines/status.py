@@ -15,7 +15,7 @@ from tokenmill.manifests.records import Commit
 from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
-from tokenmill.pipelines.asked_totals import asked_of, columns_by_folder, told_totals
+from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
@@ -47,12 +47,13 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
 
 def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
     """Add the names of columns, and what those cost that ask somebody: in all, not for the samples kept now alone."""
-    columns, asked = columns_by_folder(chain), asked_of(chain)
+    columns = column_folders(chain)
+    asked = asked_in(columns)
     for row in rows:
-        if row["stage"] == "caption":
-            row["what"] = ", ".join(name for name, _ in columns.get(row["folder"], ()))
+        if row["stage"] == "caption" and row["folder"] in columns:
+            row["what"] = ", ".join(columns[row["folder"]].names)
             if row["folder"] in asked:
-                row["asked"] = asked[row["folder"]][1].to_json()
+                row["asked"] = asked[row["folder"]].to_json()
 
 
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,13 @@ def test_plan_counts_a_run_with_the_words_of_its_stretch() -> None:
     for run in runs:
         document = assemble(take_frames(segments, run.frame, run.frames), ids, CODES, run.template, V, run.variant)
         assert len(document.ids) == run.length <= 32
+
+
+def test_plan_refuses_a_clip_of_which_a_later_stretch_is_said_in_too_many_words() -> None:
+    pieces = [{**one, "variant": 0, "text": "long " * 9 if n == 2 else "a"} for n, one in enumerate(PIECES)]
+    words = Words(captions=["whole"], columns=["dense"], pieces=pieces)
+    with pytest.raises(SampleError, match="one latent frame does not fit"):
+        drawn(words, replace(CLIP, t=12), context=48, split_long_clips=True, templates={"video": {"generation": 1}})
 
 
 def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path) -> None:

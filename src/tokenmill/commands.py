@@ -292,13 +292,14 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
 
 def _caption_row(chain: Any) -> dict[str, Any]:
     """Ask, then choose; returns what was kept, and by column what was asked just now."""
-    from tokenmill.pipelines.asked_totals import asked_of
+    from tokenmill.pipelines.asked_totals import asked_in, column_folders
 
     _ = chain.select  # what stands before it is complete, or this ends here
-    before = asked_of(chain)
+    columns = column_folders(chain)
+    before = asked_in(columns)
     answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
     row = _data_row(chain.snapshots("choose"))
-    asked = {path: (totals - before[path][1]).to_json() for path, (_, totals) in asked_of(chain).items()}
+    asked = {path: (totals - before[path]).to_json() for path, totals in asked_in(columns).items()}
     return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
 
 
