@@ -51,7 +51,7 @@ def judge(
         return SampleError("refusal", "the answer is a refusal")
     if checks.loops and is_loop(text, checks.max_repeated):
         return SampleError("loop", "the answer says the same over and over")
-    if checks.echoes and any(is_echo(text, asked) for asked in (prompt_template, system_template)):
+    if checks.echoes and is_echo(text, (prompt_template, system_template)):
         return SampleError("prompt_echo", "the answer repeats the prompt")
     return _of_wrong_size(text, finish_reason, checks) or _of_other_language(text, checks)
 
