@@ -18,6 +18,7 @@ from tokenmill.words import UNSPACED
 READ_CHARS = 4_000
 _RUN_UNITS = 4
 _LEAST_PROMPT_RUNS = 5  # a shorter prompt, "A photo of", is rather a beginning to go on from
+_OPENING_UNITS = 8  # an answer that begins with as many of the prompt's first words goes through it
 _LEAST_ANSWER_UNITS = 6  # a shorter answer may be one that the prompt offers: "Is it a cat, a dog or a red car?"
 _MAX_TAKEN = 0.9  # of an answer, from the template
 _UNIT = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
@@ -28,15 +29,16 @@ Run = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a template says: its units in order, which there are, and its runs of four."""
+    """What a template says: its units in order, the first eight, which there are, and its runs of four."""
 
     units: Run
+    opening: Run
     words: frozenset[str]
     runs: frozenset[Run]
 
 
 def is_echo(answer: str, templates: Iterable[str], max_echoed: float = 0.6) -> bool:
-    """Tell whether an answer holds more than a share of a template's runs of four words, or hardly any other runs."""
+    """Tell whether an answer begins as a template does, holds most of its runs of four words, or hardly any others."""
     units = _units(answer[:READ_CHARS])
     words = frozenset(units)
     return any(_repeats(units, words, _asked(template), max_echoed) for template in templates)
@@ -45,7 +47,7 @@ def is_echo(answer: str, templates: Iterable[str], max_echoed: float = 0.6) -> b
 def _repeats(units: list[str], words: frozenset[str], asked: _Asked, max_echoed: float) -> bool:
     if not asked.runs:
         return False
-    if tuple(units) == asked.units:
+    if tuple(units) == asked.units or (asked.opening and tuple(units[:_OPENING_UNITS]) == asked.opening):
         return True
     if len(asked.runs) >= _LEAST_PROMPT_RUNS:
         most = max_echoed * len(asked.runs)
@@ -63,7 +65,8 @@ def _asked(template: str) -> _Asked:
     pieces = [_units(piece) for piece in literals(template)]
     units = tuple(unit for piece in pieces for unit in piece)
     runs = frozenset[Run]().union(*map(_runs, pieces)) if len(units) > 1 else frozenset[Run]()
-    return _Asked(units, frozenset(units), runs)
+    first = tuple(pieces[0][:_OPENING_UNITS]) if pieces and not template.startswith("{") else ()
+    return _Asked(units, first if len(first) == _OPENING_UNITS else (), frozenset(units), runs)
 
 
 def _units(text: str) -> list[str]:
