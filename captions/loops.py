@@ -17,6 +17,7 @@ READ_CHARS = 16_000
 _RUN_UNITS = 6
 _LEAST_RUNS = 16  # of fewer a share says nothing
 _LONG_PERIOD = 24
+_RULES = "-=_+|~ "  # lines, of tables and under headings
 _PROBE_CHARS, _PROBES = 12, 32
 _DIGITS = re.compile("[0-9]+")
 
@@ -33,6 +34,7 @@ def ends_in_loop(text: str) -> bool:
     What ends in a loop of period p has its last characters p before its end too, so those places are all periods there
     can be, and a comparison of strings says whether they are.
     """
+    text = text.rstrip(_RULES)
     probe = text[-_PROBE_CHARS:]
     if len(probe) < _PROBE_CHARS:
         return False

@@ -132,6 +132,7 @@ def test_text_that_goes_in_circles_is_a_loop(text):
         "The first column shows a dog. The second column shows a cat. The third one, a bird.",
         "a bill of 1000000000000000000000000000000000 marks",
         "......................",
+        "A table of two columns, name and price.\n| --- | --- |\n+-----------------------------------+",
         "山青水秀，绿树成荫，鸟语花香，远处有一座小桥，桥下有两只小船",
         '[{"question": "What colour is the dog?", "answer": "Brown."}, {"question": "What colour is the cat?", '
         '"answer": "Black."}, {"question": "Where is the dog?", "answer": "At sea."}, {"question": "How is it?", '
@@ -162,7 +163,7 @@ def test_loop_share_is_a_setting():
         ("A photo of", "A photo of"),
         ("A brown dog runs on a beach", "Write a caption such as: A brown dog runs on a beach."),
         ("请用一段话详细描述这张图片中的内容", "请用一段话详细描述这张图片中的内容。"),
-        ("Kite. Rewrite the caption above in plain words now", "{caption} Rewrite the caption above in plain words now"),
+        ("A kite. Rewrite the caption above in plain words", "{caption} Rewrite the caption above in plain words, ok"),
     ],
 )  # fmt: skip
 def test_answer_that_repeats_the_prompt_is_an_echo(answer, template):
@@ -203,6 +204,7 @@ def test_answer_that_shares_words_with_the_prompt_is_no_echo(answer, template):
         ("A\r\n\r\n\r\n\r\n b\t c \x00\ud800\ufeff", "A\n\nb c"),
         ("Caption:", "Caption:"),
         ("Here is a dog: brown", "Here is a dog: brown"),
+        ("This is a sign with one sentence: closed", "This is a sign with one sentence: closed"),
         ("'tis a dog's life'", "'tis a dog's life'"),
         ('"A" and "B"', '"A" and "B"'),
         ("**A dog** and a **cat**", "**A dog** and a **cat**"),
