@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     named = lines_of(arguments.files) if arguments.files else installed_texts()
-    result = {"alarms": {name: alarms(texts) for name, texts in named}, "microseconds": times()}
+    result: dict[str, Any] = {"alarms": {name: alarms(texts) for name, texts in named}, "microseconds": times()}
     if arguments.json:
         print(json.dumps(result))
         return

@@ -78,7 +78,7 @@ def test_fingerprint_of_the_captioner_differs_with_any_setting():
     [
         ({}, "templates"),
         ({"templates": []}, "templates"),
-        ({"templates": ["{caption"]}, "no counterpart"),
+        ({"templates": ["{caption"]}, "does not end"),
         ({"templates": ["{titel}"]}, "unknown field 'titel'"),
         ({"templates": ["x"], "which": "best"}, "'first' or 'all'"),
         ({"template": "x"}, "unknown setting 'template'"),
