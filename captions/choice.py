@@ -2,7 +2,7 @@
 
 A draw gives every column of a slot a number of its own, u ** (1 / weight) with u uniform from seed, key, slot and
 column; the largest wins. So a column wins as often as its weight says, and a draw changes only where it must: another
-slot touches no other, a column that becomes usable wins only samples for itself. Choices cost 4 µs a sample, and nobody
+slot touches no other, a column that becomes usable wins only samples for itself. Choices cost 5 µs a sample, and nobody
 is asked.
 """
 

@@ -7,8 +7,9 @@ A draw costs about 1 µs.
 from __future__ import annotations
 
 import hashlib
+import math
 
-_BITS = 53  # what a float holds exactly
+_BITS = 52  # with the half that keeps it from 0, what a float holds exactly
 
 
 def drawn_bits(purpose: str, seed: int, key: str, bits: int = 64) -> int:
@@ -19,4 +20,4 @@ def drawn_bits(purpose: str, seed: int, key: str, bits: int = 64) -> int:
 
 def drawn_fraction(purpose: str, seed: int, key: str) -> float:
     """Return a uniform number in (0, 1), neither end ever."""
-    return (drawn_bits(purpose, seed, key, _BITS - 1) + 0.5) / 2 ** (_BITS - 1)
+    return math.ldexp(drawn_bits(purpose, seed, key, _BITS) + 0.5, -_BITS)

@@ -1,28 +1,31 @@
 """Answers that go round in circles: the commonest way for a model at temperature 0 to spoil a caption.
 
-Two signs. The text *ends* in the same characters over and over, digits apart: three times and 90 characters, or four
-times and 24. Or more than half of it lies in runs of six units (words; characters where a script has no spaces) that
-came before, so a loop that was left again is found too. True captions of 100 words have a share of 0, lists of like
-sentences .2. A caption of 100 words takes 30 µs; of a longer text than 16,000 characters the end is read.
+Two signs. The text *ends* in the same characters over and over, digits apart: 24 characters or more three times, fewer
+four times and 24 in all. Or more than half of its runs of six units (words; characters where a script has no spaces)
+came before, so a loop that was left again is found too. True captions of 100 words have a share of 0, a list of like
+sentences .2. Of a text longer than 16,000 characters the end is read.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tokenmill.words import units_of
 
 READ_CHARS = 16_000
 _RUN_UNITS = 6
 _LEAST_RUNS = 16  # of fewer a share says nothing
+_LONG_PERIOD = 24
+_RULES = "-=_+|~ "  # lines, of tables and under headings
 _PROBE_CHARS, _PROBES = 12, 32
-_DIGITS = re.compile(r"\d+")
+_DIGITS = re.compile("[0-9]+")
 
 
 def is_loop(text: str, max_repeated: float = 0.5) -> bool:
     """Tell whether a text ends in a loop, or whether more than a share of it was said before."""
     plain = _DIGITS.sub("0", " ".join(text[-READ_CHARS:].lower().split()))
-    return ends_in_loop(plain) or repeated_share(plain) > max_repeated
+    return ends_in_loop(plain) or _says_again(units_of(plain), max_repeated)
 
 
 def ends_in_loop(text: str) -> bool:
@@ -31,6 +34,7 @@ def ends_in_loop(text: str) -> bool:
     What ends in a loop of period p has its last characters p before its end too, so those places are all periods there
     can be, and a comparison of strings says whether they are.
     """
+    text = text.rstrip(_RULES)
     probe = text[-_PROBE_CHARS:]
     if len(probe) < _PROBE_CHARS:
         return False
@@ -40,16 +44,21 @@ def ends_in_loop(text: str) -> bool:
         if place < 0:
             return False
         period = len(text) - _PROBE_CHARS - place
-        times = max(3, -(-90 // period)) if period >= 23 else max(4, -(-24 // period))
+        times = 3 if period >= _LONG_PERIOD else max(4, -(-_LONG_PERIOD // period))
         if text.endswith(text[-period:] * times):
             return True
     return False
 
 
-def repeated_share(text: str) -> float:
+def repeated_share(units: Sequence[str]) -> float:
     """Return which share of a text's runs of six units stood there before; 0 for a short text."""
-    units = units_of(text)
     runs = len(units) - _RUN_UNITS + 1
     if runs < _LEAST_RUNS:
         return 0.0
     return 1 - len(set(zip(*(units[start:] for start in range(_RUN_UNITS)), strict=False))) / runs
+
+
+def _says_again(units: Sequence[str], max_repeated: float) -> bool:
+    """Compare the share with its limit; a text of many different units can't reach it: each is in a run of its own."""
+    most_runs = (1 - max_repeated) * (len(units) - _RUN_UNITS + 1)
+    return len(set(units)) <= most_runs + _RUN_UNITS - 1 and repeated_share(units) > max_repeated

@@ -14,16 +14,16 @@ from typing import Any
 from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 
-READ_CHARS = 100_000
+READ_CHARS = 50_000
 MAX_PAIRS = 64
 MAX_QUESTION_CHARS, MAX_ANSWER_CHARS = 2_000, 8_000
-_MAX_FAILURES = 200  # at braces, of which each may be the beginning of an object
+_MAX_FAILURES = 64  # at braces, of which each may be the beginning of an object
 _MAX_DEPTH = 4
 
 _QUESTION = ("question", "q", "问题", "问", "問題", "問", "質問", "frage", "pregunta", "вопрос")
 _ANSWER = ("answer", "a", "答案", "答", "回答", "réponse", "antwort", "respuesta", "ответ")
 _LISTS = ("questions", "pairs", "qa", "qa_pairs", "items", "data")
-_NUMBER = r"(?:[-*•#>]+ ?)?(?:\(?\d{1,3}[.):、] ?)?"
+_NUMBER = r"(?:[-*•#>]{1,4} ?)?(?:\(?\d{1,3}[.):、] ?)?"
 _LABELLED = re.compile(
     rf"^{_NUMBER}(?:\*\*|__)?{_NUMBER}(?:(?P<q>{'|'.join(_QUESTION)})|(?P<a>{'|'.join(_ANSWER)})) ?\d{{0,3}} ?"
     rf"(?:\*\*|__)? ?(?:[:：]|(?<=\d)\.) ?(?:\*\*|__)?(?P<rest>.*)$",
@@ -31,7 +31,8 @@ _LABELLED = re.compile(
 )
 _ASKED = re.compile(rf"^{_NUMBER}(?:\*\*|__)?(?P<rest>.*[?？])(?:\*\*|__)?$")
 _ANSWER_INSIDE = re.compile(
-    rf"(?:(?<=[.!?。？])|(?<=[.!?。？] )|(?<=[.!?。？]\*\* ))(?=(?:\*\*)?(?:{'|'.join(_ANSWER)}) ?\d{{0,3}}(?:\*\*)? ?[:：])",
+    r"(?:(?<=[.!?。？])|(?<=[.!?。？] )|(?<=[.!?。？]\*\* ))"
+    rf"(?=(?:\*\*)?(?:{'|'.join(_ANSWER)}) ?\d{{0,3}}(?:\*\*)? ?[:：])",
     re.IGNORECASE,
 )
 
@@ -139,7 +140,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _joined(lines: Sequence[str] | None) -> str:
-    return " ".join(line for line in lines or () if line)
+    return " ".join(line for line in lines or () if line).replace("**", "")
 
 
 _DECODER = json.JSONDecoder()

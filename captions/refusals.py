@@ -49,8 +49,9 @@ def _starts(language: Mapping[str, Any]) -> list[str]:
     apology, unable, asked_for = (_any(language[name]) for name in ("apology", "unable", "asked_for"))
     then = f"(?:{language['then']}{_GLUE})*" if "then" in language else ""
     parts = (asked_for, unable) if language.get("reversed") else (unable, asked_for)
+    after = [*language["unable"], *language.get("sorry_alone", ()), *language["missing"]]
     starts = [
-        f"{apology}{_GLUE}{then}{_any([*language['unable'], *language.get('sorry_alone', ())])}",
+        f"{apology}{_GLUE}{then}{_any(after)}",
         language["gap"].join(parts),
         *language["itself"],
         *language["missing"],

@@ -48,6 +48,11 @@ SAMPLE = {
         ("{metadata.exif}", "make: Canon"),
         ('{{"question": "{caption}"}}', '{"question": "a red kite"}'),
         ("{{{caption}}}", "{a red kite}"),
+        (
+            'JSON: [{"question": …, "of": {"a": "{caption}"}}] {} { } {1',
+            'JSON: [{"question": …, "of": {"a": "a red kite"}}] {} { } {1',
+        ),
+        ("{{caption}} }", "{caption} }"),
         ("", ""),
     ],
 )
@@ -67,8 +72,7 @@ def test_template_with_a_field_that_the_sample_lacks_fails_the_sample(template):
 
 @pytest.mark.parametrize(
     "template",
-    ["{", "}", "a } b", "{caption", "{}", "{ }", "{caption|}", "{|caption}", "{caption!r}", "{caption:>9}", "{0}",
-     "{caption[0]}", "{'open}", "{caption.}", "{a{b}}", '{"question": 1}'],
+    ["{caption", "{caption|}", "{caption!r}", "{caption:>9}", "{caption[0]}", "{caption|'open}", "{caption.}", "{a{}}"],
 )  # fmt: skip
 def test_template_with_an_error_is_refused(template):
     with pytest.raises(RecipeError, match=r"\{\{"):
@@ -84,7 +88,7 @@ def test_template_with_an_unknown_field_is_refused_with_those_it_may_name():
 def test_fields_of_a_template_are_named_once_in_order():
     template = "{caption|metadata.title|'x'} {{no}} {scores.aesthetic:.1f} {caption}"
     assert fields(template) == ("caption", "metadata.title", "scores.aesthetic")
-    assert "".join(literals(template)) == " {no}  "
+    assert literals(template) == (" {no} ", " ")
 
 
 def test_value_that_looks_like_a_template_is_shown_as_it_is():
