@@ -16,7 +16,8 @@ from typing import Any
 import polars as pl
 
 from tokenmill.captions.captioner import Answer
-from tokenmill.captions.checks import judge, tidied
+from tokenmill.captions.checks import judge
+from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Counts

@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from tokenmill.captions.checks import tidied
 from tokenmill.captions.choice import chosen
+from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Counts, InputRef
