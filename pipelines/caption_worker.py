@@ -20,15 +20,17 @@ from tokenmill.captions.checks import judge
 from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
-from tokenmill.manifests.records import Counts
+from tokenmill.manifests.records import Commit, Counts
+from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.answer_journal import AnswerJournal
-from tokenmill.pipelines.answers import answer_row, best_answers, table_of, without_vain
+from tokenmill.pipelines.answers import answer_row, best_answers, read_all_answers, table_of, without_vain
 from tokenmill.pipelines.answers_before import AnswersBefore, answers_before, nothing_before
 from tokenmill.pipelines.caption_pictures import PictureMaker
 from tokenmill.pipelines.caption_questions import UnitQuestions
 from tokenmill.pipelines.caption_spending import AskingProgress, FailureBudget, totals_with
 from tokenmill.pipelines.deadlines import renew
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
+from tokenmill.pipelines.earlier_answers import EarlierAnswers
 from tokenmill.pipelines.jobs import Job, JobResult, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking, Question
 from tokenmill.pipelines.selected import Selected
@@ -85,8 +87,7 @@ class CaptionWorker:
         asked_s = time.perf_counter() - started - read_s
         commit = publish(job, target, self._output(before, questions.places, rows))
         if journal is not None:
-            stands = target.folder.read_rows(commit, ["asked"])  # another run's, if that was first
-            journal.settle(pl.concat([before.others["asked"], stands["asked"]]).drop_nulls())
+            _settle(journal, before, target.folder, commit, job.unit.payload["part"])
         seconds = {"read": read_s, "ask": asked_s, "write": time.perf_counter() - started - read_s - asked_s}
         return JobResult(commits=(commit,), seconds=seconds, rows=len(rows))
 
@@ -146,6 +147,14 @@ class CaptionWorker:
             new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
             totals = totals_with(before.totals, new, self._asking.column.prices, asked.height - good)
         return UnitOutput(rows=mine, counts=counts_of(mine), digests={"answers": answers_digest(told)}, totals=totals)
+
+
+def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, commit: Commit, part: Selected) -> None:
+    """Let go of what stands in records: this unit's, or another run's if that was first; seldom also newer ones of
+    other cuts of the shard, which somebody else's journal may speak of as well."""
+    stands = folder.read_rows(commit, ["asked"])["asked"]
+    if journal.settle(pl.concat([before.others["asked"], stands]).drop_nulls()):
+        journal.settle(read_all_answers(folder, EarlierAnswers(folder).about(part.piece))["asked"].drop_nulls())
 
 
 def counts_of(answers: pl.DataFrame) -> Counts:

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
@@ -21,6 +22,8 @@ from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_THREADS_S = 5.0  # for threads that are still at work when all is done
 
 STAGES = {
     "ingest": "index the raw files (loose pictures are packed into shards)",
@@ -54,6 +57,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def entry() -> None:
+    """Run one command and end this process: a thread that an engine or a library left behind does not hold it up."""
+    code = 1
+    try:
+        code = main()
+    except SystemExit as stop:  # argparse
+        code = stop.code if isinstance(stop.code, int) else 1
+        raise
+    finally:
+        last = threading.Timer(_THREADS_S, os._exit, (code,))
+        last.daemon = True
+        last.start()
+    sys.exit(code)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -209,4 +227,4 @@ def _end_well(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
