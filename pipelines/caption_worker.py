@@ -23,7 +23,7 @@ from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.answer_journal import AnswerJournal
-from tokenmill.pipelines.answers import answer_row, best_answers, read_all_answers, table_of, without_vain
+from tokenmill.pipelines.answers import answer_row, read_all_answers, table_of, with_replaced, without_vain
 from tokenmill.pipelines.answers_before import AnswersBefore, answers_before, nothing_before
 from tokenmill.pipelines.caption_pictures import PictureMaker
 from tokenmill.pipelines.caption_questions import UnitQuestions
@@ -37,7 +37,6 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
 Rows = list[dict[str, Any]]
-REPLACED = "asked_again"  # an answer that another one to the same question takes the place of
 
 
 class CaptionWorker:
@@ -137,11 +136,11 @@ class CaptionWorker:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
         mine = without_vain(pl.concat([before.mine, table_of(rows)]))
-        mine = mine.sort(place, "key", "piece", maintain_order=True)
+        mine = with_replaced(mine.sort(place, "key", "piece", maintain_order=True))
         every = pl.concat([before.others, mine])
         asked = pl.DataFrame({"request": list(places)}, schema={"request": pl.String})
         told = asked.join(every, on="request", how="inner", maintain_order="left_right")
-        good = told.filter(pl.col("fail_reason").is_null())["request"].n_unique()
+        good = told.filter(pl.col("fail_reason").is_null() & pl.col("drop_reason").is_null())["request"].n_unique()
         totals: dict[str, int] = {}
         if self._asking.captioner.asks:
             new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
@@ -159,10 +158,10 @@ def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, com
 
 def counts_of(answers: pl.DataFrame) -> Counts:
     """Count a unit's answers: the best one to each question, good or failed, and those it replaced."""
-    best = best_answers(answers)
-    failed = dict(sorted(Counter(best["fail_reason"].drop_nulls()).items()))
-    kept = best.height - sum(failed.values())
-    dropped = {REPLACED: answers.height - best.height} if answers.height > best.height else {}
+    failed, dropped = (
+        dict(sorted(Counter(answers[name].drop_nulls()).items())) for name in ("fail_reason", "drop_reason")
+    )
+    kept = answers.height - sum(failed.values()) - sum(dropped.values())
     return Counts(rows_in=answers.height, kept=kept, out=kept, failed=failed, dropped=dropped)
 
 

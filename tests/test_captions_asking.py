@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from tests.asked_captioner import NAME
-from tests.asking import AskedRoot, answers_of, chosen_of, paid_in, table_of
+from tests.asking import PICTURES, AskedRoot, answers_of, chosen_of, journaled_in, paid_in, table_of
+from tests.harness import faults_in
 
+from tokenmill.cli import main
 from tokenmill.errors import RunError
+from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines import earlier_answers
+from tokenmill.pipelines.answer_journal import journal_line
+from tokenmill.pipelines.kept import GcOptions, collect
 
 
 @pytest.fixture
@@ -98,8 +105,6 @@ def test_loose_pictures_that_move_between_units_keep_their_answers(root, monkeyp
     monkeypatch.setattr(earlier_answers, "ALONE", ())
     pictures = root.folder / "pictures"
     pictures.mkdir()
-    from tests.asking import PICTURES
-
     def write(*names: str) -> None:
         for name in names:
             (pictures / f"{name}.png").write_bytes(PICTURES[0])
@@ -273,6 +278,56 @@ class _Digested:
 
 
 def _files(folder):
-    from tokenmill.manifests.identity import sha256_hex
-
     return [_Digested(e.path, sha256_hex(folder.store.read_bytes(e.path))) for e in folder.store.files(folder.path)]
+
+
+def test_gc_keeps_what_was_paid_for_whatever_the_selection_and_lets_it_go_only_by_name(root):
+    snapshot = answers_of(root.run())
+    answers = {one.path for one in _files(snapshot.folder) if one.path.endswith(".parquet") and "snap" not in one.path}
+    journal = snapshot.folder.at("journal/00000-0/gone-1.jsonl")
+    snapshot.folder.store.put(journal, journal_line({"asked": "gone-1-1", "key": "k"}))
+    fewer = {"execution.unit_rows": 6}
+    root.run(fewer)
+    at_once = GcOptions(older_than_s=0, old_settings=True)
+    collect(root.recipe(fewer), at_once, apply_it=True)
+    assert answers <= {one.path for one in _files(snapshot.folder)}
+    assert snapshot.folder.store.exists(journal)
+    other = {"caption.image.columns.dense.prompt": "Tell {metadata.title}"}
+    root.run(other)
+    sweep = collect(root.recipe(other), at_once, apply_it=True)
+    assert any("--old-captions" in note for note in sweep.notes)
+    assert answers <= {one.path for one in _files(snapshot.folder)}
+    root.forget()
+    root.run()
+    assert not root.asked()
+    collect(root.recipe(other), replace(at_once, old_captions=True), apply_it=True)
+    assert not _files(snapshot.folder)
+    assert faults_in(snapshot.folder.store) == []
+
+
+def test_takedown_takes_a_samples_answers_out_and_leaves_those_of_the_others(root, capsys):
+    root.fail(**{"00001": "refuse"})
+    root.run()
+    root.fail()
+    chain = root.run(retry_failed=True)
+    folder = answers_of(chain).folder
+    rows = table_of(answers_of(chain)).to_dicts()
+    folder.store.put(folder.at("journal/00000-0/u-1.jsonl"), b"".join(map(journal_line, rows)))
+    (root.folder / "keys.txt").write_text("00001\n01002\n")
+    gone = {key for key in root.keys if int(key) % 1000 % len(PICTURES) in (1, 2)}  # exact copies go, too
+    before = paid_in(folder)["questions"]
+    assert main(["takedown", str(root.write()), "--keys", str(root.folder / "keys.txt"), "--rewrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rewritten"]["answers"] == 4
+    told = b"\n".join(
+        pl.read_parquet(path).write_ndjson().encode() if path.suffix == ".parquet" else path.read_bytes()
+        for path in Path(root.root).rglob("*")
+        if path.is_file() and path.relative_to(root.root).parts[0] == "caption"
+    )
+    assert not [key for key in gone if f'{key}"'.encode() in told or f"no. {key}".encode() in told]
+    assert b"no. 00000" in told and {row["key"] for row in journaled_in(folder)} == set(root.keys) - gone
+    assert faults_in(folder.store) == []
+    assert paid_in(folder)["questions"] == before
+    root.forget()
+    after = root.run()
+    assert not root.asked()
+    assert set(chosen_of(after)) == set(root.keys) - gone and all(chosen_of(after).values())
