@@ -45,7 +45,7 @@ def test_other_selection_asks_only_for_samples_without_an_answer(root):
     root.write_shard(1, root.keys[6:9])  # half of the shard is gone
     root.run()
     assert not root.asked()
-    root.write_shard(1, root.keys[6:] + ["01999"])
+    root.write_shard(1, [*root.keys[6:], "01999"])
     chain = root.run()
     assert root.asked() == {"01999": 1}
     assert len(chosen_of(chain)) == 15 and all(chosen_of(chain).values())
@@ -105,6 +105,7 @@ def test_loose_pictures_that_move_between_units_keep_their_answers(root, monkeyp
     monkeypatch.setattr(earlier_answers, "ALONE", ())
     pictures = root.folder / "pictures"
     pictures.mkdir()
+
     def write(*names: str) -> None:
         for name in names:
             (pictures / f"{name}.png").write_bytes(PICTURES[0])
@@ -204,7 +205,11 @@ def test_prompt_that_needs_a_field_some_samples_lack_is_a_reason_and_no_question
 
 
 def test_prompt_that_no_sample_can_fill_stops_the_run_before_anything_is_asked(root):
-    wrong = {"caption.image.columns.dense.prompt": "Say {metadata.titel}", "execution.failure_budget": 3, "execution.unit_rows": 6}
+    wrong = {
+        "caption.image.columns.dense.prompt": "Say {metadata.titel}",
+        "execution.failure_budget": 3,
+        "execution.unit_rows": 6,
+    }
     with pytest.raises(RunError, match=r"caption scenes dense: 4 questions in a row .*titel.*run it again"):
         root.run(wrong)
     assert not root.asked()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.harness import Commands, faults_in, start_alone
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.storage_local import LocalFiles
 from tokenmill.pipelines.answer_journal import AnswerJournal, journal_line
+from tokenmill.pipelines.ray_desk import Place, _Desk
 
 IN_FLIGHT = 2  # a batch of the captioner
 
@@ -36,7 +39,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 def assert_whole(root: AskedRoot, *, twice: int = 0) -> None:
-    """Every sample has its caption, at most `twice` questions were asked again, and nothing is counted twice or lost."""
+    """Every sample has its caption, at most `twice` were asked again, nothing is counted twice or lost."""
     chain = root.run()
     asked = root.asked()
     assert set(asked) == set(root.keys)
@@ -155,6 +158,30 @@ def test_unit_that_gets_on_outlives_its_time_and_one_that_hangs_does_not(root, c
     done = commands.run("caption", root.write(hangs))
     assert done.code == 1 and "not done within 1.5 s (execution.unit_timeout_s)" in done.text
     assert root.asked() == dict.fromkeys(root.keys[:2] + root.keys[6:], 1) | {"00002": 3}
+
+
+def test_time_of_a_unit_runs_anew_in_its_process_and_at_the_desk(monkeypatch):
+    code = (
+        "import time; from tokenmill.pipelines.deadlines import fatal_deadline, renew\n"
+        "with fatal_deadline(0.5, on_renewal=lambda: print('told')):\n"
+        "    for _ in range(8): time.sleep(0.15); {}"
+    )
+    run = [
+        subprocess.run([sys.executable, "-c", code.format(does)], capture_output=True, check=False)
+        for does in ("renew()", "0")
+    ]
+    assert [one.returncode for one in run] == [0, 1] and run[0].stdout.count(b"told") > 3
+    now = [0.0]
+    monkeypatch.setattr("tokenmill.pipelines.ray_desk.time.monotonic", lambda: now[0])
+    desk, here = _Desk(), Place(node="node", pid=1, born=1, name="here:1")
+    desk.begin(3, here, "units")
+    now[0] = 90.0
+    desk.renew(here)
+    now[0] = 100.0
+    assert [hand.held_s for hand in desk.state().hands] == [10.0]
+    desk.lay_down(here)
+    desk.renew(here)
+    assert not desk.state().hands
 
 
 def test_asking_that_is_asked_to_end_keeps_its_answers_and_ends_though_a_thread_stays(root):

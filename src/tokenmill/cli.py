@@ -23,7 +23,8 @@ from tokenmill.errors import TokenmillError
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-_THREADS_S = 5.0  # for threads that are still at work when all is done
+_THREADS_S = 5.0  # for threads that are still at work when a command was interrupted
+_interrupted: list[bool] = []
 
 STAGES = {
     "ingest": "index the raw files (loose pictures are packed into shards)",
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("tokenmill: interrupted; run it again to resume", file=sys.stderr)
+        _interrupted.append(True)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,18 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """Run one command and end this process: a thread that an engine or a library left behind does not hold it up."""
-    code = 1
-    try:
-        code = main()
-    except SystemExit as stop:  # argparse
-        code = stop.code if isinstance(stop.code, int) else 1
-        raise
-    finally:
-        last = threading.Timer(_THREADS_S, os._exit, (code,))
+    """Run one command and end this process; asked to end, it does so though an engine left a thread behind."""
+    code = main()
+    if _interrupted:
+        last = threading.Timer(_THREADS_S, _end_if_threads_are_left, (code,))
         last.daemon = True
         last.start()
     sys.exit(code)
+
+
+def _end_if_threads_are_left(code: int) -> None:
+    """End at once where only threads that nobody waits for hold the process."""
+    if any(not one.daemon and one is not threading.main_thread() for one in threading.enumerate()):
+        os._exit(code)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
