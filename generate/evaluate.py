@@ -148,7 +148,7 @@ def _with_text_of(sample: Sample, other: Sample) -> Sample:
 
 def _text_key(sample: Sample, variant: int) -> bytes:
     texts = [segment for segment in sample.segments if isinstance(segment, TextSegment)]
-    chosen = [segment for segment in texts if segment.role != "caption" or segment.variant == variant]
+    chosen = [s for s in texts if s.role == "body" or (s.role == "caption" and s.variant == variant)]
     return b"|".join(sample.text_ids[segment.start : segment.end].astype(np.int64).tobytes() for segment in chosen)
 
 

@@ -7,6 +7,7 @@ or pictures belongs to other rooms and is handed in.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,24 @@ def _stage(folder: StageDir) -> dict[str, Any]:
     return {
         "kind": "stage",
         **folder.config.value,
+        **({"about": dict(folder.config.about)} if folder.config.about else {}),
         "source": folder.source,
         "config": folder.config.digest,
         "records": len(commits),
         "bytes": sum(entry.bytes for commit in commits for entry in commit.files),
         "counts": counts.to_json(),
+        **({"totals": _sums(commits)} if folder.config.stage in ("caption", "choose") else {}),
         **({"funnel": _funnel(folder, counts, commits)} if folder.config.stage == "select" else {}),
         "snapshots": {name: _brief_snapshot(folder, name) for name in snapshot_names(folder)},
     }
+
+
+def _sums(commits: Sequence[Commit]) -> dict[str, int]:
+    """Add up the totals of the newest records: all that was ever asked in a folder of answers."""
+    sums: Counter[str] = Counter()
+    for commit in commits:
+        sums.update(commit.totals)
+    return dict(sorted(sums.items()))
 
 
 def _funnel(folder: StageDir, counts: Counts, commits: Sequence[Commit]) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ class StageConfig:
         schema: of the tables and archives it writes.
         settings: what the recipe says, as JSON values.
         fingerprints: of models and plug-ins, by name.
+        about: what a person may want to know beside it; decides nothing and is no part of the digest.
     """
 
     stage: str
@@ -45,6 +46,7 @@ class StageConfig:
     schema: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def value(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class StageDir:
         name = self.at("config.json")
         if not self.store.exists(name):
             value = {"config": self.config.digest, "source": self.source, **self.config.value}
+            value |= {"about": dict(self.config.about)} if self.config.about else {}
             self.store.put_exclusive(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
     def record_names(self) -> dict[str, int]:
@@ -193,6 +196,7 @@ def stage_dir_at(store: Store, path: str) -> StageDir:
             schema=value["schema"],
             settings=value["settings"],
             fingerprints=value["fingerprints"],
+            about=value.get("about", {}),
         )
         source, digest = value["source"], value["config"]
     except (StorageError, ValueError, KeyError, TypeError) as error:

@@ -8,9 +8,12 @@ so that bad ones are counted, and judged again by `choose`, whose checks may be 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from tokenmill.captions.prompts import prompt_hash
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
@@ -26,6 +29,7 @@ from tokenmill.settings_caption import CaptionColumn
 
 log = logging.getLogger(__name__)
 VERSION = 2
+_HIDDEN = re.compile(r"key|secret|password|credential|auth|header|url|api_token", re.IGNORECASE)
 
 
 def caption_work(
@@ -89,5 +93,19 @@ def caption_folder(store: Store, asking: Asking, limits: DecodeLimits) -> StageD
         schema=SCHEMA,
         settings={**asking.identity, **(limits.settings if captioner.takes != "text" else {})},
         fingerprints={asking.column.engine: captioner.fingerprint},
+        about=engine_described(asking.column) if captioner.asks else {},
     )
     return StageDir(store=store, source=asking.source, config=config)
+
+
+def engine_described(column: CaptionColumn) -> dict[str, Any]:
+    """Return what the fingerprint hides from a person: the engine's settings, but for places and possible secrets."""
+    return {"engine_settings": _shown(column.options), "prompt_hash": prompt_hash(column.prompt, column.system)}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _shown(one) for name, one in value.items() if not _HIDDEN.search(str(name))}
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value]
+    return "…" if isinstance(value, str) and "://" in value else value

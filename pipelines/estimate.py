@@ -4,6 +4,7 @@ The units are spread evenly over each source and go through the recipe's own sta
 (`<root>/scratch-…`, removed afterwards), so reading and writing are those of the real stores and nothing of it can be
 taken for a finished stage. Without a cluster in the recipe they run one after the other in this process: what is
 measured is one worker alone, on this machine. The figures come from the rows each run logs; see `estimate_figures`.
+Captions that cost something are not asked for; see `estimate_asking`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from tokenmill.filters.scorer import is_prepared
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
+from tokenmill.pipelines.estimate_asking import AskingEstimate, asking_estimates, without_asking
 from tokenmill.pipelines.estimate_figures import Cluster, Pool, SourceSize, StageEstimate, estimate_stages
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.recipe import Recipe
+from tokenmill.settings_caption import CaptionSettings
 
 log = logging.getLogger(__name__)
 STAGES = (
@@ -43,6 +46,7 @@ class Estimate:
     sources: dict[str, SourceSize]
     stages: list[StageEstimate]
     cluster: Cluster
+    asking: list[AskingEstimate] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -52,6 +56,7 @@ class Estimate:
             "hours": round(sum(stage.hours for stage in self.stages), 4),
             "cost": _total([stage.cost for stage in self.stages]),
             "bytes_written": sum(stage.bytes_written for stage in self.stages),
+            "asking": [one.to_json() for one in self.asking],
         }
 
 
@@ -69,10 +74,11 @@ def estimate(recipe: Recipe, *, units: int, cluster: Cluster) -> Estimate:
         for stage in STAGES:
             chain.snapshots(stage)
         rows = list(_logged(store))
+        asking = list(asking_estimates(Chain(recipe=recipe, options=ChainOptions(work=frozenset())), chain))
     models = _model_phases(chain)
     pools = {stage: _pool(recipe, stage, cluster, models) for stage in STAGES}
     stages = estimate_stages(rows, chain.sizes, chain.modality, pools, cluster)
-    return Estimate(units=units, sources=chain.sizes, stages=stages, cluster=cluster)
+    return Estimate(units=units, sources=chain.sizes, stages=stages, cluster=cluster, asking=asking)
 
 
 @dataclass(kw_only=True)
@@ -81,6 +87,9 @@ class _SampledChain(Chain):
 
     sample: int
     sizes: dict[str, SourceSize] = field(default_factory=dict)
+
+    def captions_of(self, modality: str) -> CaptionSettings:
+        return without_asking(super().captions_of(modality), modality)
 
     def _ingest_work(self, name: str) -> StageWork:
         work = super()._ingest_work(name)
@@ -198,6 +207,7 @@ def render(found: Estimate) -> str:
     total = found.to_json()
     cost = "" if total["cost"] is None else f", cost {total['cost']:,.2f}"
     lines.append(f"in all {total['hours']:.3g} h, {total['bytes_written'] / 2**30:,.3g} GiB written{cost}")
+    lines += map(str, found.asking)
     lines.append(
         "extrapolated by raw bytes from the units above, at this machine's speed; from-to: were every unit like the "
         "fastest, like the slowest measured one. Copies over the whole source, and stores that many workers "

@@ -125,7 +125,7 @@ def _captions(loaded: Any, held_out: Sequence[Any]) -> dict[str, dict[str, float
         samples = [
             sample
             for sample in samples
-            if any(isinstance(s, TextSegment) and s.variant == 0 for s in sample.segments)
+            if any(isinstance(s, TextSegment) and s.role == "caption" and s.variant == 0 for s in sample.segments)
             and any(isinstance(s, VisionSegment) for s in sample.segments)
             and assembled_length(sample.segments, "generation", loaded.vocabulary) <= context
         ]

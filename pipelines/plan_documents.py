@@ -107,7 +107,9 @@ class Drawer:
         if not self.settings.split_long_clips or len(clips) != 1 or clips[0].t == 1:
             raise SampleError("too_long", f"{document.length} ids, the context is {context}")
         frames = clips[0].t
-        if self._run(document, segments, 0, 1).length > context:
+        told_apart = any(isinstance(segment, TextSegment) and segment.role == "stretch" for segment in segments)
+        one_each = (self._run(document, segments, n, n + 1) for n in range(frames if told_apart else 1))
+        if max(run.length for run in one_each) > context:
             raise SampleError("too_long", f"one latent frame does not fit the context of {context}")
         for number in range(min(frames, -(-document.length // context)), frames + 1):
             edges = [frames * run // number for run in range(number + 1)]

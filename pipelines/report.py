@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from tokenmill.manifests.storage import Store, open_store
+from tokenmill.pipelines.report_captions import captions_section
 from tokenmill.pipelines.report_data import Run
 from tokenmill.pipelines.report_evaluation import evaluation_section
 from tokenmill.pipelines.report_funnel import funnel_section, losses_section
@@ -25,8 +26,8 @@ from tokenmill.pipelines.report_tokens import tokens_section
 from tokenmill.pipelines.report_training import training_section
 from tokenmill.recipe import Recipe
 
-_NAVIGATION = ("funnel", "losses", "scores", "samples", "tokens", "training", "evaluation", "generated", "timings",
-               "digests")  # fmt: skip
+_NAVIGATION = ("funnel", "losses", "scores", "samples", "captions", "tokens", "training", "evaluation", "generated",
+               "timings", "digests")  # fmt: skip
 
 
 def write_report(recipe: Recipe, chain: Any) -> str:
@@ -49,6 +50,7 @@ def report_page(store: Store, recipe: Recipe, chain: Any) -> str:
             losses_section(run),
             scores_section(run),
             sheets_section(run, album, originals),
+            captions_section(run, album, originals),
             tokens_section(run, album, originals),
             training_section(learned, run.stages["plan"].plan_id if "plan" in run.stages else None),
             evaluation_section(learned),

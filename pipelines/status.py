@@ -15,6 +15,7 @@ from tokenmill.manifests.records import Commit
 from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
+from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
@@ -30,14 +31,29 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
     """
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
     rows: list[dict[str, Any]] = []
+    waiting: list[str] = []
     for number, stage in enumerate(STAGES):
         try:
             rows += _finished(chain, stage)
         except IncompleteStageError as incomplete:
             for (folder, total), commits in zip(incomplete.folders, incomplete.known, strict=True):
                 rows.append(_row(stage, folder, total, commits))
-            return {"root": recipe.root, "stages": rows, "waiting": list(STAGES[number + 1 :])}
-    return {"root": recipe.root, "stages": rows, "waiting": []}
+            waiting = list(STAGES[number + 1 :])
+            break
+    if any(row["stage"] == "caption" for row in rows):
+        _tell_captions(chain, rows)
+    return {"root": recipe.root, "stages": rows, "waiting": waiting}
+
+
+def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
+    """Add the names of columns, and what those cost that ask somebody: in all, not for the samples kept now alone."""
+    columns = column_folders(chain)
+    asked = asked_in(columns)
+    for row in rows:
+        if row["stage"] == "caption" and row["folder"] in columns:
+            row["what"] = ", ".join(columns[row["folder"]].names)
+            if row["folder"] in asked:
+                row["asked"] = asked[row["folder"]].to_json()
 
 
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
@@ -103,6 +119,12 @@ def render_status(found: Mapping[str, Any]) -> str:
             eta = row["eta_s"]
             line += f"  ETA {eta:,.0f} s" if eta is not None else "  (not running)"
         lines.append(line)
+        if "asked" in row:
+            lines.append(f"    {told_totals(row['asked'])}")
+    unanswered = sum(row["asked"]["unanswered"] for row in found["stages"] if "asked" in row)
+    if unanswered:
+        told = "have no good answer; tokenmill caption RECIPE --retry-failed asks them again"
+        lines.append(f"  {unanswered:,} questions {told}")
     if found["waiting"]:
         lines.append(f"  still unknown: {', '.join(found['waiting'])}")
     return "\n".join(lines)

@@ -34,6 +34,7 @@ from tokenmill.pipelines.samples import FAILURE_COLUMNS
 from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_clip import REFUSALS, ClipArea, ClipEncoder, Sampling
 from tokenmill.pipelines.tokens_settings import TokenSettings
+from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, segments_to_json
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
@@ -92,7 +93,7 @@ class _Sample:
     """A sample on its way into the archive."""
 
     row: Mapping[str, Any]
-    captions: Sequence[str] = ()
+    words: Words = field(default_factory=Words)
     body: str | None = None
     codes: NDArray[np.uint32] | None = None  # (t, h, w)
     clip: Sampling | None = None
@@ -163,16 +164,11 @@ class TokenWorker:
         self._seconds = defaultdict(float)
         part: Selected = job.unit.payload["part"]
         rows = part.read()
-        captions = {}
+        words: dict[str, Words] = {}
         if self._captions is not None:
-            table = self._captions.read_rows(job.unit.payload["captions"])
-            answered = table.filter(pl.col("fail_reason").is_null())
-            captions = dict(answered.select("key", "captions").iter_rows())
-            rows = rows.filter(pl.col("key").is_in(list(captions)))
-        samples = [
-            _Sample(row=row, captions=[self._shown(text) for text in captions.get(row["key"], ())])
-            for row in rows.iter_rows(named=True)
-        ]
+            words = chosen_words(self._captions.read_rows(job.unit.payload["captions"]), self._shown)
+            rows = rows.filter(pl.col("key").is_in(list(words)))
+        samples = [_Sample(row=row, words=words.get(row["key"], Words())) for row in rows.iter_rows(named=True)]
         self._fill(part, rows, samples)
         commit = self._write(job, part.carried(), samples)
         return JobResult(commits=(commit,), seconds=dict(self._seconds))
@@ -280,7 +276,7 @@ class TokenWorker:
         described = segments_to_json(segments)
         document = {
             "segments": described,
-            "captions": list(sample.captions),
+            **sample.words.described,
             "source": self._reader.name,
             "key": key,
             "scores": {name: finite(sample.row[name]) for name in carried},
@@ -316,24 +312,21 @@ class TokenWorker:
         """Return the document's segments, and the text ids they point into."""
         texts, ids = self._texts(sample)
         if sample.clip is not None:
-            return [*texts, sample.clip.segment], ids
+            return with_vision(texts, sample.clip.segment), ids
         if sample.codes is not None:
             t, h, w = sample.codes.shape
-            return [*texts, VisionSegment(t, h, w, 0)], ids
+            return with_vision(texts, VisionSegment(t, h, w, 0)), ids
         return texts, ids
 
     def _texts(self, sample: _Sample) -> tuple[list[Segment], NDArray[np.uint32]]:
-        """Return a sample's texts as segments, and their ids: captions as variants, or the body."""
+        """Return a sample's texts as segments, and their ids: the body, or captions and questions."""
         if sample.texts is None:
-            segments: list[Segment] = []
-            ids: list[int] = []
-            texts = [sample.body] if sample.body is not None else sample.captions
-            for variant, text in enumerate(texts):
-                start = len(ids)
-                ids += self._vocabulary.text.encode(text)
-                role: Any = "body" if sample.body is not None else "caption"
-                segments.append(TextSegment(start, len(ids), role, variant=0 if role == "body" else variant))
-            sample.texts = segments, np.asarray(ids, dtype=np.uint32)
+            encode = self._vocabulary.text.encode
+            if sample.body is None:
+                sample.texts = sample.words.segments(encode)
+            else:
+                ids = np.asarray(encode(sample.body), dtype=np.uint32)
+                sample.texts = [TextSegment(0, len(ids), "body")], ids
         return sample.texts
 
 

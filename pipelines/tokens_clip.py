@@ -57,7 +57,7 @@ class ClipPolicy:
         fps: frames a second taken; never more than the clip has.
         long: `sub_clips` and `first` refuse what is still too long, `lower_fps` takes fewer frames a second until the
             document fits, `runs` takes all (the plan makes several documents of it); `first` takes a clip's beginning.
-        max_ids: of the assembled document with its longest caption.
+        max_ids: of the longest document made of it, with its longest caption or all of its questions.
         min_fps: `lower_fps` goes no lower; max_seconds: what `first` takes.
     """
 
@@ -151,11 +151,12 @@ def choose(
 
 
 def document_length(segment: VisionSegment, texts: Sequence[Segment], vocabulary: Vocabulary) -> int:
-    """Count the ids of a clip's document with its longest caption, which is as long before the clip as behind it."""
-    if not texts:
-        return assembled_length([segment], "unconditional", vocabulary)
-    variants = sorted({getattr(text, "variant", 0) for text in texts})
-    return max(assembled_length([*texts, segment], "generation", vocabulary, variant) for variant in variants)
+    """Count the ids of a clip's longest document: with a caption, as long before the clip as behind it, or as chat."""
+    variants = sorted({getattr(text, "variant", 0) for text in texts if getattr(text, "role", "") == "caption"})
+    lengths = [assembled_length([*texts, segment], "generation", vocabulary, variant) for variant in variants]
+    if any(getattr(text, "role", "") == "assistant" for text in texts):
+        lengths.append(assembled_length([segment, *texts], "chat", vocabulary))
+    return max(lengths, default=assembled_length([segment], "unconditional", vocabulary))
 
 
 def _own_fps(row: Mapping[str, Any], times: Times) -> float:

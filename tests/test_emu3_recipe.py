@@ -12,6 +12,8 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 from tests import tiny_clip
 
+from tokenmill.captions.captioner import build_captioner
+from tokenmill.captions.choice import chosen
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.fates import fates_of
@@ -76,6 +78,7 @@ def _chain(folder: Path, score: float) -> Chain:
     aesthetic = f"filter.image.scorers.aesthetic={{model: {folder / 'clip'}, head: {head}, when: min_side_px >= 512}}"
     changes = [f"root={folder / f'root-{score}'}", f"sources.web.url={folder / 'shards'}", aesthetic]
     changes += ["execution={executor: inline}", "tokenize.vocabulary={name: bytes}", "tokenize.vision={name: scenes}"]
+    changes += ["caption.image={engine: metadata, fields: [caption]}"]  # no server here
     return Chain(recipe=load_recipe(RECIPE, changes), options=ChainOptions(quiet=True))
 
 
@@ -118,3 +121,20 @@ def test_emu3_recipe_asks_for_text_only_where_the_answer_counts(folder):
     rows = scored["text_coverage"].folder.read_rows(commit)
     asked = set(rows.filter(pl.col("text_coverage").is_not_null())["key"])
     assert asked == {"astronaut", "coffee", "page", "scan", "banner", "copy"}  # not the small, grey and blank ones
+
+
+def test_emu3_recipe_asks_a_server_for_dense_captions_and_mixes_the_source_s_own_in():
+    captions = load_recipe(RECIPE).caption["image"]
+    assert {name: build_captioner(one.engine, one.options).asks for name, one in captions.columns.items()} == {
+        "dense": True,
+        "original": False,
+    }
+    usable = {"dense": ["a long one"], "original": ["short"]}
+    drawn = Counter(
+        one.column
+        for number in range(1000)
+        for one in chosen(captions.slots, usable, key=f"{number:09d}", seed=captions.seed)
+    )
+    assert drawn["dense"] + drawn["original"] == 1000
+    assert 60 <= drawn["original"] <= 140
+    assert [one.column for one in chosen(captions.slots, {"original": ["short"]}, key="a", seed=0)] == ["original"]

@@ -17,6 +17,7 @@ from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.inspect_selection import inspect_recipe
+from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.what_if import changed_rules
 from tokenmill.recipe import load_recipe
 
@@ -93,6 +94,18 @@ def test_emu3_video_recipe_holds_together_as_a_whole(folder: Path) -> None:
     recipe = load_recipe(RECIPE)
     assert recipe.execution.pools["tokenize"].gpus == 1
     assert recipe.tokenize.vision.model_dump()["device"] == "cuda"
+
+
+def test_emu3_video_recipe_asks_about_twelve_frames_and_about_long_clips_in_parts() -> None:
+    captions = load_recipe(RECIPE).caption["video"]
+    dense = captions.columns["dense"]
+    assert (dense.engine, dense.frames, dense.long_seconds) == ("openai", 12, 20)
+    assert captions.slots == ({"dense": 1.0, "original": 0.0},)
+    asking = Asking.of(dense, "video", "web")
+    row = {"key": "k", "sha256": "0" * 64, "caption": "", "metadata": "{}", "width_px": 64, "height_px": 36}
+    row |= {"start_frame": 0, "end_frame": 1008, "start_seconds": 0.0, "end_seconds": 42.0, "fps": 24.0}
+    lengths = [q.end_seconds - q.start_seconds for q in asking.questions(pl.DataFrame([row]))]  # type: ignore[operator]
+    assert lengths == pytest.approx([14.0] * 3)
 
 
 def test_emu3_video_recipe_says_how_to_ask_for_another_floor_of_motion(folder: Path) -> None:

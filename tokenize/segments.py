@@ -2,6 +2,9 @@
 
 Ids and codes lie in two flat arrays of the sample; a segment says where. So an interleaved page, a chat and five
 captions of one picture are all the same kind of thing, and a length can be told without reading a single id.
+
+A long clip's caption may have been told in stretches. Then it stands twice, whole under role `caption` and in parts
+under role `stretch`, which no template shows: a run of the clip's frames takes the part that is about it (frames.py).
 """
 
 from __future__ import annotations
@@ -12,19 +15,23 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from tokenmill.errors import ManifestError
 
-Role: TypeAlias = Literal["caption", "body", "system", "user", "assistant"]
+Role: TypeAlias = Literal["caption", "body", "system", "user", "assistant", "stretch"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """Text ids [start, end) of the sample; `variant` numbers alternative captions, of which a plan picks one."""
+    """Text ids [start, end) of the sample; `variant` numbers alternative captions, of which a plan picks one.
+
+    `seconds` are the beginning and the end of the stretch of a clip that the text is about, since the clip's beginning.
+    """
 
     start: int
     end: int
     role: Role
     learn: bool = True
     variant: int = 0
+    seconds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
@@ -33,6 +40,8 @@ class TextSegment:
             raise ManifestError(f"text segment has role {self.role!r}; known are {', '.join(ROLES)}")
         if self.variant < 0:
             raise ManifestError(f"text segment has variant {self.variant}; variants count from 0")
+        if (self.role == "stretch") != (self.seconds is not None):
+            raise ManifestError("a text segment has seconds if its role is stretch, and not otherwise")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +80,9 @@ Segment: TypeAlias = TextSegment | VisionSegment
 def segment_to_json(segment: Segment) -> dict[str, Any]:
     """Give the mapping that archives and indexes hold."""
     if isinstance(segment, TextSegment):
-        return {
-            "text": [segment.start, segment.end],
-            "role": segment.role,
-            "learn": segment.learn,
-            "variant": segment.variant,
-        }
+        told: dict[str, Any] = {"text": [segment.start, segment.end], "role": segment.role}
+        told |= {"learn": segment.learn, "variant": segment.variant}
+        return told if segment.seconds is None else told | {"seconds": list(segment.seconds)}
     fields: dict[str, Any] = {"vision": [segment.t, segment.h, segment.w], "offset": segment.offset}
     if segment.fps is not None:
         fields |= {"fps": segment.fps, "seconds": segment.seconds}
@@ -88,7 +94,10 @@ def segment_from_json(fields: Mapping[str, Any]) -> Segment:
     try:
         if "text" in fields:
             start, end = fields["text"]
-            return TextSegment(start, end, fields["role"], fields.get("learn", True), fields.get("variant", 0))
+            first, last = fields.get("seconds", (None, None))
+            seconds = None if first is None or last is None else (float(first), float(last))
+            learn, variant = fields.get("learn", True), fields.get("variant", 0)
+            return TextSegment(start, end, fields["role"], learn, variant, seconds)
         t, h, w = fields["vision"]
         clip = (fields.get("fps"), fields.get("seconds"))
         return VisionSegment(t, h, w, fields["offset"], *clip, learn=fields.get("learn", True))

@@ -5,6 +5,9 @@ so they cannot disagree. Markers and words a template adds are encoded on their 
 a length then needs no ids, at the price that BPE does not merge across the seam (`?` + `. ASSISTANT:` of a chat turn
 stay two ids where encoding the joined string gives the one id `?.`).
 
+A sample may have captions and a conversation at once: templates of pictures and texts show captions and bodies, chat
+shows turns, and each leaves out what is the other's.
+
 Loss classes. Everything from SOV to EOV is *vision*: in a run with vision off nothing of it is learned, in one with
 only vision EOL, EOF and EOV are (R's trainer forgot them). Segments carry `learn`; markers around a segment follow it,
 EOS follows the segment that it ends, BOS and the words of the chat template are never learned.
@@ -62,17 +65,18 @@ def unconditional(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[P
 
 def interleaved(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
     """`BOS … EOS` with text and pictures in the order of the page."""
-    return _framed(segments, vocabulary)
+    return _framed([segment for segment in segments if not _is_turn(segment)], vocabulary)
 
 
 def chat(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
     """`BOS` system ` USER: ` picture and text `. ASSISTANT:` answer `EOS`, and so on for more turns.
 
-    Pictures belong to the user's turn; every answer ends in an EOS of its own. Raises SampleError when the conversation
-    does not open with the user and end with the assistant.
+    Pictures belong to the user's turn; every answer ends in an EOS of its own; captions and bodies are left out. Raises
+    SampleError when the conversation does not open with the user and end with the assistant.
     """
     system = [segment for segment in segments if _has_role(segment, "system")]
-    turns = [segment for segment in segments if not _has_role(segment, "system")]
+    shown = [segment for segment in segments if _is_turn(segment) or _is_vision(segment)]
+    turns = [segment for segment in shown if not _has_role(segment, "system")]
     if not turns or _has_role(turns[0], "assistant") or not _has_role(turns[-1], "assistant"):
         raise SampleError("no_answer", "a chat opens with the user and ends with the assistant")
     parts: list[Part] = [Marker((vocabulary.bos,), "none")]
@@ -105,7 +109,7 @@ def lay_out(segments: Sequence[Segment], template: str, vocabulary: Vocabulary, 
     """
     if template not in TEMPLATES:
         raise RecipeError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
-    chosen = [segment for segment in segments if not _other_caption(segment, variant)]
+    chosen = [segment for segment in segments if not _is_other(segment, variant)]
     if template in ("generation", "understanding", "language") and not _texts(chosen):
         raise SampleError("no_text", f"the {template} template needs text (caption variant {variant})")
     if template in ("generation", "understanding", "unconditional") and not _visions(chosen):
@@ -153,13 +157,25 @@ def _has_role(segment: Segment, role: Role) -> bool:
     return isinstance(segment, TextSegment) and segment.role == role
 
 
-def _other_caption(segment: Segment, variant: int) -> bool:
-    return isinstance(segment, TextSegment) and segment.role == "caption" and segment.variant != variant
+def _is_other(segment: Segment, variant: int) -> bool:
+    """Tell whether a segment is another caption than the wanted one, or a part of a caption that stands whole too."""
+    if not isinstance(segment, TextSegment):
+        return False
+    return segment.role == "stretch" or (segment.role == "caption" and segment.variant != variant)
+
+
+def _is_turn(segment: Segment) -> bool:
+    return isinstance(segment, TextSegment) and segment.role in ("system", "user", "assistant")
+
+
+def _is_vision(segment: Segment) -> bool:
+    return isinstance(segment, VisionSegment)
 
 
 def _texts(segments: Iterable[Segment]) -> list[Segment]:
-    return [segment for segment in segments if isinstance(segment, TextSegment)]
+    """Return what is said about pictures, or read: not the turns of a conversation."""
+    return [segment for segment in segments if isinstance(segment, TextSegment) and not _is_turn(segment)]
 
 
 def _visions(segments: Iterable[Segment]) -> list[Segment]:
-    return [segment for segment in segments if isinstance(segment, VisionSegment)]
+    return [segment for segment in segments if _is_vision(segment)]

@@ -274,9 +274,7 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
     if name == "plan":
         return _plan_row(chain.plan.description)
     if name == "caption":
-        answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
-        row = _data_row(chain.snapshots("choose"))
-        return {**row, "snapshots": answers | row["snapshots"]}
+        return _caption_row(chain)
     if name in _DATA_STAGES:
         return _data_row(chain.snapshots(name))
     if name == "train":
@@ -290,6 +288,19 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
 
         return {"report": write_report(recipe, chain)}
     raise RecipeError(f"no stage {name!r}; allowed: {', '.join(ALL_STAGES)}")
+
+
+def _caption_row(chain: Any) -> dict[str, Any]:
+    """Ask, then choose; returns what was kept, and by column what was asked just now."""
+    from tokenmill.pipelines.asked_totals import asked_in, column_folders
+
+    _ = chain.select  # what stands before it is complete, or this ends here
+    columns = column_folders(chain)
+    before = asked_in(columns)
+    answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
+    row = _data_row(chain.snapshots("choose"))
+    asked = {path: (totals - before[path]).to_json() for path, totals in asked_in(columns).items()}
+    return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
 
 
 def _train(recipe: Recipe, chain: Any) -> dict[str, Any]:
@@ -355,9 +366,19 @@ def describe_row(row: Mapping[str, Any]) -> str:
         for why in ("dropped", "failed"):
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(row[why].items()))
             text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
-    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan")
+    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "asked")
     told = {key: value for key, value in row.items() if key not in hidden}
-    return text + "   " + "  ".join(f"{key} {value}" for key, value in told.items())
+    text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
+    return text + "".join(f"\n          {_asked(path, totals)}" for path, totals in row.get("asked", {}).items())
+
+
+def _asked(path: str, totals: Mapping[str, Any]) -> str:
+    """Return what was asked just now for one folder of answers, as one line."""
+    from tokenmill.pipelines.asked_totals import told_totals
+
+    left = totals["unanswered"]
+    hint = f"; {left:,} have no good answer, --retry-failed asks them again" if left else ""
+    return f"{path}: {told_totals(totals)}{hint}"
 
 
 def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:
