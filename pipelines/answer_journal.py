@@ -95,11 +95,15 @@ class AnswerJournal:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def settle(self, recorded: Iterable[str]) -> None:
-        """Remove the files whose answers all stand in records now, by their askings."""
+    def settle(self, recorded: Iterable[str]) -> bool:
+        """Remove the files whose answers all stand in records now, by their askings; says whether any file is left."""
         self.close()
         known = set(recorded)
-        self._store.delete_many([path for path, askings in self._read.items() if askings <= known])
+        settled = [path for path, askings in self._read.items() if askings <= known]
+        self._store.delete_many(settled)
+        for path in settled:
+            del self._read[path]
+        return bool(self._read)
 
     def close(self) -> None:
         """Have what was kept on the disk, and let go of the file."""

@@ -38,7 +38,9 @@ COLUMNS: dict[str, Any] = {
     "seconds": pl.Float64,
     "retried": pl.String,  # why it was asked again: JSON, reason → times
     **FAILURE_COLUMNS,
+    "drop_reason": pl.String,  # `asked_again`: another answer to the question takes its place
 }
+REPLACED = "asked_again"
 Records = Sequence[tuple[str, int]]  # unit and attempt
 
 
@@ -63,6 +65,7 @@ def answer_row(
         "seconds": round(answer.seconds, 4),
         "retried": json.dumps(dict(answer.usage.retried), sort_keys=True),
         **dict(zip(FAILURE_COLUMNS, failure_values("caption", error), strict=True)),
+        "drop_reason": None,
     }
 
 
@@ -87,9 +90,21 @@ def best_answers(answers: pl.DataFrame) -> pl.DataFrame:
 
     Good by the checks of its time; whoever has newer ones has to look at all answers (`read_all_answers`).
     """
-    rank = pl.when(pl.col("fail_reason").is_null()).then(2).when(pl.col("texts").is_not_null()).then(1).otherwise(0)
+    is_good = pl.col("fail_reason").is_null() & pl.col("drop_reason").is_null()
+    rank = pl.when(is_good).then(2).when(pl.col("texts").is_not_null()).then(1).otherwise(0)
     ranked = answers.with_columns(rank.alias("rank")).sort("rank", maintain_order=True)
     return ranked.unique("request", keep="last", maintain_order=True).drop("rank")
+
+
+def with_replaced(answers: pl.DataFrame) -> pl.DataFrame:
+    """Say of all but the best answer to each question that it was asked again: a row is good, failed or dropped."""
+    best = best_answers(answers.with_row_index("place"))["place"]
+    is_replaced = ~pl.int_range(pl.len()).is_in(best.implode())
+    return answers.with_columns(
+        pl.when(~is_replaced).then("fail_stage").alias("fail_stage"),
+        pl.when(~is_replaced).then("fail_reason").alias("fail_reason"),
+        pl.when(is_replaced).then(pl.lit(REPLACED)).alias("drop_reason"),
+    )
 
 
 def without_vain(answers: pl.DataFrame) -> pl.DataFrame:

@@ -89,7 +89,7 @@ def answers_before(job: Job, journal: AnswerJournal) -> AnswersBefore:
         last=last,
         journaled=journaled,
         totals=totals,
-        is_retry=target.attempt > 0,
+        is_retry=target.attempt > 0 or job.unit.payload["retry_failed"],
         _said=_by_question([others, last, journaled], journal),
     )
 

@@ -40,8 +40,13 @@ def caption_work(
     selected: Sequence[Selected],
     limits: DecodeLimits,
     parents: Mapping[str, str],
+    *,
+    retry_failed: bool = False,
 ) -> StageWork:
-    """Describe the asking of one column about one source."""
+    """Describe the asking of one column about one source.
+
+    With `retry_failed` new units, too, ask again what other units have no good answer to.
+    """
     piece = selected[0].piece
     asking = Asking.of(column, modality, piece.source)
     folder = caption_folder(store, asking, limits)
@@ -49,7 +54,11 @@ def caption_work(
     units = [
         Unit(
             inputs=(part.piece.reference("rows"), part.kept_reference, *references_of_last(part.piece)),
-            payload={"part": part, "earlier": earlier.about(part.piece) if asking.captioner.asks else ()},
+            payload={
+                "part": part,
+                "earlier": earlier.about(part.piece) if asking.captioner.asks else (),
+                "retry_failed": retry_failed,
+            },
         )
         for part in selected
     ]

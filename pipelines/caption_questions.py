@@ -118,6 +118,7 @@ class UnitQuestions:
 
     def _seen(self) -> pl.DataFrame:
         """Return an index row for each question to ask, with the frames it is about."""
-        rows, starts, ends = ([one[n] for one in self._where] for n in range(3))
-        frames = {"piece_start_frame": starts, "piece_end_frame": ends}
-        return self._rows[rows].with_columns(pl.Series(name, some, pl.Int64) for name, some in frames.items())
+        return self._rows[[row for row, _, _ in self._where]].with_columns(
+            pl.Series("piece_start_frame", [start for _, start, _ in self._where], pl.Int64),
+            pl.Series("piece_end_frame", [end for _, _, end in self._where], pl.Int64),
+        )

@@ -20,22 +20,23 @@ from tokenmill.captions.checks import judge
 from tokenmill.captions.tidying import tidied
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
-from tokenmill.manifests.records import Counts
+from tokenmill.manifests.records import Commit, Counts
+from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.answer_journal import AnswerJournal
-from tokenmill.pipelines.answers import answer_row, best_answers, table_of, without_vain
+from tokenmill.pipelines.answers import answer_row, read_all_answers, table_of, with_replaced, without_vain
 from tokenmill.pipelines.answers_before import AnswersBefore, answers_before, nothing_before
 from tokenmill.pipelines.caption_pictures import PictureMaker
 from tokenmill.pipelines.caption_questions import UnitQuestions
 from tokenmill.pipelines.caption_spending import AskingProgress, FailureBudget, totals_with
 from tokenmill.pipelines.deadlines import renew
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
+from tokenmill.pipelines.earlier_answers import EarlierAnswers
 from tokenmill.pipelines.jobs import Job, JobResult, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking, Question
 from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
 Rows = list[dict[str, Any]]
-REPLACED = "asked_again"  # an answer that another one to the same question takes the place of
 
 
 class CaptionWorker:
@@ -85,8 +86,7 @@ class CaptionWorker:
         asked_s = time.perf_counter() - started - read_s
         commit = publish(job, target, self._output(before, questions.places, rows))
         if journal is not None:
-            stands = target.folder.read_rows(commit, ["asked"])  # another run's, if that was first
-            journal.settle(pl.concat([before.others["asked"], stands["asked"]]).drop_nulls())
+            _settle(journal, before, target.folder, commit, job.unit.payload["part"])
         seconds = {"read": read_s, "ask": asked_s, "write": time.perf_counter() - started - read_s - asked_s}
         return JobResult(commits=(commit,), seconds=seconds, rows=len(rows))
 
@@ -136,11 +136,11 @@ class CaptionWorker:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
         mine = without_vain(pl.concat([before.mine, table_of(rows)]))
-        mine = mine.sort(place, "key", "piece", maintain_order=True)
+        mine = with_replaced(mine.sort(place, "key", "piece", maintain_order=True))
         every = pl.concat([before.others, mine])
         asked = pl.DataFrame({"request": list(places)}, schema={"request": pl.String})
         told = asked.join(every, on="request", how="inner", maintain_order="left_right")
-        good = told.filter(pl.col("fail_reason").is_null())["request"].n_unique()
+        good = told.filter(pl.col("fail_reason").is_null() & pl.col("drop_reason").is_null())["request"].n_unique()
         totals: dict[str, int] = {}
         if self._asking.captioner.asks:
             new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
@@ -148,12 +148,20 @@ class CaptionWorker:
         return UnitOutput(rows=mine, counts=counts_of(mine), digests={"answers": answers_digest(told)}, totals=totals)
 
 
+def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, commit: Commit, part: Selected) -> None:
+    """Let go of what stands in records: this unit's, or another run's if that was first; seldom also newer ones of
+    other cuts of the shard, which somebody else's journal may speak of as well."""
+    stands = folder.read_rows(commit, ["asked"])["asked"]
+    if journal.settle(pl.concat([before.others["asked"], stands]).drop_nulls()):
+        journal.settle(read_all_answers(folder, EarlierAnswers(folder).about(part.piece))["asked"].drop_nulls())
+
+
 def counts_of(answers: pl.DataFrame) -> Counts:
     """Count a unit's answers: the best one to each question, good or failed, and those it replaced."""
-    best = best_answers(answers)
-    failed = dict(sorted(Counter(best["fail_reason"].drop_nulls()).items()))
-    kept = best.height - sum(failed.values())
-    dropped = {REPLACED: answers.height - best.height} if answers.height > best.height else {}
+    failed, dropped = (
+        dict(sorted(Counter(answers[name].drop_nulls()).items())) for name in ("fail_reason", "drop_reason")
+    )
+    kept = answers.height - sum(failed.values()) - sum(dropped.values())
     return Counts(rows_in=answers.height, kept=kept, out=kept, failed=failed, dropped=dropped)
 
 

@@ -338,7 +338,10 @@ class Chain:
             modality = self.modality[name]
             parents = self._parents(name, self.ingest, self.split, self.select)
             for column, settings in self.captions_of(modality).columns.items():
-                work = caption_work(self.store, column, settings, modality, self.selected[name], self.limits, parents)
+                work = caption_work(
+                    self.store, column, settings, modality, self.selected[name], self.limits, parents,
+                    retry_failed=self.options.retry_failed,
+                )  # fmt: skip
                 (asked if work.revisits else free)[name, column] = work
         found = self._single("caption", free, inline=True)
         answers = self._single("caption", asked) if asked else {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tokenmill.captions.captioner import build_captioner
 from tokenmill.errors import RecipeError
+from tokenmill.pipelines.caption_checks import check_captions
 from tokenmill.pipelines.chain import MODALITIES, Chain
 from tokenmill.pipelines.evaluation_sets import check_sets
 from tokenmill.pipelines.recipe_sections import personal_mask
@@ -29,9 +29,7 @@ def check_chain(chain: Chain) -> None:
         asked = settings.decontaminate if settings else ()
         check_sets(modality, asked, chain.passes[modality].columns, recipe.sources)
     _check_kinds(chain)
-    for modality, captions in recipe.caption.items():
-        for name, column in captions.columns.items():
-            _within(f"caption.{modality}.columns.{name}", partial(build_captioner, column.engine, column.options))
+    check_captions(chain)
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
     _check_areas(recipe)
     _check_clips(chain)

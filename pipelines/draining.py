@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 log = logging.getLogger(__name__)
+_LETTING_GO_S = 10.0
 
 
 class Drain:
@@ -44,7 +45,8 @@ class Drain:
 
 @contextlib.contextmanager
 def draining(drain_s: float) -> Iterator[Drain]:
-    """Let SIGTERM drain instead of end while the block runs; a timer ends what does not look at `over`."""
+    """Let SIGTERM drain instead of end while the block runs; a timer ends what does not look at `over`, another one
+    the process, where even letting go of an engine or a decoder hangs."""
     drain = Drain(drain_s)
     if threading.current_thread() is not threading.main_thread():
         yield drain
@@ -54,8 +56,10 @@ def draining(drain_s: float) -> Iterator[Drain]:
     def asked(number: int, frame: FrameType | None) -> None:
         drain.ask()
         timers.append(threading.Timer(drain_s, os.kill, (os.getpid(), signal.SIGTERM)))
-        timers[-1].daemon = True
-        timers[-1].start()
+        timers.append(threading.Timer(drain_s + _LETTING_GO_S, os._exit, (1,)))
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
 
     before = signal.signal(signal.SIGTERM, asked)
     try:

@@ -73,9 +73,7 @@ def _next(folder: StageDir, commit: Commit) -> Target:
     return Target(folder=folder, attempt=commit.attempt + 1, predecessor=sha256_hex(commit.to_bytes()))
 
 
-def _renamed(
-    inputs: tuple[InputRef, ...], source: str, names: set[Name], others: pl.DataFrame
-) -> tuple[InputRef, ...]:
+def _renamed(inputs: tuple[InputRef, ...], source: str, names: set[Name], others: pl.DataFrame) -> tuple[InputRef, ...]:
     """Return a unit's inputs, the names of taken-down files replaced by those of the first and the last that stays."""
     keys = others["key"].sort()
     stays: Mapping[int, str] = {0: keys[0], len(inputs) - 1: keys[-1]} if len(keys) else {}

@@ -21,12 +21,12 @@ from tokenmill.captions.captioner import Answer, Request, Usage
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 
-NAME = "logged"
+NAME, WHERE = "logged", "tests.asked_captioner:LoggedCaptioner"
 
 
 def install() -> None:
     """Make the captioner known in this process."""
-    captioner.BUILT_IN[NAME] = "tests.asked_captioner:LoggedCaptioner"
+    captioner.BUILT_IN[NAME] = WHERE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 import yaml
 from tests import tiny
-from tests.asked_captioner import NAME, install
+from tests.asked_captioner import NAME, WHERE, install
 from tests.harness import Outcome, run_alone
 
-from tokenmill.captions.captioner import BUILT_IN, ENTRY_POINT_GROUP
+from tokenmill.captions.captioner import ENTRY_POINT_GROUP
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
@@ -97,6 +97,10 @@ class AskedRoot:
         _ = chain.choose
         return chain
 
+    def run_until_selected(self, changes: Mapping[str, Any] | None = None) -> None:
+        """Run all that comes before asking, in this process."""
+        _ = Chain(recipe=self.recipe(changes), options=ChainOptions(quiet=True)).select
+
     def command(self, *arguments: str, changes: Mapping[str, Any] | None = None, **environment: str) -> Outcome:
         """Run a command line in a process of its own; `run --until caption` by default."""
         given = arguments or ("run", str(self.write(changes)), "--until", "caption")
@@ -125,7 +129,7 @@ def environment_with_captioner(folder: Path) -> dict[str, str]:
     package = folder / "site" / "asked-1.dist-info"
     package.mkdir(parents=True, exist_ok=True)
     (package / "METADATA").write_text(_METADATA)
-    (package / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{NAME} = {BUILT_IN[NAME]}\n")
+    (package / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{NAME} = {WHERE}\n")
     here = Path(__file__).parents[1]
     paths = [package.parent, here / "src", here, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(map(str, paths))}

@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
@@ -21,6 +22,9 @@ from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_THREADS_S = 5.0  # for threads that are still at work when a command was interrupted
+_interrupted: list[bool] = []
 
 STAGES = {
     "ingest": "index the raw files (loose pictures are packed into shards)",
@@ -50,10 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("tokenmill: interrupted; run it again to resume", file=sys.stderr)
+        _interrupted.append(True)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def entry() -> None:
+    """Run one command and end this process; asked to end, it does so though an engine left a thread behind."""
+    code = main()
+    if _interrupted:
+        last = threading.Timer(_THREADS_S, _end_if_threads_are_left, (code,))
+        last.daemon = True
+        last.start()
+    sys.exit(code)
+
+
+def _end_if_threads_are_left(code: int) -> None:
+    """End at once where only threads that nobody waits for hold the process."""
+    if any(not one.daemon and one is not threading.main_thread() for one in threading.enumerate()):
+        os._exit(code)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -209,4 +230,4 @@ def _end_well(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
