@@ -7,18 +7,15 @@ so that bad ones are counted, and judged again by `choose`, whose checks may be 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from tokenmill.captions.prompts import prompt_hash
-from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.answers import SCHEMA
-from tokenmill.pipelines.caption_spending import UNANSWERED
 from tokenmill.pipelines.caption_worker import CaptionWorker
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.earlier_answers import EarlierAnswers, references_of_last
@@ -27,7 +24,6 @@ from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
-log = logging.getLogger(__name__)
 VERSION = 2
 _HIDDEN = re.compile(r"key|secret|password|credential|auth|header|url|api_token", re.IGNORECASE)
 
@@ -70,18 +66,6 @@ def caption_work(
         parents=parents,
         revisits=asking.captioner.asks,
     )
-
-
-def tell_unanswered(answers: Mapping[tuple[str, str], Snapshot]) -> None:
-    """Say which columns (by source and name) have questions without a good answer, and how to ask them again."""
-    for (source, name), snapshot in answers.items():
-        left = snapshot.totals.get(UNANSWERED, 0)
-        if left:
-            reasons = ", ".join(f"{why} {number:,}" for why, number in sorted(snapshot.counts.failed.items()))
-            log.warning(
-                "caption %s %s: %s questions have no good answer%s; --retry-failed asks them again",
-                source, name, f"{left:,}", f" ({reasons})" if reasons else "",
-            )  # fmt: skip
 
 
 def caption_folder(store: Store, asking: Asking, limits: DecodeLimits) -> StageDir:

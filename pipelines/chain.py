@@ -18,7 +18,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines import recipe_sections as sections
-from tokenmill.pipelines.caption import caption_work, tell_unanswered
+from tokenmill.pipelines.caption import caption_work
 from tokenmill.pipelines.choose import choose_work
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
@@ -344,10 +344,7 @@ class Chain:
                 )  # fmt: skip
                 (asked if work.revisits else free)[name, column] = work
         found = self._single("caption", free, inline=True)
-        answers = self._single("caption", asked) if asked else {}
-        if "caption" in self.options.work and not self.options.quiet:
-            tell_unanswered(answers)
-        return {**found, **answers}
+        return {**found, **(self._single("caption", asked) if asked else {})}
 
     @cached_property
     def choose(self) -> dict[str, Snapshot]:

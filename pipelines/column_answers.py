@@ -63,7 +63,8 @@ class ColumnAnswers:
     ) -> dict[str, Said]:  # fmt: skip
         """Return what the column says of each of some index rows, by key."""
         questions = list(self.asking.questions(rows, carried))
-        asked = pl.DataFrame({"request": [question.request for question in questions]}).unique()
+        requests = [question.request for question in questions]
+        asked = pl.DataFrame({"request": requests}, schema={"request": pl.String}).unique()
         found = self._answers(folder, records).join(asked, on="request", how="semi")
         answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for row in found.iter_rows(named=True):
@@ -96,7 +97,7 @@ class ColumnAnswers:
     def _answer(self, question: Question, row: Mapping[str, Any]) -> Said:
         """Judge an answer."""
         if row["texts"] is None:
-            failure = row["fail_reason"], row["fail_message"]
+            failure = row["fail_reason"] or row["drop_reason"], row["fail_message"]
             return Said(error=SampleError(*failure, transient=bool(row["fail_transient"])))
         if not row["texts"]:
             return Said(error=SampleError("empty", "the answer says nothing"))
@@ -114,7 +115,8 @@ class ColumnAnswers:
 
 def _worth(numbered: tuple[int, Mapping[str, Any]]) -> tuple[int, int]:
     number, row = numbered
-    return (2 if row["fail_reason"] is None else 1 if row["texts"] is not None else 0, number)
+    is_good = row["fail_reason"] is None and row["drop_reason"] is None  # by the checks of its time
+    return (2 if is_good else 1 if row["texts"] is not None else 0, number)
 
 
 def _asked_pairs(texts: Sequence[str]) -> Said:

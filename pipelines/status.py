@@ -54,6 +54,7 @@ def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
             row["what"] = ", ".join(columns[row["folder"]].names)
             if row["folder"] in asked:
                 row["asked"] = asked[row["folder"]].to_json()
+                row["asked"]["unanswered"] = row["totals"].get("unanswered", 0)  # of the samples that are kept now
 
 
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:

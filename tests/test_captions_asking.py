@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def test_loose_pictures_that_move_between_units_keep_their_answers(root, monkeyp
     assert all(chosen_of(after).values())
 
 
-def test_retry_asks_only_what_has_no_good_answer_by_the_checks_of_now(root, caplog):
+def test_retry_asks_only_what_has_no_good_answer_by_the_checks_of_now(root):
     root.fail(**{"00001": "refuse", "00002": "empty", "01003": "fail", "01004": "pass"})
     first = root.run()
     counts = answers_of(first).counts
@@ -260,14 +259,11 @@ def test_engine_that_skips_a_question_leaves_a_reason_behind(root):
     assert root.asked()["00003"] == 2
 
 
-def test_end_of_the_stage_tells_how_many_have_no_answer_and_what_to_do(root, caplog):
+def test_end_of_the_stage_tells_how_many_have_no_answer_and_what_to_do(root, capsys):
     root.fail(**{"00001": "refuse", "01004": "pass"})
-    with caplog.at_level(logging.WARNING, logger="tokenmill"):
-        chain = root.run()
-        chain = type(chain)(recipe=chain.recipe)
-        _ = chain.caption
-    assert "caption scenes dense: 2 questions have no good answer" in caplog.text
-    assert "--retry-failed asks them again" in caplog.text
+    root.run({"execution.unit_rows": 6})
+    assert main(["caption", str(root.write())]) == 0
+    assert "; 2 have no good answer, --retry-failed asks them again" in capsys.readouterr().out
 
 
 def test_record_of_another_schema_of_table_is_not_mixed_in(root):

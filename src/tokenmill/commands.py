@@ -300,6 +300,9 @@ def _caption_row(chain: Any) -> dict[str, Any]:
     answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
     row = _data_row(chain.snapshots("choose"))
     asked = {path: (totals - before[path]).to_json() for path, totals in asked_in(columns).items()}
+    for snapshot in chain.snapshots("caption"):
+        if snapshot.folder.path in asked:  # of the samples that are kept now
+            asked[snapshot.folder.path]["unanswered"] = snapshot.totals.get("unanswered", 0)
     return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
 
 
