@@ -1,9 +1,10 @@
 """Answers that go round in circles: the commonest way for a model at temperature 0 to spoil a caption.
 
-Two signs. The text *ends* in the same characters over and over, digits apart: 24 characters or more three times, fewer
-four times and 24 in all. Or more than half of its runs of six units (words; characters where a script has no spaces)
-came before, so a loop that was left again is found too. True captions of 100 words have a share of 0, a list of like
-sentences .2. Of a text longer than 16,000 characters the end is read.
+Two signs. The text *ends* in the same characters over and over: 24 characters or more three times, fewer four times and
+24 in all; numbers may differ where there are words between them ("1. a cup 2. a cup"). Or more than half of its runs of
+six words (characters where a script has no spaces; not numbers) came before, so a loop that was left again is found
+too. True captions of 100 words have a share of 0, a list of like sentences .2. Of a text longer than 16,000 characters
+the end is read.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ _DIGITS = re.compile("[0-9]+")
 
 def is_loop(text: str, max_repeated: float = 0.5) -> bool:
     """Tell whether a text ends in a loop, or whether more than a share of it was said before."""
-    plain = _DIGITS.sub("0", " ".join(text[-READ_CHARS:].lower().split()))
-    return ends_in_loop(plain) or _says_again(units_of(plain), max_repeated)
+    plain = " ".join(text[-READ_CHARS:].lower().split())
+    if ends_in_loop(plain):
+        return True
+    unnumbered = _DIGITS.sub("0", plain)
+    if unnumbered == plain:
+        return _says_again(units_of(plain), max_repeated)
+    words = [unit for unit in units_of(unnumbered) if "0" not in unit]  # or every table of numbers were a loop
+    return ends_in_loop(unnumbered, of_words=True) or _says_again(words, max_repeated)
 
 
-def ends_in_loop(text: str) -> bool:
-    """Tell whether the end of a text is some characters again and again.
+def ends_in_loop(text: str, *, of_words: bool = False) -> bool:
+    """Tell whether the end of a text is some characters again and again, among them letters if `of_words`.
 
     What ends in a loop of period p has its last characters p before its end too, so those places are all periods there
     can be, and a comparison of strings says whether they are.
@@ -45,7 +52,8 @@ def ends_in_loop(text: str) -> bool:
             return False
         period = len(text) - _PROBE_CHARS - place
         times = 3 if period >= _LONG_PERIOD else max(4, -(-_LONG_PERIOD // period))
-        if text.endswith(text[-period:] * times):
+        unit = text[-period:]
+        if text.endswith(unit * times) and not (of_words and not any(map(str.isalpha, unit))):
             return True
     return False
 

@@ -131,6 +131,8 @@ def test_text_that_goes_in_circles_is_a_loop(text):
         "row, row, row your boat, gently down the stream",
         "The first column shows a dog. The second column shows a cat. The third one, a bird.",
         "a bill of 1000000000000000000000000000000000 marks",
+        "A chart whose values are 12, 15, 18, 22, 25, 30, 35, 40, 42, 44, 50, 52, 60, 61, 63",
+        "A calendar: " + " ".join(map(str, range(1, 32))),
         "......................",
         "A table of two columns, name and price.\n| --- | --- |\n+-----------------------------------+",
         "山青水秀，绿树成荫，鸟语花香，远处有一座小桥，桥下有两只小船",
