@@ -278,6 +278,17 @@ def test_openai_abandoned_generator_drops_what_is_under_way_and_can_begin_again(
     assert not [thread for thread in threading.enumerate() if thread.name == "tokenmill-openai"]
 
 
+def test_openai_closed_while_it_is_asked_tells_the_caller():
+    with ChatServer(delay_ms=50) as server:
+        captioner = build_captioner("openai", {"model": "small", "base_urls": server.url, "concurrency": 4})
+        running = captioner.answers(requests(100))
+        next(running)
+        captioner.close()
+        with pytest.raises(RuntimeError, match="closed while"):
+            list(running)
+    assert not [thread for thread in threading.enumerate() if thread.name == "tokenmill-openai"]
+
+
 def test_openai_error_of_the_source_reaches_the_caller():
     def source() -> Iterator[Request]:
         yield from requests(2)

@@ -20,7 +20,8 @@ GOOD = {"model": "small", "base_urls": "http://localhost:8000/v1"}
     ("settings", "word"),
     [
         ({"api_key": KEY}, "unknown setting 'api_key'"),
-        ({"api_key_env": KEY}, "name of an environment variable"),
+        ({"api_key_env": KEY}, "must name an environment variable"),
+        ({"api_key_env": {"key": KEY}}, "must name an environment variable"),
         ({"api_key_env": "AKIA5512ZZQ0XKQWM3V2L0FFXA12BB34CC"}, "api_key_env"),
         ({"base_urls": f"https://user:{KEY}@host/v1"}, "base_urls"),
         ({"base_urls": f"https://host/v1?api-key={KEY[8:]}"}, "base_urls"),
