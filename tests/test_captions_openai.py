@@ -231,6 +231,7 @@ def test_openai_no_more_is_pulled_than_is_worked_on():
                 stored += stored_now
             captioner.close()
             assert (pulled, stored, most) == (100, 100, 8 + ahead)
+        assert max(one["at_once"] for one in server.received()) == 8
 
 
 def test_openai_requests_on_the_wire_go_on_while_the_next_is_decoded():
