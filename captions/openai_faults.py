@@ -31,6 +31,7 @@ _BLIND = re.compile(
     r"(?: inputs?| content| data)?\s*(?:[.,;!'\"]|$)",  # "does not support images smaller than …" is another matter
     re.IGNORECASE,
 )
+_NOT_YET = re.compile("loading|starting|warming up|not ready|overloaded", re.IGNORECASE)  # with 503: llama.cpp's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +90,11 @@ def outcome_of(
 
 def _again(status: int, headers: Mapping[str, str], said: str) -> Fault:
     retry_after_s = seconds_of(headers.get("Retry-After"))
+    is_later = status == 429 or retry_after_s is not None or (status == 503 and bool(_NOT_YET.search(said)))
     return Fault(
         reason=f"http_{status}" if status in _AGAIN else "http_5xx",
         message=f"the server answered {status}{': ' + said if said else ''}",
-        costs_try=status != 429 and retry_after_s is None,
+        costs_try=not is_later,
         retry_after_s=retry_after_s,
     )
 
