@@ -130,7 +130,7 @@ class CaptionWorker:
 
     def _judged(self, question: Question, texts: Iterable[str], finish_reason: str) -> SampleError | None:
         """Return what is wrong with an answer by the column's checks, or None."""
-        return judged(self._asking, question, texts, finish_reason)
+        return judged(self._asking, question, map(tidied, texts), finish_reason)
 
     def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows) -> UnitOutput:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
@@ -177,13 +177,16 @@ def answers_digest(told: pl.DataFrame) -> str:
 
 
 def judged(asking: Asking, question: Question, texts: Iterable[str], finish_reason: str) -> SampleError | None:
-    """Return what is wrong with an answer by the column's checks, or None; what nobody was asked for is not judged."""
+    """Return what is wrong with an answer by the column's checks, or None; what nobody was asked for is not judged.
+
+    `texts` are as `tidied` returns them.
+    """
     if not asking.captioner.asks:
         return None
     column = asking.column
     for text in texts:
         error = judge(
-            tidied(text),
+            text,
             prompt_template=question.template,
             system_template=column.system,
             finish_reason=finish_reason,

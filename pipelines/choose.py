@@ -1,6 +1,6 @@
 """Stage choose: of all answers to a slice's samples, those that are good, and of these the ones that are used.
 
-A query: no engine is asked, so other checks or another mix cost seconds (20,000 samples with two columns take 2 s). A
+A query: no engine is asked, so other checks or another mix cost seconds (20,000 samples with two columns take 5 s). A
 sample of which nothing may be used is a failed row with the reason of its first column. Reads the answers of every unit
 about the shard. What tokenizing reads of it is its digest: where that stays the same, nothing is tokenized again.
 """

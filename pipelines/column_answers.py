@@ -101,12 +101,12 @@ class ColumnAnswers:
             return Said(error=SampleError(*failure, transient=bool(row["fail_transient"])))
         if not row["texts"]:
             return Said(error=SampleError("empty", "the answer says nothing"))
-        error = judged(self.asking, question, row["texts"], row["finish_reason"])
+        texts = tuple(map(tidied, row["texts"]) if self.asking.captioner.asks else row["texts"])
+        error = judged(self.asking, question, texts, row["finish_reason"])
         if error is not None:
             return Said(error=error)
         if self.asking.column.form == "questions":
-            return _asked_pairs(row["texts"])
-        texts = tuple(map(tidied, row["texts"]) if self.asking.captioner.asks else row["texts"])
+            return _asked_pairs(texts)
         if question.pieces == 1 or question.start_seconds is None or question.end_seconds is None:
             return Said(texts=texts)
         place = {"start_seconds": question.start_seconds, "end_seconds": question.end_seconds}

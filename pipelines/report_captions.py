@@ -73,7 +73,8 @@ def _samples(run: Run, source: str, album: Album, originals: Originals) -> Marku
         for unit in sorted(set(rows["unit"]))
         for key, said, used in _said(run, source, unit, rows.filter(pl.col("unit") == unit)["key"].to_list())
     ]
-    return join(element("h3", source, " ", element("small", "what was said of some samples")), cards)
+    title = element("h3", source, " ", element("small", "what was said of some samples"))
+    return join(title, element("div", cards, class_="cards broad"))
 
 
 def _said(

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.asking import AskedRoot, answers_of
 
 from tokenmill.cli import main
 from tokenmill.pipelines.caption import engine_described
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.report import report_page
 from tokenmill.pipelines.status import render_status, status_of
+from tokenmill.recipe import check_recipe
 from tokenmill.settings_caption import CaptionColumn
 
 PRICES = {"input_per_million": 1_000.0, "output_per_million": 100_000.0, "currency": "EUR"}
@@ -130,3 +134,15 @@ def test_config_of_a_folder_shows_no_place_and_nothing_that_may_be_secret() -> N
     said |= {"extra": {"top_k": 5, "proxy": "http://user:pass@gpu", "api_key": "x"}, "prompt": "Say it"}
     told = engine_described(CaptionColumn.model_validate({"engine": "openai", **said}))
     assert told["engine_settings"] == {"model": "m", "max_tokens": 9, "extra": {"top_k": 5, "proxy": "…"}}
+
+
+def test_recipe_in_the_docs_is_accepted(asked: AskedRoot) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "captions.md").read_text()
+    documented = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    value = asked.value() | {"caption": documented["caption"]}
+    value["plan"] |= documented["plan"]
+    value["sources"]["charts"] = value["sources"]["scenes"]
+    chain = Chain(recipe=check_recipe(value, "docs"), options=ChainOptions(quiet=True))
+    check_chain(chain)
+    forms = {name: column.form for name, column in chain.captions_of("image").columns.items()}
+    assert forms == {"dense": "caption", "original": "caption", "pairs": "questions"}
