@@ -262,6 +262,7 @@ def test_engine_that_skips_a_question_leaves_a_reason_behind(root):
 def test_end_of_the_stage_tells_how_many_have_no_answer_and_what_to_do(root, capsys):
     root.fail(**{"00001": "refuse", "01004": "pass"})
     root.run({"execution.unit_rows": 6})
+    root.run()  # other units of the same samples
     assert main(["caption", str(root.write())]) == 0
     assert "; 2 have no good answer, --retry-failed asks them again" in capsys.readouterr().out
 
