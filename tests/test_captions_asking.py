@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tests.asked_captioner import NAME
+from tests.asked_captioner import NAME, install
 from tests.asking import PICTURES, AskedRoot, answers_of, chosen_of, journaled_in, paid_in, table_of
 from tests.harness import faults_in
 
@@ -21,7 +21,8 @@ from tokenmill.pipelines.kept import GcOptions, collect
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> AskedRoot:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     return AskedRoot(folder=tmp_path / "asked")
 
 
