@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import polars as pl
+
 from tokenmill.errors import ManifestError, TokenmillError
 from tokenmill.manifests.gc import Keep, Sweep, survey
 from tokenmill.manifests.gc_apply import RootChangedError, apply
 from tokenmill.manifests.identity import short
+from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import stage_dir_at
 from tokenmill.manifests.storage import Store
@@ -146,12 +149,14 @@ def _keep_of_other_settings(store: Store, path: str, options: GcOptions, notes: 
 def _all_answers(store: Store, path: str, keep: Keep) -> Keep:
     """Keep every answer that was paid for, whatever the selection: in the newest record of each unit, and in journals.
 
-    The snapshots and earlier attempts of a column the recipe has go as elsewhere: a newer attempt holds all of them.
+    The snapshots and earlier attempts of a column the recipe has go as elsewhere: a newer attempt holds all of them. So
+    do units in which nothing was asked.
     """
-    newest: dict[str, int] = {}
+    records: frozenset[tuple[str, int]] = frozenset()
     with contextlib.suppress(ManifestError):  # is left alone anyway
-        newest = stage_dir_at(store, path).record_names()
-    return replace(keep, records=keep.records | frozenset(newest.items()), beside=(f"{JOURNAL}/",))
+        ledger = read_ledger(stage_dir_at(store, path))[0].table.filter(pl.col("rows_in") > 0)
+        records = frozenset(ledger.select("unit", "attempt").iter_rows())
+    return replace(keep, records=keep.records | records, beside=(f"{JOURNAL}/",))
 
 
 def _stage_folders(store: Store, stage: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """A captioner as a third party writes one: every question costs something, is logged, and may be made to go wrong.
 
-Put into a process by `tests.asked_captioner.install()`, or by the environment in a child (`tests/asking.py`).
+Put into a test's process by `install`, into children and Ray's workers by the environment (`tests/asking.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import pytest
+
 from tokenmill.captions import captioner
 from tokenmill.captions.captioner import Answer, Request, Usage
 from tokenmill.errors import SampleError
@@ -24,9 +26,9 @@ from tokenmill.manifests.identity import digest_of
 NAME, WHERE = "logged", "tests.asked_captioner:LoggedCaptioner"
 
 
-def install() -> None:
-    """Make the captioner known in this process."""
-    captioner.BUILT_IN[NAME] = WHERE
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the captioner known in this process while a test runs."""
+    monkeypatch.setitem(captioner.BUILT_IN, NAME, WHERE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import yaml
 from tests import tiny
-from tests.asked_captioner import NAME, WHERE, install
+from tests.asked_captioner import NAME, WHERE
 from tests.harness import Outcome, run_alone
 
 from tokenmill.captions.captioner import ENTRY_POINT_GROUP
@@ -39,7 +39,6 @@ class AskedRoot:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        install()
         self.root = self.root or str(self.folder / "root")
         (self.folder / "data").mkdir(parents=True)
         self.faults.write_text("{}")

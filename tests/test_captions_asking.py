@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from tests.asked_captioner import NAME
+from tests.asked_captioner import NAME, install
 from tests.asking import PICTURES, AskedRoot, answers_of, chosen_of, journaled_in, paid_in, table_of
 from tests.harness import faults_in
 
@@ -21,7 +21,8 @@ from tokenmill.pipelines.kept import GcOptions, collect
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> AskedRoot:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     return AskedRoot(folder=tmp_path / "asked")
 
 
@@ -262,6 +263,7 @@ def test_engine_that_skips_a_question_leaves_a_reason_behind(root):
 def test_end_of_the_stage_tells_how_many_have_no_answer_and_what_to_do(root, capsys):
     root.fail(**{"00001": "refuse", "01004": "pass"})
     root.run({"execution.unit_rows": 6})
+    root.run()  # other units of the same samples
     assert main(["caption", str(root.write())]) == 0
     assert "; 2 have no good answer, --retry-failed asks them again" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.asked_captioner import install
 from tests.asking import AskedRoot, answers_of, chosen_of, environment_with_captioner, journaled_in, paid_in
 from tests.harness import Commands, faults_in, start_alone
 
@@ -24,7 +25,8 @@ IN_FLIGHT = 2  # a batch of the captioner
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> AskedRoot:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     return AskedRoot(folder=tmp_path / "asked")
 
 
@@ -134,7 +136,8 @@ def test_journal_of_a_local_root_is_one_file_a_unit_and_of_a_store_an_object_a_b
 
 
 @pytest.mark.s3
-def test_asking_on_an_object_store_killed_and_resumed_asks_nothing_again(tmp_path, s3_server, commands):
+def test_asking_on_an_object_store_killed_and_resumed_asks_nothing_again(tmp_path, s3_server, commands, monkeypatch):
+    install(monkeypatch)
     root = AskedRoot(folder=tmp_path / "asked", root=s3_server.new_root(), changes={"storage": s3_server.options})
     recipe = root.write()
     root.run_until_selected()

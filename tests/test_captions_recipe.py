@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.asked_captioner import install
 from tests.asking import AskedRoot
 
 from tokenmill.errors import RecipeError
@@ -16,7 +17,8 @@ from tokenmill.pipelines.checks import check_chain
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> AskedRoot:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     return AskedRoot(folder=tmp_path / "asked", shards=1, samples=1)
 
 
@@ -65,7 +67,8 @@ def test_texts_have_no_captions(root):
 
 def test_wrong_captions_are_refused_without_ray_or_torch(root):
     code = (
-        "import sys, yaml, tokenmill.commands as c; from tests.asked_captioner import install; install();"
+        "import sys, yaml, tokenmill.commands as c; from tests.asked_captioner import *;"
+        "captioner.BUILT_IN[NAME] = WHERE;"
         "from tokenmill.recipe import load_recipe\n"
         "try: c.make_chain(load_recipe(sys.argv[1]))\n"
         "except Exception as error: print(error, [n for n in ('ray', 'torch') if n in sys.modules])"
