@@ -84,6 +84,7 @@ class Answering:
                 self.model.vocabulary,
                 [prompts[index] for index in asked],  # type: ignore[misc]
                 max_new=self.max_new,
+                min_new=1,  # behind a picture without a caption (unconditional) an EOS follows: that is learned too
                 top_k=self.top_k,
                 temperature=self.temperature,
                 seed=[questions[index].seed for index in asked],

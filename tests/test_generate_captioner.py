@@ -158,7 +158,7 @@ def test_answers_and_tokens_are_those_of_the_model_asked_by_hand(export, shown):
     asked = [*requests(seed=3), *requests("Why?", system="Be brief.", seed=7)]
     prompts += [question_prompt(V, "Why?", *one, system="Be brief.") for one in shown]
     expected = generate_text(
-        loaded.model, V, prompts, max_new=24, temperature=2.0, top_k=60, seed=[3] * 5 + [7] * 5, batch_size=1
+        loaded.model, V, prompts, max_new=24, min_new=1, temperature=2.0, top_k=60, seed=[3] * 5 + [7] * 5, batch_size=1
     )
     found = answered(engine(export, temperature=2.0, top_k=60, batch_size=4), asked[:5])
     found += answered(engine(export, temperature=2.0, top_k=60), asked[5:])
