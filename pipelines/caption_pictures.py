@@ -24,10 +24,7 @@ from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.encode_image import as_jpeg, encoded_picture, shrunk_picture
 from tokenmill.pipelines.samples import SampleSlice
-from tokenmill.pipelines.stretches import stretches
 from tokenmill.pipelines.tokens_clip import check_times
-
-__all__ = ["PictureMaker", "Prepared", "stretches"]
 
 Row = Mapping[str, Any]
 

@@ -20,12 +20,13 @@ from tests.clip_files import make_clip, real_clip
 from tests.films import shots
 
 from tokenmill.errors import RunError, SampleError
-from tokenmill.pipelines.caption_pictures import PictureMaker, Prepared, stretches
+from tokenmill.pipelines.caption_pictures import PictureMaker, Prepared
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.encode_image import encoded_picture, plain_media_type, shrunk_picture
+from tokenmill.pipelines.questions import stretches
 from tokenmill.recipe import check_recipe
 
 LIMITS = {"max_side_px": 160, "max_pixels": 10**7}
@@ -283,7 +284,7 @@ def test_encoded_frames_of_a_clip_show_the_pixels(chain):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_stretches_of_a_long_clip_are_made_each_by_itself_in_one_pass(chain, threads):
-    spans = stretches(0, 180, 0.0, 45.0, 4.0)
+    spans = cut(0, 180, 45.0)
     assert spans == [(0, 60), (60, 120), (120, 180)]
     rows = pl.DataFrame(clip("long.mp4", 0, 180, *spans) + clip("bikes.mp4", 0, 12, size=(640, 272)))
     pictures, _, reader = maker(chain, "films", "pixels", threads=threads)
@@ -326,13 +327,21 @@ def test_upright_film_is_bounded_by_its_longer_side(chain):
 # Long clips in stretches.
 
 
-@given(
-    st.integers(0, 10**6), st.integers(1, 10**5), st.floats(1, 120), st.sampled_from([2.0, 10.0, 20.0]), st.booleans()
-)
-def test_stretches_of_any_clip_cover_it_in_equal_parts_of_the_length_that_is_asked(start, frames, fps, long, timed):
+def cut(start: int, end: int, seconds: float, long_seconds: float = 20.0) -> list[tuple[int, int]]:
+    """Return the frames of a clip's stretches, after looking at what else is said of them."""
+    row = {"start_frame": start, "end_frame": end, "start_seconds": 5.0, "end_seconds": 5.0 + seconds}
+    found = stretches(row, long_seconds)
+    assert [one["piece"] for one in found] == list(range(len(found)))
+    assert {one["pieces"] for one in found} == {len(found)}
+    assert (found[0]["start_seconds"], found[-1]["end_seconds"]) == (5.0, pytest.approx(5.0 + seconds))
+    assert all(one["end_seconds"] == other["start_seconds"] for one, other in pairwise(found))
+    return [(one["start_frame"], one["end_frame"]) for one in found]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**5), st.floats(1, 120), st.sampled_from([2.0, 10.0, 20.0]))
+def test_stretches_of_any_clip_cover_it_in_equal_parts_of_the_length_that_is_asked(start, frames, fps, long):
     end, seconds = start + frames, frames / fps
-    times = (5.0, 5.0 + seconds) if timed else (None, None)
-    found = stretches(start, end, *times, fps, long)
+    found = cut(start, end, seconds, long)
     lengths = [last - first for first, last in found]
     assert found[0][0] == start and found[-1][1] == end
     assert all(one[1] == other[0] for one, other in pairwise(found))
@@ -340,16 +349,16 @@ def test_stretches_of_any_clip_cover_it_in_equal_parts_of_the_length_that_is_ask
     if seconds < long * (1 - 1e-9):
         assert len(found) == 1
     if seconds > long * (1 + 1e-9):
-        assert len(found) >= 2
+        assert len(found) >= min(2, frames)
         assert all(long / 2 - 1 / fps <= length / fps <= long + 1 / fps for length in lengths)
 
 
 def test_stretches_of_a_clip_that_stands_still_are_told_by_its_times():
-    assert stretches(0, 100, 0.0, 50.0, 25.0) == [(0, 33), (33, 66), (66, 100)]
-    assert stretches(0, 100, None, None, 25.0) == [(0, 100)]
-    assert stretches(7, 9, 0.0, 600.0, 25.0) == [(7, 8), (8, 9)]
+    assert cut(0, 100, 50.0) == [(0, 33), (33, 66), (66, 100)]
+    assert cut(7, 9, 600.0) == [(7, 8), (8, 9)]
+    assert cut(7, 8, 600.0) == [(7, 8)]
 
 
 def test_stretches_of_exactly_the_length_are_two():
-    assert stretches(0, 500, 0.0, 20.0, 25.0) == [(0, 250), (250, 500)]
-    assert len(stretches(0, 499, 0.0, 19.96, 25.0)) == 1
+    assert cut(0, 500, 20.0) == [(0, 250), (250, 500)]
+    assert len(cut(0, 499, 19.96)) == 1
