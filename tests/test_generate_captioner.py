@@ -15,6 +15,8 @@ import pytest
 import skimage.data
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from tests.films import shots
 from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from tokenmill.captions.captioner import Answer, Request, build_captioner
@@ -24,7 +26,8 @@ from tokenmill.generate.prompts import question_prompt, seeing_prompt
 from tokenmill.generate.sample import generate_text
 from tokenmill.generate.seeing import Area, look_at
 from tokenmill.manifests.storage import open_store
-from tokenmill.settings_caption import CaptionSettings
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.preprocess import resize
 from tokenmill.tokenize.vision import load_vision_tokenizer
 from tokenmill.tokenize.vocabulary import byte_vocabulary
@@ -350,8 +353,38 @@ def test_setting_that_makes_no_sense_is_refused_by_name(export, wrong):
         engine(export, **wrong)
 
 
-def test_engine_is_named_in_a_recipe():
-    settings = CaptionSettings.model_validate({"engine": "tokenmill", "model": "m", "prompt": "What?", "max_new": 5})
-    column = settings.columns["caption"]
-    captioner = build_captioner(column.engine, column.options)
-    assert (captioner.name, captioner.max_new) == ("tokenmill", 5)
+def test_recipe_names_the_engine_and_gets_captions_of_pictures_and_of_stretches_of_a_clip(export, tmp_path):
+    photos, films = tmp_path / "photos", tmp_path / "films"
+    photos.mkdir()
+    films.mkdir()
+    for number, image in enumerate(pictures()):
+        Image.fromarray(image).save(photos / f"{number}.png")
+    (photos / "none.png").write_bytes(b"no picture")
+    shots(films / "long.mp4", [25], fps=4)
+    asked = {"engine": "tokenmill", "model": str(export), "max_new": 24, "checks": {"loops": False, "cut_off": False}}
+    value = {
+        "root": str(tmp_path / "root"),
+        "execution": {"executor": "inline", "decode_threads": 1},
+        "sources": {
+            "photos": {"kind": "images", "url": str(photos)},
+            "films": {"kind": "videos", "url": str(films)},
+        },
+        "filter": {"video": {"scenes": {"max_seconds": 60}}},
+        "caption": {
+            "image": {"columns": {"seen": asked, "what": asked | {"prompt": "What is it?"}}},
+            "video": asked | {"long_seconds": 10},
+        },
+    }
+    chain = Chain(recipe=check_recipe(value, "test"), options=ChainOptions(quiet=True))
+    seen, what, film = (
+        chain.caption[place] for place in (("photos", "seen"), ("photos", "what"), ("films", "caption"))
+    )
+    (answers,) = (seen.folder.read_rows(commit) for commit in seen.commits)
+    assert answers.sort("key")["texts"].to_list() == [*([text] for text in CAPTIONS), None]
+    assert answers["fail_reason"].drop_nulls().to_list() == ["not_an_image"]
+    assert set(answers["model"]) == {f"tiny@{engine(export)._export.fingerprint[:8]}", ""}
+    assert what.totals["output_tokens"] == 4 * len("a thing")
+    (stretches,) = (film.folder.read_rows(commit) for commit in film.commits)
+    assert stretches["piece"].to_list() == [0, 1, 2]
+    assert stretches["input_tokens"].max() - stretches["input_tokens"].min() <= 2  # three windows each, of like rates
+    assert stretches["fail_reason"].null_count() == 3
