@@ -31,6 +31,7 @@ class ExportedModel:
 def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu") -> ExportedModel:
     """Open an exported directory; raises RecipeError when it is none or its vocabulary does not fit."""
     import torch
+    from safetensors import SafetensorError
     from transformers import Emu3ForCausalLM
 
     description = read_description(path)
@@ -38,8 +39,11 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     expected = description.get("vocabulary_fingerprint", vocabulary.fingerprint)
     if expected != vocabulary.fingerprint:
         raise RecipeError(f"{path}: trained with vocabulary {expected[:16]}, this one is {vocabulary.fingerprint[:16]}")
-    with without_progress_bar():
-        model = Emu3ForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, dtype))
+    try:
+        with without_progress_bar():
+            model = Emu3ForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RecipeError(f"{path}: its weights cannot be opened: {str(error).splitlines()[0]}") from error
     if model.config.vocab_size != vocabulary.size:
         raise RecipeError(f"{path}: the model has {model.config.vocab_size} ids, its vocabulary {vocabulary.size}")
     return ExportedModel(model=model.to(device).eval(), vocabulary=vocabulary, vision=description.get("vision", {}))

@@ -38,16 +38,23 @@ def question_prompt(
     codes_THW: NDArray[np.uint32] | None = None,
     fps: float | None = None,
     seconds: float | None = None,
+    *,
+    system: str = "",
 ) -> NDArray[np.int32]:
-    """Give the chat template up to `ASSISTANT:`, with the picture or clip before the question."""
-    question_ids = np.array(vocabulary.text.encode(question), np.uint32)
-    num_ids = len(question_ids)
-    segments: list[Segment] = [TextSegment(0, num_ids, "user"), TextSegment(num_ids, num_ids, "assistant")]
+    """Give the chat template up to `ASSISTANT:`, with the picture or clip before the question.
+
+    Without `system` its place is taken by the sentence the template has for it.
+    """
+    system_ids, question_ids = vocabulary.text.encode(system), vocabulary.text.encode(question)
+    start, end = len(system_ids), len(system_ids) + len(question_ids)
+    segments: list[Segment] = [TextSegment(0, start, "system")] if system else []
     codes = NO_CODES
     if codes_THW is not None:
-        segments.insert(0, _picture(codes_THW, fps, seconds))
+        segments.append(_picture(codes_THW, fps, seconds))
         codes = codes_THW.reshape(-1)
-    return assemble(segments, question_ids, codes, "chat", vocabulary).ids[:-1]
+    segments += [TextSegment(start, end, "user"), TextSegment(end, end, "assistant")]
+    text_ids = np.array(system_ids + question_ids, np.uint32)
+    return assemble(segments, text_ids, codes, "chat", vocabulary).ids[:-1]
 
 
 def _picture(codes_THW: NDArray[np.uint32], fps: float | None, seconds: float | None) -> VisionSegment:

@@ -95,6 +95,7 @@ def generate_text(
     prompts: Sequence[NDArray[np.int32]],
     *,
     max_new: int = 256,
+    min_new: int = 0,
     top_k: int = 0,
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
@@ -102,13 +103,13 @@ def generate_text(
 ) -> list[NDArray[np.int32]]:
     """Continue prompts (generate/prompts.py) in text, each to its EOS (not given back) or `max_new` ids.
 
-    Only text ids and EOS are allowed; the default is greedy, for answers that are scored.
+    Only text ids and EOS are allowed, EOS not before `min_new` ids; the default is greedy, for answers that are scored.
     """
     check_sampling(top_k, temperature)
     seeds = seed_list(seed, len(prompts))
     answers: list[NDArray[np.int32]] = []
     for batch in _batches(len(prompts), batch_size):
-        ids_BL = _draw_text(model, vocabulary, prompts[batch], max_new, top_k, temperature, seeds[batch])
+        ids_BL = _draw_text(model, vocabulary, prompts[batch], (min_new, max_new), top_k, temperature, seeds[batch])
         answers += [_before_eos(row, vocabulary.eos) for row in ids_BL.astype(np.int32)]
     return answers
 
@@ -118,11 +119,12 @@ def _draw_text(
     model: Any,
     vocabulary: Vocabulary,
     prompts: Sequence[NDArray[np.int32]],
-    max_new: int,
+    num_new: tuple[int, int],
     top_k: int,
     temperature: float,
     seeds: list[int],
 ) -> NDArray[np.int64]:
+    min_new, max_new = num_new
     stream = Continuation(model, prompts, max_new, vocabulary.pad)
     weight = model.lm_head.weight
     uniform = uniforms(seeds, max_new)
@@ -131,7 +133,9 @@ def _draw_text(
     drawn: list[Tensor] = []
     for step in range(max_new):
         hidden = stream.advance()
-        logits_BV = torch.cat([hidden @ weight[: vocabulary.text.size].T, hidden @ weight[vocabulary.eos, None].T], 1)
+        logits_BV = hidden @ weight[: vocabulary.text.size].T
+        if step >= min_new:
+            logits_BV = torch.cat([logits_BV, hidden @ weight[vocabulary.eos, None].T], 1)
         index_B = draw(logits_BV.float(), uniform[:, step], top_k=top_k, temperature=temperature).cpu()
         ids_B = allowed_V[index_B].masked_fill(finished_B, vocabulary.eos)
         drawn.append(ids_B)

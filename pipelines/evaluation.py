@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from tokenmill.errors import ManifestError
+from tokenmill.generate.threads import steady_threads
 from tokenmill.manifests.identity import digest_of, short
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines.exported import Exported, find_export, steady_threads
+from tokenmill.pipelines.exported import Exported, find_export
 from tokenmill.recipe import Recipe
 
 VERSION = 1

@@ -59,6 +59,11 @@ def plan_summary(
         "vision": next(
             (s.folder.config.settings["vision"] for s in sources if s.folder.config.settings.get("vision")), None
         ),
+        "areas": {
+            s.folder.config.settings["modality"]: s.folder.config.settings["area"]
+            for s in sources
+            if s.folder.config.settings.get("area")
+        },
         "num_packs": plan.counts.out,
         "num_windows": len(plan.commits),
         "fill": totals["tokens"] / (settings.context * plan.counts.out),

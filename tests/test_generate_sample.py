@@ -14,7 +14,7 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 from transformers.generation import PrefixConstrainedLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from tokenmill.errors import RecipeError, RunError, SampleError
-from tokenmill.generate.decoding import draw, uniforms
+from tokenmill.generate.decoding import Continuation, draw, uniforms
 from tokenmill.generate.grammar import VisionGrammar, allowed_mask
 from tokenmill.generate.model import load_model
 from tokenmill.generate.pictures import decode_ids, parse_pictures, save_png
@@ -218,6 +218,18 @@ def test_answer_from_an_untrained_model_holds_text_alone(model):
     assert all(len(answer) <= 24 and (answer < V.text.size).all() for answer in answers)
     alone = [generate_text(model, V, [p], max_new=24, temperature=1.0, seed=[5 + i])[0] for i, p in enumerate(prompts)]
     assert all(np.array_equal(a, b) for a, b in zip(answers, alone, strict=True))
+
+
+def test_answer_that_must_say_something_does():
+    ended, prompts = tiny_model(), [question_prompt(V, "What?")]
+    with torch.inference_mode():
+        first = Continuation(ended, prompts, 1, V.pad).advance()[0].clone()
+    with torch.no_grad():
+        ended.lm_head.weight[V.eos] = 100 * first  # ends at once, if it may
+    lengths = [len(generate_text(ended, V, prompts, max_new=5, min_new=least)[0]) for least in (0, 1, 5)]
+    assert lengths[0] == 0
+    assert lengths[1] >= 1
+    assert lengths[2] == 5
 
 
 def test_question_prompt_ends_where_the_answer_begins():

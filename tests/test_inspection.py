@@ -55,3 +55,8 @@ def test_inspect_knows_what_lies_at_a_path(finished, place, kind):
 def test_inspect_of_nothing_says_so(tmp_path):
     with pytest.raises(ManifestError, match="nothing is there"):
         inspect_path(str(tmp_path / "absent"))
+
+
+def test_plan_of_pictures_and_clips_says_at_which_areas_they_were_tokenized(finished):
+    (path,) = finished.root.glob("plans/*/*/plan.json")
+    assert json.loads(path.read_text())["areas"] == {"image": [1024, 4096, 5.0], "video": [1024, 1024, 5.0]}

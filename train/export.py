@@ -17,8 +17,11 @@ from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.model import causal_class
 
 
-def export_checkpoint(folder: RunFolder, step: int) -> str:
-    """Write `checkpoints/<run>/export` from the checkpoint of a step; returns its path relative to the root."""
+def export_checkpoint(folder: RunFolder, step: int, areas: Mapping[str, Any] | None = None) -> str:
+    """Write `checkpoints/<run>/export` from the checkpoint of a step; returns its path relative to the root.
+
+    `areas` says of each modality the sizes it was tokenized at: least and largest area, largest aspect.
+    """
     checkpoint = folder.read(step)
     model = _model(checkpoint.model)
     with folder.tensors(checkpoint) as tensors:
@@ -28,6 +31,7 @@ def export_checkpoint(folder: RunFolder, step: int) -> str:
         "vision": checkpoint.vision,
         "plan": checkpoint.loader["plan_id"],
         "step": step,
+        **({"areas": dict(areas)} if areas else {}),
     }
     target = folder.at("export")
     with TemporaryDirectory(prefix="tokenmill-") as scratch:
