@@ -9,6 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 RECIPE ?= pipelines/recipes/demo.yaml
 OUT ?= demo-out
 ARGS ?=
+LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet dev# not vllm: it pins another torch
 
 .PHONY: setup demo test lint types check bench docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate report status estimate export-clips gc takedown submit help
 
@@ -46,7 +47,7 @@ docs: setup  ## the pictures in docs/ and the table of commands, from the demo's
 	@$(BIN)/python docs/build.py
 
 lock: setup  ## pin again what pyproject.toml asks for
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip compile --quiet pyproject.toml --all-extras --override requirements-override.txt \
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip compile --quiet pyproject.toml $(addprefix --extra ,$(LOCKED_EXTRAS)) --override requirements-override.txt \
 		--python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
 
 # One a stage: make filter RECIPE=my.yaml ARGS="execution.workers=8"

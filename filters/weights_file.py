@@ -7,17 +7,15 @@ named by its own sha256 and costs nothing.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.manifests.file_digest import file_digest
 
 HUB = "hf-hub:"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def weights_path(spec: str, where: str) -> Path:
@@ -52,9 +50,10 @@ def hub_file(repository: str, name: str, where: str) -> Path:
 
 def weights_digest(path: Path) -> str:
     """Return the sha256 of a file, hex; raises RecipeError for a safetensors file that is cut off or none."""
-    real = path.resolve()
-    status = real.stat()
-    return _digest(real, path.suffix, status.st_size, status.st_mtime_ns)  # in the hub's cache a link has the suffix
+    if path.suffix == ".safetensors":  # in the hub's cache only the link has the suffix
+        status = path.stat()
+        _check_safetensors(path, status.st_size, status.st_mtime_ns)
+    return file_digest(path)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -75,16 +74,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
 
 
 @cache
-def _digest(path: Path, suffix: str, size: int, modified_ns: int) -> str:
-    if suffix == ".safetensors":
-        _check_safetensors(path)
-    if path.parent.name == "blobs" and _SHA256.fullmatch(path.name):
-        return path.name  # the hub's cache names large files by their sha256
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_safetensors(path: Path) -> None:
+def _check_safetensors(path: Path, size: int, modified_ns: int) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
