@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenmill.captions.captioner import Sample
@@ -24,3 +25,17 @@ def _shown(sample: Sample, name: str) -> str:
     if value is None or value == "":
         raise SampleError("no_field", f"the prompt needs {name}")
     return str(value)
+
+
+def drawn_prompt(prompts: Sequence[str], key: str, seed: int) -> str:
+    """Return the one of several prompts that a sample gets, by its key."""
+    return prompts[_number(f"prompt {seed} {key}") % len(prompts)]
+
+
+def request_seed(seed: int, key: str, piece: int = 0) -> int:
+    """Return the seed of a question, in [0, 2**31)."""
+    return _number(f"seed {seed} {piece} {key}") % 2**31
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

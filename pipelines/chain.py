@@ -18,7 +18,8 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines import recipe_sections as sections
-from tokenmill.pipelines.caption import Selected, caption_work, selected_slices
+from tokenmill.pipelines.caption import caption_work
+from tokenmill.pipelines.choose import choose_work
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
 from tokenmill.pipelines.compare_settings import duplicate_settings, scorers_compared
@@ -37,6 +38,7 @@ from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_works
 from tokenmill.pipelines.scored import Scored, scored_slices
 from tokenmill.pipelines.scoring_pass import ScoringPass, scoring_pass
+from tokenmill.pipelines.selected import Selected, selected_slices
 from tokenmill.pipelines.selection import select_work
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import split_work
@@ -47,8 +49,8 @@ from tokenmill.settings_caption import CaptionSettings
 
 K = TypeVar("K")
 STAGES = (
-    "ingest", "split", "score", "takedown", "decontaminate", "compare", "duplicates", "select", "caption", "tokenize",
-    "plan",
+    "ingest", "split", "score", "takedown", "decontaminate", "compare", "duplicates", "select", "caption", "choose",
+    "tokenize", "plan",
 )  # fmt: skip
 MODALITIES = ("image", "video", "text")
 
@@ -323,26 +325,51 @@ class Chain:
     def selected(self) -> dict[str, list[Selected]]:
         return {name: selected_slices(self.pieces[name], self.select[name]) for name in self.recipe.sources}
 
+    def captions_of(self, modality: str) -> CaptionSettings:
+        """Return how a modality is captioned; what the recipe does not say is the source's own caption."""
+        return self.recipe.caption.get(modality) or CaptionSettings()  # type: ignore[call-overload]
+
     @cached_property
-    def caption(self) -> dict[str, Snapshot]:
+    def caption(self) -> dict[tuple[str, str], Snapshot]:
+        """The answers of every column, by source and column: free ones in this process, the others on a pool."""
+        free: dict[tuple[str, str], StageWork] = {}
+        asked: dict[tuple[str, str], StageWork] = {}
+        for name in self._captioned():
+            modality = self.modality[name]
+            parents = self._parents(name, self.ingest, self.split, self.select)
+            for column, settings in self.captions_of(modality).columns.items():
+                work = caption_work(self.store, column, settings, modality, self.selected[name], self.limits, parents)
+                (asked if work.revisits else free)[name, column] = work
+        found = self._single("caption", free, inline=True)
+        return {**found, **(self._single("caption", asked) if asked else {})}
+
+    @cached_property
+    def choose(self) -> dict[str, Snapshot]:
+        """The captions that are used, by source."""
         works = {}
-        for name, modality in self.modality.items():
-            if modality != "text" and self.selected[name]:
-                settings = self.recipe.caption.get(modality) or CaptionSettings()  # type: ignore[call-overload]
-                (column,) = settings.columns.values()
-                parents = self._parents(name, self.ingest, self.split, self.select)
-                works[name] = caption_work(self.store, column.engine, column.options, self.selected[name], parents)
-        return self._single("caption", works, inline=True)
+        for name in self._captioned():
+            captions = self.captions_of(self.modality[name])
+            answers = {column: self.caption[name, column] for column in captions.columns}
+            parents = self._parents(name, self.ingest, self.split, self.select)
+            parents |= {f"caption/{column}": snapshot.digest for column, snapshot in answers.items()}
+            works[name] = choose_work(
+                self.store, captions, self.modality[name], self.selected[name], answers, parents
+            )  # fmt: skip
+        return self._single("choose", works, inline=True, threads=query_threads(self.store))
+
+    def _captioned(self) -> list[str]:
+        """Name the sources that get captions."""
+        return [name for name, modality in self.modality.items() if modality != "text" and self.selected[name]]
 
     @cached_property
     def tokenize(self) -> dict[str, Snapshot]:
         works = {}
         for name in self.recipe.sources:
             if self.selected[name]:
-                parents = self._parents(name, self.ingest, self.split, self.select, self.caption)
+                parents = self._parents(name, self.ingest, self.split, self.select, self.choose)
                 works[name] = tokenize_work(
                     self.store, sections.token_settings(self.recipe, name, self.modality[name]),
-                    self._fingerprints[self.modality[name]], self.selected[name], self.caption.get(name),
+                    self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
                     self.limits, parents,
                 )  # fmt: skip
         return self._single("tokenize", works)

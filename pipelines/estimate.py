@@ -28,8 +28,10 @@ from tokenmill.pipelines.pools import stage_pool
 from tokenmill.recipe import Recipe
 
 log = logging.getLogger(__name__)
-STAGES = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "select", "caption", "tokenize")
-_IN_THE_DRIVER = ("compare", "duplicates", "select", "caption")
+STAGES = (
+    "ingest", "split", "score", "decontaminate", "compare", "duplicates", "select", "caption", "choose", "tokenize",
+)  # fmt: skip
+_IN_THE_DRIVER = ("compare", "duplicates", "select", "choose")
 T = TypeVar("T")
 
 

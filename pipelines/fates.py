@@ -19,7 +19,7 @@ Fates = dict[tuple[str, str], str]
 def fates_of(chain: Any) -> Fates:
     """Return (source, key) → `kept`, `dropped: <reason>` or `failed at <stage>: <reason> (<message>)`."""
     fates: Fates = {}
-    stages: list[Mapping[str, Any]] = [chain.ingest, chain.split, chain.score, chain.caption, chain.tokenize]
+    stages: list[Mapping[str, Any]] = [chain.ingest, chain.split, chain.score, chain.choose, chain.tokenize]
     for stage in stages:
         for source, snapshots in stage.items():
             for snapshot in snapshots if isinstance(snapshots, tuple) else (snapshots,):

@@ -110,7 +110,8 @@ class HalvedWorker(Worker, Protocol):
 class StageWork:
     """A whole stage for one source: every unit in order, done or not.
 
-    `make_worker` runs in the worker's process and has to pickle; `parents` are the digests of the snapshots read.
+    `make_worker` runs in the worker's process and has to pickle; `parents` are the digests of the snapshots read. With
+    `revisits` a retry of failed samples looks at every unit again: what fails hangs on more than its record.
     """
 
     title: str
@@ -118,6 +119,7 @@ class StageWork:
     units: Sequence[Unit]
     make_worker: Callable[[], Worker]
     parents: Mapping[str, str] = field(default_factory=dict)
+    revisits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from tokenmill.pipelines.samples import SampleSlice
 
 log = logging.getLogger(__name__)
 
-STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize", "plan")
+STAGES = ("ingest", "split", "score", "duplicates", "select", "choose", "tokenize", "plan")
 _ROWS_A_SOURCE = 100_000
 
 
@@ -76,7 +76,7 @@ class Run:
     def funnel(self, source: str) -> list[StageCounts]:
         """Return a source's stages with what became of its rows, in order; scorers of one pass count once."""
         lines: list[StageCounts] = []
-        for stage in ("ingest", "split", "score", "select", "caption", "tokenize"):
+        for stage in ("ingest", "split", "score", "select", "choose", "tokenize"):
             lines += [
                 StageCounts(stage=stage, counts=snapshot.counts, units=len(snapshot.commits), totals=snapshot.totals)
                 for snapshot in self.snapshots(stage).get(source, ())[:1]
@@ -92,7 +92,7 @@ class Run:
 
     def first_failures(self, source: str) -> Iterator[tuple[str, str, int, pl.DataFrame]]:
         """Yield (stage, reason, how many, some rows with key and message) for all that failed somewhere."""
-        for stage in ("ingest", "split", "score", "caption", "tokenize"):
+        for stage in ("ingest", "split", "score", "choose", "tokenize"):
             snapshots = self.snapshots(stage).get(source, ())
             for snapshot in snapshots[:1]:
                 for reason, number in snapshot.counts.failed.items():

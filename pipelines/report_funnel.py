@@ -22,7 +22,7 @@ _VERBS = {
     "split": "cut into clips",
     "score": "score",
     "select": "select",
-    "caption": "caption",
+    "choose": "caption",
     "tokenize": "tokenize",
 }
 

@@ -72,7 +72,7 @@ def run_stage(title: str, works: Sequence[StageWork], options: RunOptions) -> li
     known = [_known(work) for work in works]
     jobs: list[Job] = []
     for number, work in enumerate(works):
-        jobs += _missing(work.units, known[number], options.retry_failed, number)
+        jobs += _missing(work, known[number], options.retry_failed, number)
     if jobs and not options.allow_work:
         raise IncompleteStageError(title, works, [record.commits() for records in known for record in records])
     if options.allow_work:
@@ -121,17 +121,18 @@ def _snapshots(work: StageWork, records: Sequence[Known], *, publish: bool) -> t
     return tuple(snapshots)
 
 
-def _missing(units: Sequence[Unit], records: Sequence[Known], retry_failed: bool, work: int) -> Iterator[Job]:
+def _missing(work: StageWork, records: Sequence[Known], retry_failed: bool, number: int) -> Iterator[Job]:
     """Yield a job for every unit that a folder lacks, or whose failed samples are to be tried again."""
     tables = [record.places() for record in records]
-    lacks = [(table["place"].is_null() | (table["has_failed"] & retry_failed)).to_numpy() for table in tables]
+    again = [(table["has_failed"] | work.revisits) & retry_failed for table in tables]
+    lacks = [(table["place"].is_null() | retried).to_numpy() for table, retried in zip(tables, again, strict=True)]
     for index in np.flatnonzero(np.any(lacks, axis=0)).tolist():
         targets = [
             _target(record, table["place"][index])
             for record, table, lacking in zip(records, tables, lacks, strict=True)
             if lacking[index]
         ]
-        yield Job(unit=units[index], targets=tuple(targets), work=work)
+        yield Job(unit=work.units[index], targets=tuple(targets), work=number)
 
 
 def _target(record: Known, place: int | None) -> Target:

@@ -27,11 +27,11 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.archive_json import finite, json_text
-from tokenmill.pipelines.caption import Selected
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader, failure_values
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.samples import FAILURE_COLUMNS
+from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_clip import REFUSALS, ClipArea, ClipEncoder, Sampling
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.tokenize.preprocess import resize, target_size

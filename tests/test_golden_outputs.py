@@ -26,7 +26,7 @@ from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.vision import load_vision_tokenizer
 
 GOLDEN = Path(__file__).with_name("golden_outputs.json")
-STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize")
+STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "choose", "tokenize")
 
 
 def outputs(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _WORK = {
     "score": ("split", "score"),
     "select": ("takedown", "decontaminate", "compare", "duplicates", "select"),
     "filter": ("split", "score", "takedown", "decontaminate", "compare", "duplicates", "select"),
-    "caption": ("caption",),
+    "caption": ("caption", "choose"),
     "tokenize": ("tokenize",),
     "plan": ("plan",),
 }
@@ -272,6 +272,10 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
     """
     if name == "plan":
         return _plan_row(chain.plan.description)
+    if name == "caption":
+        answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
+        row = _data_row(chain.snapshots("choose"))
+        return {**row, "snapshots": answers | row["snapshots"]}
     if name in _DATA_STAGES:
         return _data_row(chain.snapshots(name))
     if name == "train":
