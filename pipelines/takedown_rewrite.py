@@ -36,6 +36,7 @@ from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
 _DERIVED = (
     "tokenize",
+    "choose",
     "caption",
     "select",
     "duplicates",

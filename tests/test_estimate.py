@@ -56,7 +56,7 @@ def test_estimate_of_two_units_is_near_the_run_of_all_and_leaves_nothing(recipe,
         assert row["bytes_written"] == pytest.approx(written, rel=0.25), row["stage"]
         assert row["hours"] > 0 and row["rows_per_s_worker"] > 0
         assert row["cost"] == pytest.approx(3.6 * row["hours"], abs=1e-3)
-    assert [row["stage"] for row in told["stages"]] == ["ingest", "score", "select", "caption", "tokenize"]
+    assert [row["stage"] for row in told["stages"]] == ["ingest", "score", "select", "caption", "choose", "tokenize"]
     assert next(row for row in told["stages"] if row["stage"] == "tokenize")["rows"] == pytest.approx(32, abs=4)
 
 

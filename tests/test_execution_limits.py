@@ -221,7 +221,7 @@ def test_cluster_started_here_holds_whole_workers_of_any_size():
     ("pools", "told"),
     [
         ({"tokenize": {"decode": {"workers": 1}}}, "tokenize.decode: only score runs as two pools"),
-        ({"caption": {"workers": 2}}, "execution.pools.caption"),
+        ({"select": {"workers": 2}}, "execution.pools.select"),
     ],
 )
 def test_pool_of_a_stage_that_cannot_have_it_is_refused_by_name(pools, told):

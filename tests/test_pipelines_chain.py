@@ -128,8 +128,9 @@ def test_nothing_is_lost_between_stages(prepared: Path) -> None:
         assert chain.select[source].counts.rows_in == chain.ingest[source].counts.kept
     assert chain.select["clips"].counts.rows_in == chain.split["clips"].counts.out
     for source in ("scenes", "photos", "clips"):
-        assert chain.caption[source].counts.rows_in == chain.select[source].counts.kept
-        assert chain.tokenize[source].counts.rows_in == chain.caption[source].counts.kept
+        assert chain.caption[source, "caption"].counts.rows_in == chain.select[source].counts.kept
+        assert chain.choose[source].counts.rows_in == chain.select[source].counts.kept
+        assert chain.tokenize[source].counts.rows_in == chain.choose[source].counts.kept
 
 
 def test_broken_samples_become_rows_with_their_reason(prepared: Path) -> None:
@@ -153,7 +154,7 @@ def test_new_shard_costs_only_its_own_units(copy: Path) -> None:
     after = records(copy)
     assert all(after[record] == time for record, time in before.items())
     added = [record for record in after if record not in before]
-    for stage in ("ingest", "select", "caption", "tokenize"):
+    for stage in ("ingest", "select", "caption", "choose", "tokenize"):
         assert len([record for record in added if stage_of(record) == stage]) == 1, stage
 
 

@@ -317,7 +317,7 @@ def test_report_digest_of_the_run_follows_from_the_snapshots(finished, page):
     recipe = recipe_for(finished.data, str(finished.root))
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
     digests = []
-    for stage in ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize"):
+    for stage in ("ingest", "split", "score", "duplicates", "select", "choose", "tokenize"):
         for found in getattr(chain, stage).values():
             digests += [snapshot.digest for snapshot in (found if isinstance(found, tuple) else (found,))]
     assert digest_of([*digests, chain.plan.description["snapshot"]]) in page.text
