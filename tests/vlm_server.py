@@ -62,7 +62,7 @@ class VlmServer(ChatServer):
 
 
 def _fork_servers(model: str) -> None:
-    """Fork a server for each line of arguments; tell its process, then (as the server does) its URL, then how it ended."""
+    """Fork a server a line of arguments; tell its process, then (as the server does) its URL, then how it ended."""
     _load(model)
     for line in sys.stdin:
         child = os.fork()
