@@ -53,7 +53,7 @@ def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
     """
     if not data:
         raise SampleError("empty", "no bytes")
-    image = _open(data)
+    image = read_header(data)
     width, height = image.size
     if width * height > max_pixels:
         raise SampleError("too_many_pixels", f"{width} x {height} is more than {max_pixels} pixels")
@@ -68,7 +68,7 @@ class EncodedImage:
         self._coded_size = image.size
         # Else CMYK, or no JPEG at all; of an MPO, the first picture is a JPEG like any other.
         self._simple = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-        self._orientation = _orientation(image)
+        self._orientation = orientation_of(image)
         # The EXIF of a PNG may stand behind its pixels, which are then decoded by now.
         self._read = image if image.format == "PNG" else None
         self._whole: NDArray[np.uint8] | None = None
@@ -114,7 +114,7 @@ class EncodedImage:
         return np.asarray(image if image.mode == mode else image.convert(mode))
 
     def _loaded(self, mode: str = "", scale: int = 1) -> Image.Image:
-        image, self._read = self._read or _open(self._data), None
+        image, self._read = self._read or read_header(self._data), None
         try:
             if mode:
                 width, height = (max(1, side // scale) for side in image.size)
@@ -125,8 +125,8 @@ class EncodedImage:
         return image
 
 
-def _open(data: bytes) -> Image.Image:
-    """Read the header alone."""
+def read_header(data: bytes) -> Image.Image:
+    """Read the header alone; raises SampleError (`not_an_image`, `corrupt`, `truncated`)."""
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -137,8 +137,8 @@ def _open(data: bytes) -> Image.Image:
         raise _fault(error) from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """Read EXIF orientation; EXIF that can't be read is no reason to lose the picture."""
+def orientation_of(image: Image.Image) -> int:
+    """Read EXIF orientation; EXIF that can't be read is no reason to lose the picture. A PNG may be decoded for it."""
     if image.format == "TIFF":  # Pillow turns it as it loads, and gives its size upright
         return 1
     try:

@@ -97,13 +97,20 @@ class SampleReader:
 
         return self._counted(map(read, self._found(piece, rows)))
 
-    def images(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Pixels | SampleError]:
+    def images(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[Pixels | SampleError]:
         """Yield the picture (HWC uint8 RGB) of every row, decoded ahead in threads."""
+        return self.samples(piece, rows, lambda data: decode_image(data, max_pixels=self.limits.max_pixels))
 
-        def decode(found: Found) -> Pixels | SampleError:
-            return _attempt(lambda: decode_image(self._payload(found), max_pixels=self.limits.max_pixels))
+    def samples(self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[bytes], T]) -> Generator[T | SampleError]:
+        """Apply `make(bytes)` to every sample of a slice, in the decoding threads.
 
-        return self._counted(self.ahead(decode, self._found(piece, rows)))
+        What comes as SampleError is `make`'s, or its bytes are not those that were indexed.
+        """
+
+        def made(found: Found) -> T | SampleError:
+            return _attempt(lambda: make(self._payload(found)))
+
+        return self._counted(self.ahead(made, self._found(piece, rows)))
 
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
