@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ for line in sys.stdin:
         finally:
             sys.stdout.flush(); sys.stderr.flush()
             os._exit(code)
+    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -86,8 +87,8 @@ class Commands:
         self._process.communicate()
         self._log.unlink()
 
-    def run(self, *arguments: object, fault: str = "") -> Outcome:
-        """Run one command to its end; `fault` is a `point:count` to die at."""
+    def run(self, *arguments: object, fault: str = "", started: Callable[[int], None] | None = None) -> Outcome:
+        """Run one command to its end; `fault` is a `point:count` to die at, `started` gets to know its process."""
         job = {
             "arguments": [str(argument) for argument in arguments],
             "environment": {"TOKENMILL_FAULT": fault},
@@ -96,6 +97,9 @@ class Commands:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        if started is not None:
+            started(child)
         code = int(self._process.stdout.readline())
         return Outcome(code, self._log.read_text())
 
