@@ -33,8 +33,9 @@ from tokenmill.manifests.verify import verify
 _ZYGOTE = """
 import json, os, sys
 import polars, pyarrow.parquet, tokenmill.cli, tokenmill.commands, tokenmill.pipelines.chain
-from tokenmill.tokenize.vision_emu3 import load_shipped
-load_shipped()
+if sys.argv[1] == "tokenizer":
+    from tokenmill.tokenize.vision_emu3 import load_shipped
+    load_shipped()
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -74,12 +75,18 @@ class Outcome:
 
 
 class Commands:
-    """Runs command lines of tokenmill in children that fork from one warm process."""
+    """Runs command lines of tokenmill in children that fork from one warm process.
+
+    `tokenizer`: it holds the vision tokenizer as well, and with it torch, which takes most of the time to start.
+    """
+
+    def __init__(self, *, tokenizer: bool = True) -> None:
+        self._holds = "tokenizer" if tokenizer else "stages"
 
     def __enter__(self) -> Commands:
         self._log = Path(tempfile.mkstemp(prefix="tokenmill-harness-")[1])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _ZYGOTE, self._holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
 

@@ -1,4 +1,4 @@
-"""Real models behind real servers, all of which die in mid-run: nothing is lost, nothing asked twice, all is counted."""
+"""Real models behind real servers, all of which die in mid-run: nothing lost, nothing asked twice, all counted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from tokenmill.recipe import check_recipe
 
 NUM_SAMPLES, NUM_SMALL = 500, 50
 CONCURRENCY = 16
-_COLOURS = "red blue white green grey black brown pink".split()
-_THINGS = "house bridge dog train market garden horse lamp".split()
+_COLOURS = ["red", "blue", "white", "green", "grey", "black", "brown", "pink"]
+_THINGS = ["house", "bridge", "dog", "train", "market", "garden", "horse", "lamp"]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chain = _chain(folder, {}, work=frozenset(STAGES[: STAGES.index("caption")]))
     assert chain.select["pictures"].counts.kept == NUM_SAMPLES
     return folder
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands(tokenizer=False) as commands:
+        yield commands
 
 
 @pytest.fixture
@@ -94,7 +100,9 @@ def _captioned(folder: Path, column: dict[str, Any], min_side_px: int = 64) -> S
     return _chain(folder, column, min_side_px).caption["pictures", "short"]
 
 
-def _run_with_kills(folder: Path, column: dict[str, Any], server: ChatServer, restart: Callable[[], None]) -> None:
+def _run_with_kills(
+    commands: Commands, folder: Path, column: dict[str, Any], server: ChatServer, restart: Callable[[], None]
+) -> None:
     """Caption everything, while the server dies twice and the stage once."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(_recipe(folder, column)))
@@ -116,9 +124,8 @@ def _run_with_kills(folder: Path, column: dict[str, Any], server: ChatServer, re
         threads.append(threading.Thread(target=killer, args=(pid,)))
         threads[0].start()
 
-    with Commands() as commands:
-        assert commands.run("run", path, "--until", "caption", started=started).was_killed
-        commands.run("run", path, "--until", "caption").check()
+    assert commands.run("run", path, "--until", "caption", started=started).was_killed
+    commands.run("run", path, "--until", "caption").check()
     threads[0].join(timeout=60)
     assert not threads[0].is_alive()
 
@@ -136,7 +143,7 @@ def _assert_each_answered_once(folder: Path, column: dict[str, Any], server: Cha
 
 
 @pytest.mark.slow
-def test_captions_of_a_language_model_servers_and_stage_killed_each_sample_asked_once(folder: Path):
+def test_captions_of_a_language_model_servers_and_stage_killed_each_sample_asked_once(commands: Commands, folder: Path):
     column = {"pictures": False, "system": "Caption.", "prompt": "{caption}", "max_tokens": 5}
     with LlmServer() as model, ChatServer(upstream=model.url) as server:
 
@@ -147,7 +154,7 @@ def test_captions_of_a_language_model_servers_and_stage_killed_each_sample_asked
             server.restart()
 
         column["base_urls"] = [server.url]
-        _run_with_kills(folder, column, server, restart)
+        _run_with_kills(commands, folder, column, server, restart)
         answers = _assert_each_answered_once(folder, column, server)
     assert answers["output_tokens"].min() > 0
     assert answers["texts"].list.first().n_unique() > NUM_SAMPLES // 2
@@ -155,7 +162,7 @@ def test_captions_of_a_language_model_servers_and_stage_killed_each_sample_asked
 
 @pytest.mark.slow
 def test_captions_of_a_vision_language_model_server_and_stage_killed_each_picture_asked_once(
-    folder: Path, tmp_path: Path
+    commands: Commands, folder: Path, tmp_path: Path
 ):
     with VlmServer(write_tiny_vlm(tmp_path / "model")) as server:
 
@@ -164,7 +171,7 @@ def test_captions_of_a_vision_language_model_server_and_stage_killed_each_pictur
             server.restart()
 
         column = {"prompt": "Describe picture {key}.", "max_tokens": 16, "base_urls": [server.url]}
-        _run_with_kills(folder, column, server, restart)
+        _run_with_kills(commands, folder, column, server, restart)
         answers = _assert_each_answered_once(folder, column, server)
         assert len({one["pictures"][0] for one in server.received()}) == NUM_SAMPLES
     assert answers["texts"].list.first().n_unique() > NUM_SAMPLES // 4
