@@ -23,6 +23,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "duplicates": ("select", ()),
     "select": ("select", ()),
     "caption": ("caption", ()),
+    "choose": ("caption", ()),
     "tokenize": ("tokenize", ("commit:between-files:2",)),
     "plan": ("plan", ("plan:before-description:1",)),
 }

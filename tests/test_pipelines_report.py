@@ -94,7 +94,7 @@ def page(finished) -> Page:
 def test_report_of_planned_data_names_every_source_reason_and_snapshot(finished, page):
     recipe = recipe_for(finished.data, str(finished.root))
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
-    for stage in ("ingest", "select", "caption", "tokenize"):
+    for stage in ("ingest", "select", "choose", "tokenize"):
         for source, snapshot in getattr(chain, stage).items():
             assert source in page.text
             assert short(snapshot.digest) in page.text
