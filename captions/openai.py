@@ -21,7 +21,7 @@ from pydantic_core import ArgsKwargs
 
 from tokenmill.captions.captioner import Answer, Request, Takes
 from tokenmill.captions.openai_secrets import key_from, refuse_secrets
-from tokenmill.captions.openai_wire import BodyWriter
+from tokenmill.captions.openai_wire import QuestionWriter
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenmill.captions.openai_asking import Asking
 
 _OURS = ("model", "messages", "seed", "stream", "n")
-_HEADER = re.compile(r"[A-Za-z0-9-]+")
+_HEADER = re.compile(r"(?!(?:host|connection|content-.*|transfer-encoding|accept-encoding)$)[a-z0-9-]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class OpenAICaptioner:
     def _sendable(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
             if not _HEADER.fullmatch(name) or not (value.isascii() and value.isprintable()):
-                raise ValueError(f"{name!r} is no header of one line of ASCII")
+                raise ValueError(f"{name!r} is no header to set, or not one line of ASCII")
         return headers
 
     @property
@@ -165,7 +165,7 @@ class OpenAICaptioner:
         limits = Limits(
             timeout_s=self.timeout_s, tries=self.tries, outage_s=self.outage_s, max_answer_bytes=self.max_answer_bytes
         )
-        writer = BodyWriter(self._common, detail=self.detail, sends_seed=self.send_seed)
+        writer = QuestionWriter(self._common, detail=self.detail, sends_seed=self.send_seed)
         asking = Asking(Client(self.base_urls, dict(self.headers), asker, limits), writer)
         weakref.finalize(self, asking.close)  # also when the interpreter ends
         return asking

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from tokenmill.captions.background_loop import BackgroundLoop, Shelf
 from tokenmill.captions.captioner import Answer, Request
 from tokenmill.captions.openai_client import Client
-from tokenmill.captions.openai_wire import BodyWriter
+from tokenmill.captions.openai_wire import Question, QuestionWriter
 
 _SHARE_OF_BATCH = 32  # a batch is this part of the places at least, unless answers are slow to come
 _PATIENCE_S = 0.25
@@ -19,7 +19,7 @@ _PATIENCE_S = 0.25
 class Asking:
     """A client in a loop of its own, from the first request to `close`."""
 
-    def __init__(self, client: Client, writer: BodyWriter) -> None:
+    def __init__(self, client: Client, writer: QuestionWriter) -> None:
         self._client, self._writer = client, writer
         self._background = BackgroundLoop("tokenmill-openai")
         self._background.run(client.open())
@@ -50,7 +50,7 @@ class Asking:
     def _pull(self, run: _Run, requests: Iterator[Request]) -> bool:
         request = next(requests, None)
         if request is not None:
-            run.submit(request.index, self._writer.body(request))
+            run.submit(self._writer.question(request))
         return request is not None
 
     def close(self) -> None:
@@ -64,12 +64,12 @@ class _Run:
     def __init__(self, client: Client, loop: asyncio.AbstractEventLoop, concurrency: int) -> None:
         self._client, self._loop, self._concurrency = client, loop, concurrency
         self.shelf: Shelf[Answer] = Shelf()
-        self._inbox: deque[tuple[int, bytes]] = deque()
+        self._inbox: deque[Question] = deque()
         self._places: set[asyncio.Task[None]] = set()
         self._is_called = False
 
-    def submit(self, index: int, body: bytes) -> None:
-        self._inbox.append((index, body))
+    def submit(self, question: Question) -> None:
+        self._inbox.append(question)
         if not self._is_called and len(self._places) < self._concurrency:  # one call into the loop may start several
             self._is_called = True
             self._loop.call_soon_threadsafe(self._start)
@@ -85,8 +85,7 @@ class _Run:
         """Ask one request after the other while there are any."""
         try:
             while self._inbox:
-                index, body = self._inbox.popleft()
-                self.shelf.put(await self._client.ask(index, body))
+                self.shelf.put(await self._client.ask(self._inbox.popleft()))
         except Exception as error:  # whatever it is, the caller has to hear of it
             self.shelf.fail(error)
         finally:

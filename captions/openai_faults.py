@@ -22,9 +22,8 @@ from tokenmill.captions.openai_secrets import told
 from tokenmill.captions.openai_wire import BrokenAnswer, Reply, as_object, read_answer
 from tokenmill.errors import SampleError
 
-_AGAIN = (408, 409, 425, 429, 500, 501, 502, 503, 504)
-_NAMED = frozenset(_AGAIN)
-_REFUSED = (400, 413, 414, 415, 422, 451)
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_NEVER = (501, 505)  # not implemented, and it won't be by the next try
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _BLIND = re.compile(
     r"at most 0 image|not a multi-?modal model|image input is not supported|image_url is only supported by certain"
@@ -32,6 +31,7 @@ _BLIND = re.compile(
     r"(?: inputs?| content| data)?\s*(?:[.,;!'\"]|$)",  # "does not support images smaller than …" is another matter
     re.IGNORECASE,
 )
+_NOT_YET = re.compile("loading|starting|warming up|not ready|overloaded", re.IGNORECASE)  # with 503: llama.cpp's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,9 @@ class Asker:
 
 
 def outcome_of(
-    status: int, headers: Mapping[str, str], data: bytes, asker: Asker, *, has_worked: bool
+    status: int, headers: Mapping[str, str], data: bytes, asker: Asker, *, has_worked: bool, may_be_blind: bool
 ) -> Reply | Fault:
-    """Judge a whole HTTP answer; `has_worked` says that this server has answered such requests before."""
+    """Judge a whole HTTP answer of a server that `has_worked` before, and may or may not take pictures."""
     if status < 300:
         try:
             return read_answer(data)
@@ -75,33 +75,34 @@ def outcome_of(
             return broken
     code, message = _error_in(data)
     said = told(message, asker.key)
-    if stop := _hopeless(status, headers, code, message, said, asker, has_worked):
+    if may_be_blind and _BLIND.search(message):
+        blind = f"the model {asker.model!r} takes no pictures ({said}); ask a vision model, or set pictures: false"
+        return Fault(reason=f"http_{status}", message=blind, effect="stop")
+    if stop := _hopeless(status, headers, code, said, asker, has_worked):
         return Fault(reason=f"http_{status}", message=stop, effect="stop")
     if "content_filter" in code or "content_policy" in code:
         return Reply(error=SampleError("content_filter", said or "the server's filter refused the request"))
-    if status in _AGAIN or status >= 500:
+    is_passing = status in _AGAIN or (status >= 500 and status not in _NEVER)
+    if is_passing and "request too large" not in message.lower():  # which some say by a 429 that never ends
         return _again(status, headers, said)
     return Reply(error=SampleError("refused_by_server", f"{status}: {said}" if said else f"{status}"))
 
 
 def _again(status: int, headers: Mapping[str, str], said: str) -> Fault:
     retry_after_s = seconds_of(headers.get("Retry-After"))
+    is_later = status == 429 or retry_after_s is not None or (status == 503 and bool(_NOT_YET.search(said)))
     return Fault(
-        reason=f"http_{status}" if status in _NAMED else "http_5xx",
+        reason=f"http_{status}" if status in _AGAIN else "http_5xx",
         message=f"the server answered {status}{': ' + said if said else ''}",
-        costs_try=status != 429 and retry_after_s is None,
+        costs_try=not is_later,
         retry_after_s=retry_after_s,
     )
 
 
-def _hopeless(
-    status: int, headers: Mapping[str, str], code: str, message: str, said: str, asker: Asker, has_worked: bool
-) -> str:
+def _hopeless(status: int, headers: Mapping[str, str], code: str, said: str, asker: Asker, has_worked: bool) -> str:
     """Say why no request at all can work, or nothing."""
     if 300 <= status < 400:
         return f"it redirects ({status}) to {_host(headers.get('Location', ''))}; requests are not sent on with a key"
-    if not has_worked and _BLIND.search(message):
-        return f"the model {asker.model!r} takes no pictures ({said}); ask a vision model, or set pictures: false"
     if status == 402 or code in _NO_CREDIT:
         return f"the account has no credit left ({status}): {said}"
     if status == 401 or (status == 403 and not has_worked):

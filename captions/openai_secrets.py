@@ -16,9 +16,10 @@ from urllib.parse import parse_qsl, urlsplit
 from tokenmill.errors import RecipeError, RunError
 
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-_PREFIXED = r"(?:sk|pk|rk|gsk|xai|pplx|hf|r8|nvapi|key|api|ghp|github_pat|glpat|fw|csk|tgp)[-_][A-Za-z0-9_-]{12,}"
+_UNNAMED = re.compile(r"AKIA[A-Z0-9]{12,}|(?=.*[0-9])[A-Z0-9]{20,}")  # a key of upper case alone
 _KEY = re.compile(
-    rf"(?:Bearer|Basic) +\S+|\b{_PREFIXED}|\bAKIA[A-Z0-9]{{12,}}|\bAIza[A-Za-z0-9_-]{{20,}}", re.IGNORECASE
+    r"(?i:\b(?:Bearer|Basic) +\S+)|\bsk-(?=[\w-]*[0-9])[\w-]{16,}|\bhf_[A-Za-z0-9]{30,}"
+    r"|\b(?:gsk_|xai-|pplx-|r8_|nvapi-|ghp_|github_pat_|glpat-|fw_|csk-)[\w-]{16,}|\bAKIA[A-Z0-9]{12,}|\bAIza[\w-]{20,}"
 )
 _RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9_+/=-]{32,}")
 _SECRET_NAME = re.compile(  # of a name's letters
@@ -34,7 +35,7 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
     """Raise RecipeError where a setting looks like a key or holds a password; the message never shows it."""
     for place, name, value in _leaves(settings):
         if place == "api_key_env":
-            if value is not None and not (isinstance(value, str) and _VARIABLE.fullmatch(value)):
+            if value is not None and not _is_variable(value):
                 raise _refused(
                     place, "must be the name of an environment variable, such as OPENAI_API_KEY (A-Z, 0-9, _)"
                 )
@@ -42,6 +43,10 @@ def refuse_secrets(settings: Mapping[str, Any]) -> None:
             raise _refused(place, "would hold a key")
         elif isinstance(value, str) and _looks_secret(value, place):
             raise _refused(place, "looks like a key or holds a password")
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, str) and bool(_VARIABLE.fullmatch(value)) and not _UNNAMED.fullmatch(value)
 
 
 def _refused(place: str, why: str) -> RecipeError:
@@ -54,10 +59,9 @@ def _refused(place: str, why: str) -> RecipeError:
 def _leaves(value: Any, place: str = "", name: str = "") -> Iterator[tuple[str, str, Any]]:
     if isinstance(value, Mapping):
         for key, one in value.items():
-            # a key may stand on the wrong side of the colon too
-            shown = "a name" if _looks_secret(str(key), place) else str(key)
-            yield f"{place}.{shown}".strip("."), shown, str(key)
-            yield from _leaves(one, f"{place}.{shown}".strip("."), str(key))
+            if _looks_secret(str(key), place):
+                raise _refused(f"a name in {place}" if place else "the name of a setting", "looks like a key")
+            yield from _leaves(one, f"{place}.{key}".strip("."), str(key))
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _leaves(one, place, name)
@@ -70,7 +74,7 @@ def _looks_secret(value: str, place: str) -> bool:
         return _url_holds_secret(value)
     if _KEY.search(value):
         return True
-    return place.split(".")[0] in ("headers", "api_key_env") and bool(_RANDOM.fullmatch(value))
+    return place.startswith("headers") and bool(_RANDOM.fullmatch(value))
 
 
 def _url_holds_secret(value: str) -> bool:

@@ -1,7 +1,7 @@
 """What goes over the wire: a request as JSON bytes, and what an answer's bytes say.
 
-Pictures are set into the body as base64 bytes between ready-made pieces, never as text through a JSON encoder: 0.13 ms
-for a picture of 200 kB instead of 0.55 ms.
+Pictures are set into the body as base64 bytes between ready-made pieces, never as text through a JSON encoder: 0.20 ms
+for a picture of 200 kB instead of 0.52 ms. In the caller's thread: base64 holds the interpreter wherever it runs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,15 @@ _LONGEST_NAME_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request ready to be sent: its number for the caller, its body, and whether pictures are in it."""
+
+    index: int
+    body: bytes
+    has_pictures: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """A whole answer: a text, or why there is none in it (`error`), which asking again would not change."""
 
@@ -43,7 +52,7 @@ class BrokenAnswer(Exception):  # noqa: N818  # never leaves the engine
         self.reason, self.message = reason, message
 
 
-class BodyWriter:
+class QuestionWriter:
     """Writes requests' bodies; `common` is what all of them say: model, limits, sampling."""
 
     def __init__(self, common: Mapping[str, Any], *, detail: str | None, sends_seed: bool) -> None:
@@ -51,8 +60,11 @@ class BodyWriter:
         self._end_of_picture = b'"' + (b',"detail":' + _json(detail) if detail else b"") + b"}}"
         self._sends_seed = sends_seed
 
-    def body(self, request: Request) -> bytes:
-        """Return one request as JSON: the pictures first, in their order, then the prompt."""
+    def question(self, request: Request) -> Question:
+        """Return a request as it is sent: the pictures first, in their order, then the prompt."""
+        return Question(index=request.index, body=self._body(request), has_pictures=bool(request.pictures))
+
+    def _body(self, request: Request) -> bytes:
         seed = b',"seed":%d' % (request.seed % _SEEDS) if self._sends_seed else b""
         parts = [self._common, seed, b',"messages":[']
         if request.system:
@@ -87,7 +99,7 @@ def read_answer(data: bytes) -> Reply:
     return Reply(
         text=text,
         error=_unusable(message, text, finish_reason),
-        model=_name(answer.get("model")),
+        model=model_name(answer.get("model")),
         finish_reason=finish_reason,
         input_tokens=_tokens(usage, "prompt_tokens"),
         output_tokens=_tokens(usage, "completion_tokens"),
@@ -137,10 +149,19 @@ def _tokens(usage: Any, name: str) -> int:
     return number if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < _MOST_TOKENS else 0
 
 
+def model_name(value: Any) -> str:
+    """Return a model's name; of llama.cpp's, which is a path on its machine, the file's."""
+    name = _name(value)
+    return name.rpartition("/")[2] if name.startswith("/") else name
+
+
 def _name(value: Any) -> str:
-    text = value if isinstance(value, str) else ""
-    return "".join(char for char in text if char.isprintable())[:_LONGEST_NAME_CHARS]
+    text = value[:_LONGEST_NAME_CHARS] if isinstance(value, str) else ""
+    return text if text.isprintable() else "".join(char for char in text if char.isprintable())
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"))  # built once: building it costs as much as a prompt

@@ -32,7 +32,9 @@ class Server:
     busy: int = 0
     sent: int = 0
     open_at: float = 0.0
+    shut_at: float = 0.0
     last_answer: float = -1.0
+    has_seen: bool = False
     strikes: int = 0
     check: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -55,10 +57,6 @@ class ServerPool:
         self._failing_since: float | None = None
         self._broken: RunError | None = None
         self._changed = asyncio.Event()
-
-    def begin(self) -> None:
-        """Forget an outage: what nobody waited for ended no run."""
-        self._failing_since, self._broken = None, None
 
     async def acquire(self, avoid: Server | None = None) -> Server:
         """Wait for a server and take a place at it; raises RunError when none has answered anything for `outage_s`."""
@@ -86,8 +84,9 @@ class ServerPool:
         """Give back the place."""
         server.busy -= 1
 
-    def answered(self, server: Server) -> None:
-        """Note that a server gave a whole answer."""
+    def answered(self, server: Server, *, has_seen: bool) -> None:
+        """Note that a server gave a whole answer, and whether it is about pictures."""
+        server.has_seen = server.has_seen or has_seen
         server.last_answer, server.strikes, self._failing_since = time.monotonic(), 0, None
 
     async def costs_try(self, server: Server, fault: Fault, sent_at: float) -> bool:
@@ -100,17 +99,22 @@ class ServerPool:
             self._set_down(server, fault)
             return False
         if not fault.costs_try:
-            self._shut(server, fault)
+            self._shut(server, fault, sent_at)
             return False
-        if server.last_answer >= sent_at or await self._is_up(server):
+        if server.last_answer >= sent_at and fault.reason != "reset":  # one that dies has just answered others
+            return True
+        if await self._is_up(server):
             return True
         self._set_down(server, fault)
         return False
 
-    def _shut(self, server: Server, fault: Fault) -> None:
-        server.strikes += 1
+    def _shut(self, server: Server, fault: Fault, sent_at: float) -> None:
+        """Leave a server alone; what was sent before it was shut tells nothing new about it."""
+        now = time.monotonic()
+        if sent_at >= server.shut_at:
+            server.strikes, server.shut_at = server.strikes + 1, now
         wait_s = back_off_s(server.strikes) if fault.retry_after_s is None else fault.retry_after_s
-        server.open_at = max(server.open_at, time.monotonic() + min(wait_s, self._outage_s))
+        server.open_at = max(server.open_at, server.shut_at + min(wait_s, self._outage_s))
 
     def _set_down(self, server: Server, fault: Fault) -> None:
         if server.check is None:

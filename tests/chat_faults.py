@@ -2,14 +2,16 @@
 
 `http_NNN` any status with an error as OpenAI words it · `timeout` nothing is ever said · `reset`, `reset_in_answer` the
 connection is cut, at once or in mid-answer · `invalid_json` · `html` an error page with 200 · `html_502` ·
-`no_choices` · `empty_content` · `huge` a caption of 2 MB · `refusal` · `content_filter` · `no_pictures` a 400 of a
-model that takes none · `echo_key` an error page that shows the key · `redirect:URL`.
+`garbage` what is not HTTP · `bomb` 50 MB in 50 kB of gzip · `no_choices` · `empty_content` · `huge` a caption of 2 MB ·
+`refusal` · `content_filter` · `no_pictures` a 400 of a model that takes none · `loading` a 503 that says so ·
+`echo_key` an error page that shows the key · `redirect:URL`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
+import gzip
 import json
 import socket
 import struct
@@ -31,7 +33,7 @@ _KINDS = (
     "no_choices",
     "empty_content",
 )
-_KINDS += ("huge", "refusal", "content_filter", "no_pictures", "echo_key", "redirect")
+_KINDS += ("garbage", "bomb", "huge", "refusal", "content_filter", "no_pictures", "loading", "echo_key", "redirect")
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,14 @@ def faulty_reply(kind: str, body: Mapping[str, Any], *, authorization: str = "",
     if name in ("html", "html_502", "invalid_json"):
         data = b'{"choices": [{"mess' if name == "invalid_json" else _PAGE
         return http_reply(502 if name == "html_502" else 200, data, "text/html")
+    if name == "garbage":
+        return Reply(b"\x00\x01 220 mail.example ESMTP\r\n\r\n")
+    if name == "bomb":
+        return http_reply(200, gzip.compress(bytes(50_000_000)), "application/json", "Content-Encoding: gzip")
     if name == "no_pictures":
         return error(400, "At most 0 image(s) may be provided in one prompt: the model does not support image input")
+    if name == "loading":
+        return error(503, "Loading model")
     if name.startswith("http_"):
         return error(int(name[5:]), "The server errs as it was told", retry_after=retry_after)
     return json_reply(200, _odd_completion(name, body))

@@ -45,6 +45,7 @@ class Settings:
         delay_ms: from a request's last byte to its answer's first.
         faults: kind → share of the requests.
         script: what the first requests meet instead, in order; `ok` is no fault.
+        poison: word → what every request meets whose prompt holds it; goes before all else.
         seed: of the faults' draw.
         key: what `Authorization: Bearer …` must be, else 401; empty: anything.
         model: the only one there is, else 404; empty: any.
@@ -60,6 +61,7 @@ class Settings:
     delay_ms: float = 0.0
     faults: Mapping[str, float] = field(default_factory=dict)
     script: Sequence[str] = ()
+    poison: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     key: str = ""
     model: str = ""
@@ -72,6 +74,7 @@ class Settings:
     def arguments(self) -> list[str]:
         lists = {"faults": ",".join(f"{name}={share}" for name, share in self.faults.items())}
         lists["script"] = ",".join(self.script)
+        lists["poison"] = ",".join(f"{word}={kind}" for word, kind in self.poison.items())
         return [f"--{name.replace('_', '-')}={lists.get(name, value)}" for name, value in vars(self).items()]
 
 
@@ -123,7 +126,7 @@ class ChatServer(Served):
 class _Server:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        for kind in (*settings.faults, *settings.script):
+        for kind in (*settings.faults, *settings.script, *settings.poison.values()):
             known(kind)
         self._random = random.Random(settings.seed)
         self._script = list(settings.script)
@@ -149,7 +152,7 @@ class _Server:
         body = json.loads(raw)
         given = _KEY.search(head)
         authorization = given[1].decode() if given else ""
-        fault = self._fault()
+        fault = self._fault(body)
         self._note(body, fault)
         if self.settings.delay_ms:
             await asyncio.sleep(self.settings.delay_ms / 1000)
@@ -174,7 +177,12 @@ class _Server:
         except (aiohttp.ClientError, OSError):
             return Reply(b"", "reset")
 
-    def _fault(self) -> str:
+    def _fault(self, body: dict[str, Any]) -> str:
+        if self.settings.poison:
+            prompt = taken_apart(body)[1]
+            for word, kind in self.settings.poison.items():
+                if word in prompt:
+                    return kind
         self._started = self._started or time.monotonic()
         if time.monotonic() - self._started < self.settings.busy_s:
             return "http_429"
@@ -302,9 +310,12 @@ def _settings(arguments: Sequence[str] | None = None) -> Settings:
         kind = type(value) if isinstance(value, int | float) else str
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, "")}
-    pairs = [pair.split("=") for pair in given.pop("faults", "").split(",") if pair]
+    faults, poison = (
+        (pair.split("=") for pair in given.pop(name, "").split(",") if pair) for name in ("faults", "poison")
+    )
     script = tuple(given.pop("script", "").replace(",", " ").split())
-    return Settings(faults={name: float(share) for name, share in pairs}, script=script, **given)
+    shares = {name: float(share) for name, share in faults}
+    return Settings(faults=shares, poison=dict(poison), script=script, **given)
 
 
 def serve(arguments: Sequence[str] | None = None) -> None:
