@@ -38,10 +38,10 @@ class BackgroundLoop:
 
 
 async def _wind_up(at_last: Callable[[], Awaitable[None]]) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:  # again: what ends may begin something
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
     await at_last()
     await asyncio.sleep(0)  # transports say goodbye in the next round
 

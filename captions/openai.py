@@ -2,8 +2,8 @@
 
 An event loop in a second thread does the talking, so what is on the wire goes on while the caller decodes the next
 pictures or writes the last answers. No more than `concurrency` + `ahead` requests are pulled and not yet stored: that
-bounds memory (their pictures) and what a kill loses. With `ahead: 0` a place is idle while its answer is stored:
-XX % of the requests/s at 256 places and answers after 200 ms (docs/captions.md).
+bounds memory (their pictures) and what a kill loses. With `ahead: 0` a place idles while its answer is stored: 10 % of
+the requests/s at 256 places, answers after 200 ms and 10 ms a batch; with the default none (docs/captions.md).
 """
 
 from __future__ import annotations

@@ -22,15 +22,18 @@ class Asking:
     def __init__(self, client: Client, writer: QuestionWriter) -> None:
         self._client, self._writer = client, writer
         self._background = BackgroundLoop("tokenmill-openai")
+        self._runs: set[_Run] = set()
         self._background.run(client.open())
 
     def answers(self, requests: Iterable[Request], concurrency: int, ahead: int) -> Iterator[Sequence[Answer]]:
         """Yield what is answered by now, again and again; no more than `concurrency` requests are asked at a time, and
         no more than `ahead` besides them wait to be asked, or are answered and not yet given back for good."""
         run = _Run(self._client, self._background.loop, concurrency)
+        self._runs.add(run)
         try:
             yield from self._through(run, iter(requests), max(1, concurrency // _SHARE_OF_BATCH), concurrency + ahead)
         finally:
+            self._runs.discard(run)
             if not self._background.loop.is_closed():
                 self._background.run(run.cancel())
 
@@ -55,6 +58,8 @@ class Asking:
 
     def close(self) -> None:
         """Hang up and end the thread."""
+        for run in self._runs:
+            run.shelf.fail(RuntimeError("the captioner was closed while it was asked"))
         self._background.close(self._client.close)
 
 

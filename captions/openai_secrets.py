@@ -33,15 +33,12 @@ _LONGEST_CHARS = 200
 
 def refuse_secrets(settings: Mapping[str, Any]) -> None:
     """Raise RecipeError where a setting looks like a key or holds a password; the message never shows it."""
-    for place, name, value in _leaves(settings):
-        if place == "api_key_env":
-            if value is not None and not _is_variable(value):
-                raise _refused(
-                    place, "must be the name of an environment variable, such as OPENAI_API_KEY (A-Z, 0-9, _)"
-                )
-        elif _names_secret(name) and value not in (None, ""):
+    if settings.get("api_key_env") is not None and not _is_variable(settings["api_key_env"]):
+        raise _refused("api_key_env", "must name an environment variable, such as OPENAI_API_KEY (A-Z, 0-9, _)")
+    for place, name, value in _leaves({key: value for key, value in settings.items() if key != "api_key_env"}):
+        if _names_secret(name) and value not in (None, ""):
             raise _refused(place, "would hold a key")
-        elif isinstance(value, str) and _looks_secret(value, place):
+        if isinstance(value, str) and _looks_secret(value, place):
             raise _refused(place, "looks like a key or holds a password")
 
 

@@ -4,7 +4,7 @@
 connection is cut, at once or in mid-answer · `invalid_json` · `html` an error page with 200 · `html_502` ·
 `garbage` what is not HTTP · `bomb` 50 MB in 50 kB of gzip · `no_choices` · `empty_content` · `huge` a caption of 2 MB ·
 `refusal` · `content_filter` · `no_pictures` a 400 of a model that takes none · `loading` a 503 that says so ·
-`echo_key` an error page that shows the key · `redirect:URL`.
+`echo_key` an error that shows the key · `redirect:URL`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def faulty_reply(kind: str, body: Mapping[str, Any], *, authorization: str = "",
     if name == "redirect":
         return http_reply(307, b"", "text/plain", f"Location: {rest}")
     if name == "echo_key":
-        return http_reply(500, f"<html>Authorization: {authorization}</html>".encode(), "text/html")
+        return error(500, f"cannot do that; Authorization: {authorization}, the key being {authorization[7:]}")
     if name in ("html", "html_502", "invalid_json"):
         data = b'{"choices": [{"mess' if name == "invalid_json" else _PAGE
         return http_reply(502 if name == "html_502" else 200, data, "text/html")

@@ -105,8 +105,8 @@ class ChatServer(Served):
         self.settings.port = self.port
 
     def received(self) -> list[dict[str, Any]]:
-        """List every request: `prompt`, `system`, `seed`, `pictures` (digests), `fault`, `time` (of time.time), `body`
-        without pictures and messages."""
+        """List every request: `prompt`, `system`, `seed`, `pictures` (digests), `fault`, `time` (of time.time),
+        `at_once` (how many were being answered then), `body` without messages."""
         lines = Path(self.settings.log).read_text().splitlines() if Path(self.settings.log).exists() else []
         return [json.loads(line) for line in lines]
 
@@ -133,7 +133,7 @@ class _Server:
         self._kinds, self._shares = [*settings.faults, "ok"], [*settings.faults.values(), 0.0]
         self._shares[-1] = max(0.0, 1 - sum(self._shares))
         self._log = os.open(settings.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if settings.log else -1
-        self._started = 0.0
+        self._started, self._at_once = 0.0, 0
         self._writer = BatchWriter(settings.answer_with) if settings.answer_with else None
         self._session: Any = None
 
@@ -145,6 +145,13 @@ class _Server:
 
     async def reply(self, head: bytes, raw: bytes) -> Reply:
         """Say what a request gets, after its delay."""
+        self._at_once += 1
+        try:
+            return await self._reply(head, raw)
+        finally:
+            self._at_once -= 1
+
+    async def _reply(self, head: bytes, raw: bytes) -> Reply:
         if head.startswith(b"GET"):
             is_list = head.split(b" ", 2)[1].endswith(b"/models")
             listed = {"object": "list", "data": [{"id": self.settings.model or "any", "object": "model"}]}
@@ -195,6 +202,7 @@ class _Server:
             return
         system, prompt, pictures = taken_apart(body)
         line = {"prompt": prompt, "system": system, "seed": body.get("seed"), "fault": fault, "time": time.time()}
+        line["at_once"] = self._at_once
         line["pictures"] = [hashlib.sha256(picture.encode()).hexdigest()[:16] for picture in pictures]
         line["body"] = {key: value for key, value in body.items() if key != "messages"}
         os.write(self._log, json.dumps(line).encode() + b"\n")

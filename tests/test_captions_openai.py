@@ -220,7 +220,7 @@ def test_openai_no_more_is_pulled_than_is_worked_on():
             most = max(most, pulled - stored)
             yield request
 
-    with ChatServer(delay_ms=5) as server:
+    with ChatServer(delay_ms=20) as server:
         settings = {"model": "small", "base_urls": server.url, "concurrency": 8}
         for ahead in (0, 4):
             pulled = stored = most = 0
@@ -231,6 +231,7 @@ def test_openai_no_more_is_pulled_than_is_worked_on():
                 stored += stored_now
             captioner.close()
             assert (pulled, stored, most) == (100, 100, 8 + ahead)
+        assert max(one["at_once"] for one in server.received()) <= 8
 
 
 def test_openai_requests_on_the_wire_go_on_while_the_next_is_decoded():
@@ -275,6 +276,17 @@ def test_openai_abandoned_generator_drops_what_is_under_way_and_can_begin_again(
         assert len(server.received()) == asked + 5
         captioner.close()
         captioner.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "tokenmill-openai"]
+
+
+def test_openai_closed_while_it_is_asked_tells_the_caller():
+    with ChatServer(delay_ms=50) as server:
+        captioner = build_captioner("openai", {"model": "small", "base_urls": server.url, "concurrency": 4})
+        running = captioner.answers(requests(100))
+        next(running)
+        captioner.close()
+        with pytest.raises(RuntimeError, match="closed while"):
+            list(running)
     assert not [thread for thread in threading.enumerate() if thread.name == "tokenmill-openai"]
 
 
