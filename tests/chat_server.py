@@ -20,8 +20,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -29,11 +27,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from tests.chat_faults import Reply, completion, error, faulty_reply, json_reply, known, reset
+from tests.chat_faults import Reply, completion, error, faulty_reply, http_reply, json_reply, known, reset
+from tests.served import Served
 
-ROOT = Path(__file__).parents[1]
+_BATCH = 16
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _KEY = re.compile(rb"\r\nauthorization: *([^\r]*)", re.IGNORECASE)
 
@@ -52,7 +51,9 @@ class Settings:
         model: the only one there is, else 404; empty: any.
         retry_after: the header of 429 and 503: seconds, `date` (an HTTP date two seconds ahead) or nothing.
         busy_s: every request gets 429 in the first seconds, counted from the first request.
-        answer_with: `module:function` from a request's body to a text, called in one thread; else made up.
+        answer_with: `module:function` from the bodies of requests that wait (16 at most) to their texts, called in one
+            thread; else they are made up.
+        upstream: another server's base URL that the requests are passed on to; hangs up on who asked when it hangs up.
         log: a file to which each request is a line of JSON.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     retry_after: str = ""
     busy_s: float = 0.0
     answer_with: str = ""
+    upstream: str = ""
     log: str = ""
 
     def arguments(self) -> list[str]:
@@ -76,44 +78,31 @@ class Settings:
         return [f"--{name.replace('_', '-')}={lists.get(name, value)}" for name, value in vars(self).items()]
 
 
-class ChatServer:
+class ChatServer(Served):
     """The server as a subprocess, while the block runs; takes `Settings` as keywords."""
+
+    module = "tests.chat_server"
 
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**settings)
 
-    def __enter__(self) -> ChatServer:
+    def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory()
         self.settings.log = self.settings.log or str(Path(self._folder.name) / "requests.jsonl")
-        self.restart()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        super().__exit__()
         self._folder.cleanup()
 
-    @property
-    def url(self) -> str:
-        """What goes into `base_urls`."""
-        return f"http://127.0.0.1:{self.settings.port}/v1"
+    def arguments(self) -> list[str]:
+        return self.settings.arguments()
 
     def restart(self, **settings: Any) -> None:
         """Start it (again), on the same port; keywords change its settings."""
         vars(self.settings).update(settings)
-        command = [sys.executable, "-m", "tests.chat_server", *self.settings.arguments()]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        url = self.process.stdout.readline().strip()
-        if not url:
-            raise RuntimeError("the server of chat completions did not start")
-        self.settings.port = int(url.rsplit(":", 1)[1].split("/")[0])
-
-    def kill(self) -> None:
-        """End it by SIGKILL: connections break, nothing is said."""
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        super().restart()
+        self.settings.port = self.port
 
     def received(self) -> list[dict[str, Any]]:
         """List every request: `prompt`, `system`, `seed`, `pictures` (digests), `fault`, `time` (of time.time),
@@ -127,8 +116,8 @@ class ChatServer:
 
     def wait_for(self, num_requests: int, limit_s: float = 20.0) -> None:
         """Wait until so many requests have come."""
-        deadline = time.monotonic() + limit_s
-        while len(self.received()) < num_requests:
+        deadline, log = time.monotonic() + limit_s, Path(self.settings.log)
+        while not log.exists() or log.read_bytes().count(b"\n") < num_requests:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(self.received())} of {num_requests} requests came")
             time.sleep(0.01)
@@ -144,12 +133,9 @@ class _Server:
         self._kinds, self._shares = [*settings.faults, "ok"], [*settings.faults.values(), 0.0]
         self._shares[-1] = max(0.0, 1 - sum(self._shares))
         self._log = os.open(settings.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if settings.log else -1
-        self._thread = ThreadPoolExecutor(1)
         self._started, self._at_once = 0.0, 0
-        self.writer: Callable[[dict[str, Any]], str] | None = None
-        if settings.answer_with:
-            module, _, name = settings.answer_with.partition(":")
-            self.writer = getattr(importlib.import_module(module), name)
+        self._writer = BatchWriter(settings.answer_with) if settings.answer_with else None
+        self._session: Any = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -183,12 +169,20 @@ class _Server:
             return error(404, f"The model `{body.get('model')}` does not exist.", code="model_not_found")
         if fault != "ok":
             return faulty_reply(fault, body, authorization=authorization, retry_after=self.settings.retry_after)
-        return json_reply(200, completion(body, await self._text(body)))
+        if self.settings.upstream:
+            return await self._passed_on(raw)
+        return json_reply(200, completion(body, await self._writer.text(body) if self._writer else made_up(body)))
 
-    async def _text(self, body: dict[str, Any]) -> str:
-        if self.writer is None:
-            return made_up(body)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.writer, body)
+    async def _passed_on(self, raw: bytes) -> Reply:
+        import aiohttp
+
+        self._session = self._session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._session.post(f"{self.settings.upstream}/chat/completions", data=raw, headers=headers) as a:
+                return http_reply(a.status, await a.read(), a.content_type)
+        except (aiohttp.ClientError, OSError):
+            return Reply(b"", "reset")
 
     def _fault(self, body: dict[str, Any]) -> str:
         if self.settings.poison:
@@ -212,6 +206,35 @@ class _Server:
         line["pictures"] = [hashlib.sha256(picture.encode()).hexdigest()[:16] for picture in pictures]
         line["body"] = {key: value for key, value in body.items() if key != "messages"}
         os.write(self._log, json.dumps(line).encode() + b"\n")
+
+
+class BatchWriter:
+    """Has the requests that wait answered together by a function in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        module, _, function = name.partition(":")
+        self._write: Callable[[list[dict[str, Any]]], list[str]] = getattr(importlib.import_module(module), function)
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: list[tuple[dict[str, Any], asyncio.Future[str]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def text(self, body: dict[str, Any]) -> str:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+        self._waiting.append((body, answer))
+        if self._task is None:
+            self._task = loop.create_task(self._answer_all())
+        return await answer
+
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_BATCH], self._waiting[_BATCH:]
+            bodies = [body for body, _ in batch]
+            texts = await asyncio.get_running_loop().run_in_executor(self._thread, self._write, bodies)
+            for (_, answer), text in zip(batch, texts, strict=True):
+                if not answer.done():  # who asked may have hung up
+                    answer.set_result(text)
+        self._task = None
 
 
 class _Connection(asyncio.Protocol):
@@ -303,5 +326,10 @@ def _settings(arguments: Sequence[str] | None = None) -> Settings:
     return Settings(faults=shares, poison=dict(poison), script=script, **given)
 
 
+def serve(arguments: Sequence[str] | None = None) -> None:
+    """Serve until killed; `arguments` as on the command line."""
+    asyncio.run(_Server(_settings(arguments)).run())
+
+
 if __name__ == "__main__":
-    asyncio.run(_Server(_settings()).run())
+    serve()

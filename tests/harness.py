@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from tokenmill.manifests.verify import verify
 _ZYGOTE = """
 import json, os, sys
 import polars, pyarrow.parquet, tokenmill.cli, tokenmill.commands, tokenmill.pipelines.chain
-from tokenmill.tokenize.vision_emu3 import load_shipped
-load_shipped()
+if sys.argv[1] == "tokenizer":
+    from tokenmill.tokenize.vision_emu3 import load_shipped
+    load_shipped()
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -53,6 +54,7 @@ for line in sys.stdin:
         finally:
             sys.stdout.flush(); sys.stderr.flush()
             os._exit(code)
+    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -73,12 +75,18 @@ class Outcome:
 
 
 class Commands:
-    """Runs command lines of tokenmill in children that fork from one warm process."""
+    """Runs command lines of tokenmill in children that fork from one warm process.
+
+    `tokenizer`: it holds the vision tokenizer as well, and with it torch, which takes most of the time to start.
+    """
+
+    def __init__(self, *, tokenizer: bool = True) -> None:
+        self._holds = "tokenizer" if tokenizer else "stages"
 
     def __enter__(self) -> Commands:
         self._log = Path(tempfile.mkstemp(prefix="tokenmill-harness-")[1])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _ZYGOTE, self._holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
 
@@ -86,8 +94,8 @@ class Commands:
         self._process.communicate()
         self._log.unlink()
 
-    def run(self, *arguments: object, fault: str = "") -> Outcome:
-        """Run one command to its end; `fault` is a `point:count` to die at."""
+    def run(self, *arguments: object, fault: str = "", started: Callable[[int], None] | None = None) -> Outcome:
+        """Run one command to its end; `fault` is a `point:count` to die at, `started` gets to know its process."""
         job = {
             "arguments": [str(argument) for argument in arguments],
             "environment": {"TOKENMILL_FAULT": fault},
@@ -96,6 +104,9 @@ class Commands:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        if started is not None:
+            started(child)
         code = int(self._process.stdout.readline())
         return Outcome(code, self._log.read_text())
 
