@@ -63,7 +63,8 @@ class ColumnAnswers:
     ) -> dict[str, Said]:  # fmt: skip
         """Return what the column says of each of some index rows, by key."""
         questions = list(self.asking.questions(rows, carried))
-        asked = pl.DataFrame({"request": [question.request for question in questions]}).unique()
+        requests = [question.request for question in questions]
+        asked = pl.DataFrame({"request": requests}, schema={"request": pl.String}).unique()
         found = self._answers(folder, records).join(asked, on="request", how="semi")
         answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         for row in found.iter_rows(named=True):
