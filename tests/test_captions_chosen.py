@@ -112,6 +112,12 @@ def test_sample_without_a_usable_caption_fails_with_the_reason_of_its_first_colu
     assert chain.tokenize["scenes"].counts.rows_in == 9
 
 
+def test_choice_of_a_slice_of_which_nothing_is_kept_is_an_empty_table(asked: AskedRoot) -> None:
+    chain = asked.run({"filter.image.rules": {"none": "min_side_px >= 9999"}})
+    assert rows_of(chain) == {}
+    assert chain.choose["scenes"].counts.rows_in == 0
+
+
 CLIPS = pl.DataFrame(
     {
         "key": ["short", "long"],
