@@ -29,7 +29,9 @@ def check_captions(chain: Chain) -> None:
         if modality == "text":
             raise RecipeError(f"{where}: a text is its own caption; allowed: image, video")
         for name, column in captions.columns.items():
-            _check_column(chain, modality, column, where if set(captions.columns) == _ONLY else f"{where}.columns.{name}")
+            _check_column(
+                chain, modality, column, where if set(captions.columns) == _ONLY else f"{where}.columns.{name}"
+            )
         for source in chain.sources_of(modality):
             _check_different(captions, modality, source, where)
 

@@ -79,8 +79,12 @@ class CaptionWorker:
     def _work(self, job: Job, before: AnswersBefore, journal: AnswerJournal | None) -> JobResult:
         started = time.perf_counter()
         (target,) = job.targets
-        questions = UnitQuestions(asking=self._asking, part=job.unit.payload["part"], pictures=self._pictures)
-        questions.find(lambda question: before.is_open(question, self._judged))
+        questions = UnitQuestions(
+            asking=self._asking,
+            part=job.unit.payload["part"],
+            pictures=self._pictures,
+            is_open=lambda question: before.is_open(question, self._judged),
+        )
         read_s = time.perf_counter() - started
         rows: Rows = list(chain.from_iterable(self._asked(questions, journal, before.is_retry)))
         asked_s = time.perf_counter() - started - read_s
@@ -91,12 +95,8 @@ class CaptionWorker:
         return JobResult(commits=(commit,), seconds=seconds, rows=len(rows))
 
     def _asked(self, questions: UnitQuestions, journal: AnswerJournal | None, is_retry: bool) -> Iterator[Rows]:
-        """Yield the rows of answered questions as they come, those that nobody could be asked first."""
+        """Yield the rows of answered questions as they come, with those that nobody could be asked."""
         budget = FailureBudget(self._title, self._limits.failure_budget, is_retry)
-        unasked = [self._row(*one, None) for one in questions.unasked]
-        yield unasked
-        if len(unasked) == len(questions.places):  # not some samples lack a field: the prompt names a wrong one
-            budget.take_in(unasked)
         progress = AskingProgress(self._title, len(questions))
         for some in self._answers(questions):
             broken = [self._row(*one, None) for one in questions.emptied()]
@@ -109,11 +109,15 @@ class CaptionWorker:
             yield [*broken, *rows]
             if journal is not None:
                 budget.take_in(rows)
-        yield [self._row(*one, None) for one in (*questions.emptied(), *questions.forgotten())]
+        forgotten = [self._row(*one, None) for one in questions.forgotten()]
+        unasked = [self._row(*one, None) for one in questions.emptied()]
+        yield [*unasked, *forgotten]
+        if not questions.num_asked and len(unasked) == len(questions.places):
+            budget.take_in(unasked)  # not some samples lack a field: the prompt names a wrong one
 
     def _answers(self, questions: UnitQuestions) -> Iterator[Sequence[Answer]]:
         """Yield what the engine answers; it is not even begun where there is nothing to ask."""
-        if not len(questions):
+        if not questions.any_open():
             return
         answers = self._asking.captioner.answers(questions.requests())
         try:
