@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -37,6 +36,7 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
 Rows = list[dict[str, Any]]
+_TABLE_ROWS = 1000
 
 
 class CaptionWorker:
@@ -86,9 +86,9 @@ class CaptionWorker:
             is_open=lambda question: before.is_open(question, self._judged),
         )
         read_s = time.perf_counter() - started
-        rows: Rows = list(chain.from_iterable(self._asked(questions, journal, before.is_retry)))
+        rows, table = _tabled(self._asked(questions, journal, before.is_retry))
         asked_s = time.perf_counter() - started - read_s
-        commit = publish(job, target, self._output(before, questions.places, rows))
+        commit = publish(job, target, self._output(before, questions.places, rows, table))
         if journal is not None:
             _settle(journal, before, target.folder, commit, job.unit.payload["part"])
         seconds = {"read": read_s, "ask": asked_s, "write": time.perf_counter() - started - read_s - asked_s}
@@ -136,10 +136,10 @@ class CaptionWorker:
         """Return what is wrong with an answer by the column's checks, or None."""
         return judged(self._asking, question, texts, finish_reason)
 
-    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows) -> UnitOutput:
+    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows, table: pl.DataFrame) -> UnitOutput:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
-        mine = without_vain(pl.concat([before.mine, table_of(rows)]))
+        mine = without_vain(pl.concat([before.mine, table]))
         mine = with_replaced(mine.sort(place, "key", "piece", maintain_order=True))
         every = pl.concat([before.others, mine])
         asked = pl.DataFrame({"request": list(places)}, schema={"request": pl.String})
@@ -150,6 +150,17 @@ class CaptionWorker:
             new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
             totals = totals_with(before.totals, new, self._asking.column.prices, asked.height - good)
         return UnitOutput(rows=mine, counts=counts_of(mine), digests={"answers": answers_digest(told)}, totals=totals)
+
+
+def _tabled(answered: Iterable[Rows]) -> tuple[Rows, pl.DataFrame]:
+    """Collect answers as they come; their table is made bit by bit, while others are being answered."""
+    rows, tables = Rows(), list[pl.DataFrame]()
+    for some in answered:
+        rows += some
+        first = _TABLE_ROWS * len(tables)
+        if len(rows) >= first + _TABLE_ROWS:
+            tables.append(table_of(rows[first : first + _TABLE_ROWS]))
+    return rows, pl.concat([*tables, table_of(rows[_TABLE_ROWS * len(tables) :])])
 
 
 def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, commit: Commit, part: Selected) -> None:
