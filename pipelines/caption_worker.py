@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import chain
 from typing import Any
 
 import polars as pl
@@ -37,6 +36,7 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionColumn
 
 Rows = list[dict[str, Any]]
+_TABLE_ROWS = 1000
 
 
 class CaptionWorker:
@@ -79,24 +79,24 @@ class CaptionWorker:
     def _work(self, job: Job, before: AnswersBefore, journal: AnswerJournal | None) -> JobResult:
         started = time.perf_counter()
         (target,) = job.targets
-        questions = UnitQuestions(asking=self._asking, part=job.unit.payload["part"], pictures=self._pictures)
-        questions.find(lambda question: before.is_open(question, self._judged))
+        questions = UnitQuestions(
+            asking=self._asking,
+            part=job.unit.payload["part"],
+            pictures=self._pictures,
+            is_open=lambda question: before.is_open(question, self._judged),
+        )
         read_s = time.perf_counter() - started
-        rows: Rows = list(chain.from_iterable(self._asked(questions, journal, before.is_retry)))
+        rows, table = _tabled(self._asked(questions, journal, before.is_retry))
         asked_s = time.perf_counter() - started - read_s
-        commit = publish(job, target, self._output(before, questions.places, rows))
+        commit = publish(job, target, self._output(before, questions.places, rows, table))
         if journal is not None:
             _settle(journal, before, target.folder, commit, job.unit.payload["part"])
         seconds = {"read": read_s, "ask": asked_s, "write": time.perf_counter() - started - read_s - asked_s}
         return JobResult(commits=(commit,), seconds=seconds, rows=len(rows))
 
     def _asked(self, questions: UnitQuestions, journal: AnswerJournal | None, is_retry: bool) -> Iterator[Rows]:
-        """Yield the rows of answered questions as they come, those that nobody could be asked first."""
+        """Yield the rows of answered questions as they come, with those that nobody could be asked."""
         budget = FailureBudget(self._title, self._limits.failure_budget, is_retry)
-        unasked = [self._row(*one, None) for one in questions.unasked]
-        yield unasked
-        if len(unasked) == len(questions.places):  # not some samples lack a field: the prompt names a wrong one
-            budget.take_in(unasked)
         progress = AskingProgress(self._title, len(questions))
         for some in self._answers(questions):
             broken = [self._row(*one, None) for one in questions.emptied()]
@@ -109,11 +109,15 @@ class CaptionWorker:
             yield [*broken, *rows]
             if journal is not None:
                 budget.take_in(rows)
-        yield [self._row(*one, None) for one in (*questions.emptied(), *questions.forgotten())]
+        forgotten = [self._row(*one, None) for one in questions.forgotten()]
+        unasked = [self._row(*one, None) for one in questions.emptied()]
+        yield [*unasked, *forgotten]
+        if not questions.num_asked and len(unasked) == len(questions.places):
+            budget.take_in(unasked)  # not some samples lack a field: the prompt names a wrong one
 
     def _answers(self, questions: UnitQuestions) -> Iterator[Sequence[Answer]]:
         """Yield what the engine answers; it is not even begun where there is nothing to ask."""
-        if not len(questions):
+        if not questions.any_open():
             return
         answers = self._asking.captioner.answers(questions.requests())
         try:
@@ -132,10 +136,10 @@ class CaptionWorker:
         """Return what is wrong with an answer by the column's checks, or None."""
         return judged(self._asking, question, map(tidied, texts), finish_reason)
 
-    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows) -> UnitOutput:
+    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows, table: pl.DataFrame) -> UnitOutput:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
-        mine = without_vain(pl.concat([before.mine, table_of(rows)]))
+        mine = without_vain(pl.concat([before.mine, table]))
         mine = with_replaced(mine.sort(place, "key", "piece", maintain_order=True))
         every = pl.concat([before.others, mine])
         asked = pl.DataFrame({"request": list(places)}, schema={"request": pl.String})
@@ -146,6 +150,17 @@ class CaptionWorker:
             new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
             totals = totals_with(before.totals, new, self._asking.column.prices, asked.height - good)
         return UnitOutput(rows=mine, counts=counts_of(mine), digests={"answers": answers_digest(told)}, totals=totals)
+
+
+def _tabled(answered: Iterable[Rows]) -> tuple[Rows, pl.DataFrame]:
+    """Collect answers as they come; their table is made bit by bit, while others are being answered."""
+    rows, tables = Rows(), list[pl.DataFrame]()
+    for some in answered:
+        rows += some
+        first = _TABLE_ROWS * len(tables)
+        if len(rows) >= first + _TABLE_ROWS:
+            tables.append(table_of(rows[first : first + _TABLE_ROWS]))
+    return rows, pl.concat([*tables, table_of(rows[_TABLE_ROWS * len(tables) :])])
 
 
 def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, commit: Commit, part: Selected) -> None:
