@@ -112,7 +112,7 @@ def _run_with_kills(
 
     def killer(pid: int) -> None:
         for number, place in enumerate(places):
-            server.wait_for(place, limit_s=120)
+            server.wait_for(place, limit_s=300)
             if number == victim:
                 os.kill(pid, signal.SIGKILL)
             else:
