@@ -332,19 +332,22 @@ class Chain:
     @cached_property
     def caption(self) -> dict[tuple[str, str], Snapshot]:
         """The answers of every column, by source and column: free ones in this process, the others on a pool."""
-        free: dict[tuple[str, str], StageWork] = {}
-        asked: dict[tuple[str, str], StageWork] = {}
+        paths: dict[tuple[str, str], str] = {}  # those of an estimate may share a folder
+        free: dict[str, StageWork] = {}
+        asked: dict[str, StageWork] = {}
         for name in self._captioned():
             modality = self.modality[name]
             parents = self._parents(name, self.ingest, self.split, self.select)
             for column, settings in self.captions_of(modality).columns.items():
                 work = caption_work(
                     self.store, column, settings, modality, self.selected[name], self.limits, parents,
-                    retry_failed=self.options.retry_failed,
+                    retry_failed=self.options.retry_failed and "caption" in self.options.work,
                 )  # fmt: skip
-                (asked if work.revisits else free)[name, column] = work
+                paths[name, column] = work.folders[0].path
+                (asked if work.revisits else free)[paths[name, column]] = work
         found = self._single("caption", free, inline=True)
-        return {**found, **(self._single("caption", asked) if asked else {})}
+        found |= self._single("caption", asked) if asked else {}
+        return {column: found[path] for column, path in paths.items()}
 
     @cached_property
     def choose(self) -> dict[str, Snapshot]:
@@ -419,7 +422,7 @@ class Chain:
         return sections.run_options(
             self.recipe.execution,
             stage,
-            retry_failed=self.options.retry_failed,
+            retry_failed=self.options.retry_failed and stage in self.options.work,  # what is only read is complete
             allow_work=stage in self.options.work,
             quiet=self.options.quiet,
         )

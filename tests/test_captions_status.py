@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.asked_captioner import install
 from tests.asking import AskedRoot, answers_of
 
 from tokenmill.cli import main
@@ -23,7 +24,8 @@ PRICES = {"input_per_million": 1_000.0, "output_per_million": 100_000.0, "curren
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> AskedRoot:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     root = AskedRoot(folder=tmp_path)
     root.changes["caption.image"] = {"columns": {"dense": root.column(prices=PRICES)}}
     return root
@@ -97,6 +99,32 @@ def test_estimate_asks_nobody_and_reckons_with_what_was_asked_before(
     assert known["cost"] > 0 and known["currency"] == "EUR"
     assert main(["estimate", str(asked.write()), "--units", "1"]) == 0
     assert "none was asked for this estimate; by the 6 asked before" in capsys.readouterr().out
+
+
+def test_estimate_of_several_columns_that_ask_takes_the_own_captions_for_all_of_them(
+    asked: AskedRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {name: asked.column(prompt=f"Say {name}") for name in ("dense", "short")}
+    columns["own"] = {"engine": "metadata", "missing": "empty"}
+    asked.changes["caption.image"] = {"columns": columns, "use": [{"dense": 1, "own": 1}, "short"]}
+    found = told(asked, capsys, "estimate", "--units", "1")
+    assert asked.asked() == {}
+    assert [one["column"] for one in found["asking"]] == ["dense", "short"]
+    assert {"caption", "choose", "tokenize"} <= {stage["stage"] for stage in found["stages"]}
+
+
+def test_caption_command_asks_again_where_an_earlier_stage_has_failed_samples(
+    asked: AskedRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What status says to do works though the source has samples that no try mends."""
+    asked.fail(**{"00001": "refuse"})
+    (Path(asked.folder) / "data" / "00009.tar").write_bytes(b"no archive")
+    asked.run()
+    asked.fail()
+    row = told(asked, capsys, "caption", "--retry-failed")["stages"][-1]
+    assert [(one["source"], one["columns"], one["questions"]) for one in row["asked"].values()] == [
+        ("scenes", ["dense"], 1)
+    ]
 
 
 def test_report_shows_samples_with_all_that_was_said_of_them_and_no_markup_of_theirs(asked: AskedRoot) -> None:

@@ -299,7 +299,11 @@ def _caption_row(chain: Any) -> dict[str, Any]:
     before = asked_in(columns)
     answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
     row = _data_row(chain.snapshots("choose"))
-    asked = {path: (totals - before[path]).to_json() for path, totals in asked_in(columns).items()}
+    asked = {
+        path: {"source": one.folder.source, "columns": one.names, **(totals - before[path]).to_json()}
+        for path, totals in asked_in(columns).items()
+        for one in (columns[path],)
+    }
     for snapshot in chain.snapshots("caption"):
         if snapshot.folder.path in asked:  # of the samples that are kept now
             asked[snapshot.folder.path]["unanswered"] = snapshot.totals.get("unanswered", 0)
@@ -372,16 +376,16 @@ def describe_row(row: Mapping[str, Any]) -> str:
     hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "asked")
     told = {key: value for key, value in row.items() if key not in hidden}
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
-    return text + "".join(f"\n          {_asked(path, totals)}" for path, totals in row.get("asked", {}).items())
+    return text + "".join(f"\n          {_asked(totals)}" for totals in row.get("asked", {}).values())
 
 
-def _asked(path: str, totals: Mapping[str, Any]) -> str:
-    """Return what was asked just now for one folder of answers, as one line."""
+def _asked(totals: Mapping[str, Any]) -> str:
+    """Return what was asked just now for one column about one source, as one line."""
     from tokenmill.pipelines.asked_totals import told_totals
 
     left = totals["unanswered"]
     hint = f"; {left:,} have no good answer, --retry-failed asks them again" if left else ""
-    return f"{path}: {told_totals(totals)}{hint}"
+    return f"{totals['source']} {', '.join(totals['columns'])}: {told_totals(totals)}{hint}"
 
 
 def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:
