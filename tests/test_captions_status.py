@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.asked_captioner import install
 from tests.asking import AskedRoot, answers_of
 
 from tokenmill.cli import main
@@ -23,7 +24,8 @@ PRICES = {"input_per_million": 1_000.0, "output_per_million": 100_000.0, "curren
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> AskedRoot:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedRoot:
+    install(monkeypatch)
     root = AskedRoot(folder=tmp_path)
     root.changes["caption.image"] = {"columns": {"dense": root.column(prices=PRICES)}}
     return root
