@@ -18,8 +18,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines import recipe_sections as sections
-from tokenmill.pipelines.caption import caption_work
-from tokenmill.pipelines.choose import choose_work
+from tokenmill.pipelines.captioning import caption_works, choose_works
 from tokenmill.pipelines.compare import DuplicateSettings, compare_work
 from tokenmill.pipelines.compare_engines import engines_of
 from tokenmill.pipelines.compare_settings import duplicate_settings, scorers_compared
@@ -123,7 +122,7 @@ class Chain:
     def score(self) -> dict[str, tuple[Snapshot, ...]]:
         works = {}
         for name in (name for name in self.recipe.sources if self.pieces[name]):
-            scoring, parents = self.passes[self.modality[name]], self._parents(name, self.ingest, self.split)
+            scoring, parents = self.passes[self.modality[name]], self.parents(name, self.ingest, self.split)
             for kind, work in score_works(self.store, scoring, self.pieces[name], self.limits, parents).items():
                 works[name, kind] = work
         found = self._run("score", works)
@@ -305,7 +304,7 @@ class Chain:
         for modality in MODALITIES:
             first = 0
             for name in self.sources_of(modality):
-                parents = self._parents(name, self.ingest, self.split)
+                parents = self.parents(name, self.ingest, self.split)
                 seen = self.looked_at(modality)
                 parents |= {
                     f"score/{scorer}": s.digest
@@ -332,47 +331,25 @@ class Chain:
     @cached_property
     def caption(self) -> dict[tuple[str, str], Snapshot]:
         """The answers of every column, by source and column: free ones in this process, the others on a pool."""
-        paths: dict[tuple[str, str], str] = {}  # those of an estimate may share a folder
-        free: dict[str, StageWork] = {}
-        asked: dict[str, StageWork] = {}
-        for name in self._captioned():
-            modality = self.modality[name]
-            parents = self._parents(name, self.ingest, self.split, self.select)
-            for column, settings in self.captions_of(modality).columns.items():
-                work = caption_work(
-                    self.store, column, settings, modality, self.selected[name], self.limits, parents,
-                    retry_failed=self.options.retry_failed and "caption" in self.options.work,
-                )  # fmt: skip
-                paths[name, column] = work.folders[0].path
-                (asked if work.revisits else free)[paths[name, column]] = work
+        works = caption_works(self)
+        free = {path: work for path, work in works.values() if not work.revisits}
+        asked = {path: work for path, work in works.values() if work.revisits}
         found = self._single("caption", free, inline=True)
         found |= self._single("caption", asked) if asked else {}
-        return {column: found[path] for column, path in paths.items()}
+        return {column: found[path] for column, (path, _) in works.items()}
 
     @cached_property
     def choose(self) -> dict[str, Snapshot]:
         """The captions that are used, by source."""
-        works = {}
-        for name in self._captioned():
-            captions = self.captions_of(self.modality[name])
-            answers = {column: self.caption[name, column] for column in captions.columns}
-            parents = self._parents(name, self.ingest, self.split, self.select)
-            parents |= {f"caption/{column}": snapshot.digest for column, snapshot in answers.items()}
-            works[name] = choose_work(
-                self.store, captions, self.modality[name], self.selected[name], answers, parents
-            )  # fmt: skip
+        works = choose_works(self, self.caption)
         return self._single("choose", works, inline=True, threads=query_threads(self.store))
-
-    def _captioned(self) -> list[str]:
-        """Name the sources that get captions."""
-        return [name for name, modality in self.modality.items() if modality != "text" and self.selected[name]]
 
     @cached_property
     def tokenize(self) -> dict[str, Snapshot]:
         works = {}
         for name in self.recipe.sources:
             if self.selected[name]:
-                parents = self._parents(name, self.ingest, self.split, self.select, self.choose)
+                parents = self.parents(name, self.ingest, self.split, self.select, self.choose)
                 works[name] = tokenize_work(
                     self.store, sections.token_settings(self.recipe, name, self.modality[name]),
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
@@ -402,7 +379,8 @@ class Chain:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
         return replace(work, units=work.units[: self.options.limit])
 
-    def _parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
+    def parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:
+        """Return the digests of some stages' snapshots of a source, by stage."""
         found = [stage[name] for stage in stages if name in stage]
         return {snapshot.folder.config.stage: snapshot.digest for snapshot in found}
 

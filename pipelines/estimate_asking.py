@@ -38,7 +38,8 @@ class AskingEstimate:
         return asdict(self)
 
     def __str__(self) -> str:
-        text = f"caption {self.source} {self.column}: {self.questions:,} questions in all; none was asked for this estimate"
+        text = f"caption {self.source} {self.column}: {self.questions:,} questions in all"
+        text += "; none was asked for this estimate"
         if not self.asked:
             return f"{text}, and none before, so what they cost is not known (run --limit 1 asks some)"
         text += f"; by the {self.asked:,} asked before: {self.input_tokens:,} tokens in, {self.output_tokens:,} out, "

@@ -36,8 +36,8 @@ def asked(tmp_path: Path) -> AskedRoot:
 
 
 @pytest.fixture(autouse=True)
-def _logged_captioner() -> None:
-    install()
+def _logged_captioner(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
 
 
 def records(asked: AskedRoot, stage: str) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.asked_captioner import install
 from tests.asking import AskedRoot
 
 from tokenmill.errors import ManifestError, SampleError
@@ -150,7 +151,8 @@ def test_plan_refuses_a_clip_of_which_a_later_stretch_is_said_in_too_many_words(
         drawn(words, replace(CLIP, t=12), context=48, split_long_clips=True, templates={"video": {"generation": 1}})
 
 
-def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path) -> None:
+def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
     asked = AskedRoot(folder=tmp_path, shards=1)
     prompt = "pairs\nQ: What is {metadata.title}?\nA: A picture"
     columns = {
