@@ -77,3 +77,18 @@ def test_wrong_captions_are_refused_without_ray_or_torch(root):
     here = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=here, check=True)
     assert done.stdout.startswith("caption.image.prompt: ") and done.stdout.strip().endswith("[]"), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        ([{}], "a slot without a column"),
+        ([{"dense": float("nan")}], "dense has the weight nan"),
+        ([{"dense": -1}], "dense has the weight -1.0"),
+        (["pairs"], "no column of captions 'pairs'; allowed: dense"),
+    ],
+)
+def test_slots_that_give_nothing_are_refused(root, use, said):
+    columns = {"dense": root.column(), "pairs": root.column(form="questions")}
+    with pytest.raises(RecipeError, match=said):
+        root.recipe({"caption.image": {"columns": columns, "use": use}})

@@ -5,6 +5,7 @@ Part of the spine, like `settings_train`: validated in well under two seconds, w
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -125,12 +126,14 @@ class CaptionSettings(Section):
     @model_validator(mode="after")
     def _known(self) -> CaptionSettings:
         for slot in self.use:
+            if not slot:
+                raise ValueError("use: a slot without a column; leave it out")
             for name, weight in slot.items():
                 if name not in self.columns or self.columns[name].form != "caption":
                     allowed = ", ".join(key for key, one in self.columns.items() if one.form == "caption")
                     raise ValueError(f"use: no column of captions {name!r}; allowed: {allowed}")
-                if weight < 0:
-                    raise ValueError(f"use: {name} has a weight below 0")
+                if not 0 <= weight < math.inf:
+                    raise ValueError(f"use: {name} has the weight {weight}; allowed: 0 and more")
         return self
 
     @property
