@@ -48,15 +48,21 @@ class AnswerJournal:
         """Return every answer that can be read; a file that somebody else settles meanwhile holds none of ours."""
         tables = [pl.DataFrame(schema=JOURNALED)]
         for entry in self._store.files(self._folder):
-            try:
-                rows = list(journal_rows(self._store.read_bytes(entry.path)))
-            except StorageError:
-                if self._store.exists(entry.path):
-                    raise
+            rows = self._rows_in(entry.path)
+            if rows is None:
                 continue
             self._read[entry.path] = {row["asked"] for row in rows}
             tables.append(pl.DataFrame(rows, schema=JOURNALED, orient="row"))
         return pl.concat(tables)
+
+    def _rows_in(self, path: str) -> list[dict[str, Any]] | None:
+        """Return a file's answers, or None if it is gone."""
+        try:
+            return list(journal_rows(self._store.read_bytes(path)))
+        except StorageError:
+            if self._store.exists(path):
+                raise
+            return None
 
     def new_asking(self) -> str:
         """Name an asking, as no other is named; see `is_mine`."""
@@ -96,14 +102,22 @@ class AnswerJournal:
             self._synced = time.monotonic()
 
     def settle(self, recorded: Iterable[str]) -> bool:
-        """Remove the files whose answers all stand in records now, by their askings; says whether any file is left."""
+        """Remove the files whose answers all stand in records now, by their askings; says whether any file is left.
+
+        A local file may have grown since it was read: Ray's workers outlive a killed run by seconds.
+        """
         self.close()
         known = set(recorded)
-        settled = [path for path, askings in self._read.items() if askings <= known]
+        settled = [path for path, askings in self._read.items() if askings <= known and self._holds_only(path, known)]
         self._store.delete_many(settled)
         for path in settled:
             del self._read[path]
         return bool(self._read)
+
+    def _holds_only(self, path: str, known: set[str]) -> bool:
+        if self._store.local_path(path) is None or path.rpartition("/")[2].startswith(self._name):
+            return True  # nobody else adds to it
+        return all(row["asked"] in known for row in self._rows_in(path) or ())
 
     def close(self) -> None:
         """Have what was kept on the disk, and let go of the file."""

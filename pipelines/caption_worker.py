@@ -21,8 +21,8 @@ from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import rows_digest
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageDir
-from tokenmill.pipelines.answer_journal import AnswerJournal
-from tokenmill.pipelines.answers import answer_row, read_all_answers, table_of, with_replaced, without_vain
+from tokenmill.pipelines.answer_journal import JOURNALED, AnswerJournal
+from tokenmill.pipelines.answers import COLUMNS, answer_row, read_all_answers, with_replaced, without_vain
 from tokenmill.pipelines.answers_before import AnswersBefore, answers_before, nothing_before
 from tokenmill.pipelines.caption_pictures import PictureMaker
 from tokenmill.pipelines.caption_questions import UnitQuestions
@@ -86,13 +86,13 @@ class CaptionWorker:
             is_open=lambda question: before.is_open(question, self._judged),
         )
         read_s = time.perf_counter() - started
-        rows, table = _tabled(self._asked(questions, journal, before.is_retry))
+        new = _tabled(self._asked(questions, journal, before.is_retry))
         asked_s = time.perf_counter() - started - read_s
-        commit = publish(job, target, self._output(before, questions.places, rows, table))
+        commit = publish(job, target, self._output(before, questions.places, new))
         if journal is not None:
             _settle(journal, before, target.folder, commit, job.unit.payload["part"])
         seconds = {"read": read_s, "ask": asked_s, "write": time.perf_counter() - started - read_s - asked_s}
-        return JobResult(commits=(commit,), seconds=seconds, rows=len(rows))
+        return JobResult(commits=(commit,), seconds=seconds, rows=new.height)
 
     def _asked(self, questions: UnitQuestions, journal: AnswerJournal | None, is_retry: bool) -> Iterator[Rows]:
         """Yield the rows of answered questions as they come, with those that nobody could be asked."""
@@ -136,10 +136,10 @@ class CaptionWorker:
         """Return what is wrong with an answer by the column's checks, or None."""
         return judged(self._asking, question, map(tidied, texts), finish_reason)
 
-    def _output(self, before: AnswersBefore, places: Mapping[str, int], rows: Rows, table: pl.DataFrame) -> UnitOutput:
+    def _output(self, before: AnswersBefore, places: Mapping[str, int], new: pl.DataFrame) -> UnitOutput:
         """Make the unit's table: what was answered here, in this attempt or before it, and stands in no other."""
         place = pl.col("request").replace_strict(dict(places), default=len(places), return_dtype=pl.Int64)
-        mine = without_vain(pl.concat([before.mine, table]))
+        mine = without_vain(pl.concat([before.mine, new.select(COLUMNS.keys())]))
         mine = with_replaced(mine.sort(place, "key", "piece", maintain_order=True))
         every = pl.concat([before.others, mine])
         asked = pl.DataFrame({"request": list(places)}, schema={"request": pl.String})
@@ -147,20 +147,22 @@ class CaptionWorker:
         good = told.filter(pl.col("fail_reason").is_null() & pl.col("drop_reason").is_null())["request"].n_unique()
         totals: dict[str, int] = {}
         if self._asking.captioner.asks:
-            new = [row for row in (*before.journaled.iter_rows(named=True), *rows) if row["asked"] is not None]
-            totals = totals_with(before.totals, new, self._asking.column.prices, asked.height - good)
+            paid = pl.concat([before.journaled, new]).filter(pl.col("asked").is_not_null())
+            totals = totals_with(
+                before.totals, paid.iter_rows(named=True), self._asking.column.prices, asked.height - good
+            )
         return UnitOutput(rows=mine, counts=counts_of(mine), digests={"answers": answers_digest(told)}, totals=totals)
 
 
-def _tabled(answered: Iterable[Rows]) -> tuple[Rows, pl.DataFrame]:
+def _tabled(answered: Iterable[Rows]) -> pl.DataFrame:
     """Collect answers as they come; their table is made bit by bit, while others are being answered."""
     rows, tables = Rows(), list[pl.DataFrame]()
     for some in answered:
         rows += some
-        first = _TABLE_ROWS * len(tables)
-        if len(rows) >= first + _TABLE_ROWS:
-            tables.append(table_of(rows[first : first + _TABLE_ROWS]))
-    return rows, pl.concat([*tables, table_of(rows[_TABLE_ROWS * len(tables) :])])
+        if len(rows) >= _TABLE_ROWS:
+            tables.append(pl.DataFrame(rows, schema=JOURNALED, orient="row"))
+            rows = Rows()
+    return pl.concat([*tables, pl.DataFrame(rows, schema=JOURNALED, orient="row")])
 
 
 def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, commit: Commit, part: Selected) -> None:

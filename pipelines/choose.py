@@ -27,7 +27,7 @@ from tokenmill.pipelines.decoding import failure_values
 from tokenmill.pipelines.earlier_answers import EarlierAnswers
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking
-from tokenmill.pipelines.samples import FAILURE_COLUMNS
+from tokenmill.pipelines.samples import FAILURE_COLUMNS, clip_seconds
 from tokenmill.pipelines.selected import Selected
 from tokenmill.settings_caption import CaptionSettings
 
@@ -113,10 +113,9 @@ class ChooseWorker:
         answers = job.unit.payload["answers"]
         found = {name: column.said(rows, carried, *answers[name]) for name, column in self._columns.items()}
         read_s = time.perf_counter() - started
-        begins = rows["start_seconds"] if "start_seconds" in rows.columns else [0.0] * rows.height
         chosen_rows = [
             self._row(key, begin_s, {name: one[key] for name, one in found.items()})
-            for key, begin_s in zip(rows["key"], begins, strict=True)
+            for key, begin_s in zip(rows["key"], _begins_s(rows), strict=True)
         ]
         commit = publish(job, job.targets[0], _output(pl.DataFrame(chosen_rows, schema=COLUMNS, orient="row")))
         return JobResult(
@@ -143,6 +142,13 @@ class ChooseWorker:
         wanted = [*(name for slot in self._captions.slots for name in slot), *said]
         faults = [error for name in wanted if (error := said[name].error) is not None]
         return faults[0] if faults else SampleError("no_caption", "no column gave a caption that is used")
+
+
+def _begins_s(rows: pl.DataFrame) -> list[float]:
+    """Return when each clip begins in its film; pictures have no time."""
+    if "start_frame" not in rows.columns:
+        return [0.0] * rows.height
+    return [clip_seconds(row)[0] for row in rows.iter_rows(named=True)]
 
 
 def _questions(said: Mapping[str, Said]) -> Iterator[dict[str, str]]:

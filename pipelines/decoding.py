@@ -29,7 +29,7 @@ from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_im
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
-from tokenmill.pipelines.samples import SampleSlice
+from tokenmill.pipelines.samples import SampleSlice, clip_seconds
 from tokenmill.pipelines.sources.files import VideoFolder
 from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
@@ -270,10 +270,9 @@ def _check_film(mark: str | None, row: Mapping[str, Any]) -> None:
 
 
 def _seconds(row: Mapping[str, Any]) -> float:
-    """Return how long a clip lasts: by its times where they are known, else by its frames."""
-    if row.get("end_seconds") is not None:
-        return float(row["end_seconds"] - row["start_seconds"])
-    return float((row["end_frame"] - row["start_frame"]) / row["fps"])
+    """Return how long a clip lasts."""
+    start, end = clip_seconds(row)
+    return float(end - start)
 
 
 @dataclass(frozen=True, slots=True)

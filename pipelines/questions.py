@@ -19,9 +19,8 @@ from tokenmill.captions.captioner import Captioner, build_captioner
 from tokenmill.captions.prompts import drawn_prompt, render, request_seed
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
+from tokenmill.pipelines.samples import clip_seconds
 from tokenmill.settings_caption import CaptionColumn
-
-_WHOLE = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +112,7 @@ class Asking:
 
 def stretches(row: Mapping[str, Any], long_seconds: float) -> list[dict[str, Any]]:
     """Cut a clip that is `long_seconds` or longer into equal stretches of half that to all of it."""
-    start, end, first, last = row["start_seconds"], row["end_seconds"], row["start_frame"], row["end_frame"]
+    (start, end), first, last = clip_seconds(row), row["start_frame"], row["end_frame"]
     seconds, frames = end - start, last - first
     count = 1 if seconds < long_seconds else max(2, math.ceil(seconds / long_seconds))
     count = max(1, min(count, frames))
@@ -144,7 +143,8 @@ def _sample(
         "scores": {name: row[name] for name in carried},
     }
     if modality == "video":
-        seconds = stretch.get("end_seconds", row["end_seconds"]) - stretch.get("start_seconds", row["start_seconds"])
+        start, end = clip_seconds(row)
+        seconds = stretch.get("end_seconds", end) - stretch.get("start_seconds", start)
         told |= {"width_px": row["width_px"], "height_px": row["height_px"], "seconds": round(seconds, 3)}
         told |= {"piece": stretch["piece"] + 1, "pieces": stretch["pieces"]}
     return told

@@ -64,6 +64,13 @@ def slices(snapshot: Snapshot, settings: Mapping[str, Any], *, max_rows: int, ma
     return found
 
 
+def clip_seconds(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Return when a clip begins and ends in its film: by its times, or where an old table has none by its frames."""
+    if row.get("end_seconds") is not None:
+        return row["start_seconds"], row["end_seconds"]
+    return row["start_frame"] / row["fps"], row["end_frame"] / row["fps"]
+
+
 FAILURE_COLUMNS: dict[str, Any] = {
     "fail_stage": pl.String,
     "fail_reason": pl.String,

@@ -362,3 +362,10 @@ def test_stretches_of_a_clip_that_stands_still_are_told_by_its_times():
 def test_stretches_of_exactly_the_length_are_two():
     assert cut(0, 500, 20.0) == [(0, 250), (250, 500)]
     assert len(cut(0, 499, 19.96)) == 1
+
+
+def test_stretches_of_a_table_without_times_are_told_by_its_frames():
+    row = {"start_frame": 50, "end_frame": 300, "fps": 10.0}
+    found = stretches(row, 20.0)
+    assert [(one["start_seconds"], one["end_seconds"]) for one in found] == [(5.0, 17.5), (17.5, 30.0)]
+    assert found == stretches(row | {"start_seconds": 5.0, "end_seconds": 30.0}, 20.0)

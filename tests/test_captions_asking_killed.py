@@ -18,7 +18,7 @@ from tests.harness import Commands, faults_in, start_alone
 
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.storage_local import LocalFiles
-from tokenmill.pipelines.answer_journal import AnswerJournal, journal_line
+from tokenmill.pipelines.answer_journal import JOURNALED, AnswerJournal, journal_line
 from tokenmill.pipelines.ray_desk import Place, _Desk
 
 IN_FLIGHT = 2  # a batch of the captioner
@@ -133,6 +133,20 @@ def test_journal_of_a_local_root_is_one_file_a_unit_and_of_a_store_an_object_a_b
     assert AnswerJournal(folder, "more/00000.tar", "unit.0").known().is_empty(), "another shard of that name"
     assert journal_line(row)[:16] != journal_line(row | {"key": "l"})[:16]
     assert isinstance(folder.store._backend, LocalFiles)
+
+
+def test_journal_that_another_process_still_writes_is_not_settled_with_what_was_read_of_it(root):
+    folder = answers_of(root.run()).folder
+    row = {**dict.fromkeys(JOURNALED), "request": "r", "key": "k", "texts": ["t"]}
+    theirs, ours = (AnswerJournal(folder, "00000.tar", name) for name in ("first.0", "second.0"))
+    asked = [theirs.new_asking() for _ in range(2)]
+    theirs.add([row | {"asked": asked[0]}])
+    assert ours.known()["asked"].to_list() == asked[:1]
+    theirs.add([row | {"asked": asked[1]}])
+    assert ours.settle(asked[:1]), "there is more in it by now"
+    assert AnswerJournal(folder, "00000.tar", "third.0").known()["asked"].to_list() == asked
+    assert not ours.settle(asked)
+    assert not folder.store.files(folder.at("journal"))
 
 
 @pytest.mark.s3
