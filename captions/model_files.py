@@ -57,6 +57,13 @@ class ModelFiles:
         return found
 
     @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template: it answers; without one it may as well caption unasked."""
+        names = self._place.digests
+        described = (self._json(name) for name in ("processor_config.json", "tokenizer_config.json") if name in names)
+        return any("chat_template" in name for name in names) or any("chat_template" in one for one in described)
+
+    @property
     def label(self) -> str:
         """How answers name the model: the folder's name, or the hub's name and commit."""
         commit = self._place.commit

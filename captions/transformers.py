@@ -80,6 +80,11 @@ class TransformersCaptioner:
             {"name": self.name, "version": self.version, "settings": settings, "model": self._files.digest}
         )
 
+    @property
+    def needs_prompt(self) -> bool:
+        """Models without a chat template (BLIP, GIT) caption a picture without being asked anything."""
+        return self._files.chats
+
     def answers(self, requests: Iterable[Request]) -> Iterator[Sequence[Answer]]:
         """Answer batch after batch in the order of the requests; at most three batches are held."""
         source = iter(requests)

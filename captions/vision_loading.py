@@ -15,6 +15,7 @@ def loaded(files: ModelFiles, device: str, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     folder = files.fetch()
+    transformers.utils.logging.disable_progress_bar()  # a bar of its own for every worker and source
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         model, found = transformers.AutoModelForImageTextToText.from_pretrained(

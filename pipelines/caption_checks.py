@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenmill.pipelines.chain import Chain
 
 _ONLY = {"caption"}  # what a recipe without named columns calls its one
-_NEED_PROMPTS = ("openai", "vllm", "transformers")  # a plug-in that does has an attribute `needs_prompt`
+_NEED_PROMPTS = ("openai", "vllm")  # a plug-in that does has an attribute `needs_prompt`
 
 
 def check_captions(chain: Chain) -> None:
@@ -59,9 +59,15 @@ def _check_asked(column: CaptionColumn, modality: str, source: str, where: str) 
         _within(f"{where}.prompt{part}", lambda template=template: check_template(template))  # type: ignore[misc]
     _within(f"{where}.system", lambda: check_template(asking.column.system))
     _within(f"{where}.checks", lambda: check_settings(asking.column.checks))
-    needs_prompt = getattr(asking.captioner, "needs_prompt", asking.column.engine in _NEED_PROMPTS)
-    if needs_prompt and not any(template.strip() for template in asking.column.prompt):
-        raise RecipeError(f"{where}.prompt: engine {asking.column.engine} has to be asked something")
+    if not any(template.strip() for template in asking.column.prompt):
+        _within(f"{where}.prompt", lambda: _check_unasked(asking))
+
+
+def _check_unasked(asking: Asking) -> None:
+    """Refuse to ask nothing where that makes no caption; only then may a model's files be looked at for it."""
+    engine = asking.column.engine
+    if getattr(asking.captioner, "needs_prompt", engine in _NEED_PROMPTS):
+        raise RecipeError(f"engine {engine} has to be asked something")
 
 
 def _check_different(captions: CaptionSettings, modality: str, source: str, where: str) -> None:

@@ -97,6 +97,6 @@ class AskingProgress:
         self._told = time.monotonic()
         seconds = self._told - self._started
         log.info(
-            "%s: %d/%d answered in this unit, %.1f answers/s, %.0f tokens/s",
+            "%s: %d answered in this unit (%d samples), %.1f answers/s, %.0f tokens/s",
             self.title, self._answered, self.total, self._answered / seconds, self._output_tokens / seconds,
         )  # fmt: skip

@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
+from tests.asking import table_of
 from tests.tiny_vlm import IMAGE, write_tiny_blip, write_tiny_git, write_tiny_qwen, write_tiny_vlm
 
 from tokenmill.captions.captioner import Answer, Captioner, Request, build_captioner
 from tokenmill.captions.room import Room
+from tokenmill.captions.vision_model import VisionModel
+from tokenmill.demo.clip_folder import encode_mp4
 from tokenmill.demo.scenes import motion, render, render_motion, scene
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.recipe import check_recipe
 
 WRITERS = {"llava": write_tiny_vlm, "qwen": write_tiny_qwen, "blip": write_tiny_blip, "git": write_tiny_git}
 CHATS = ("llava", "qwen")
@@ -277,6 +283,12 @@ def test_requests_are_pulled_two_batches_ahead_at_most(folders):
     assert number < 20
 
 
+def test_model_without_a_chat_template_need_not_be_asked_anything(folders):
+    assert {name for name, folder in folders.items() if captioner(folder).needs_prompt} == set(CHATS)
+    (answer,) = asked(captioner(folders["blip"]), Request(index=0, sample={}, frames=question(1).frames))
+    assert answer.error is None and answer.texts[0]
+
+
 def test_engine_without_questions_loads_nothing(tmp_path):
     assert asked(captioner(tmp_path / "nowhere")) == []
 
@@ -388,3 +400,41 @@ def test_answer_on_a_gpu_alone_is_the_one_it_gets_in_a_batch(folders, name):
     engine = captioner(folders[name], device="cuda", temperature=0.8)
     questions = [question(number) for number in range(6)]
     assert [said(one) for one in asked(engine, *questions)] == [said(asked(engine, one)[0]) for one in questions]
+
+
+def test_stage_with_a_model_in_its_process_captions_pictures_and_long_clips_and_goes_on_where_it_ended(
+    folders, tmp_path, monkeypatch
+):
+    asked_of: list[int] = []
+    breaks_at = 5
+
+    def noting(model: VisionModel, inputs: Any, seeds: Any, sampling: Any) -> Any:
+        if len(asked_of) >= breaks_at:
+            raise RunError("the device is gone")
+        asked_of.extend(seeds)
+        return write(model, inputs, seeds, sampling)
+
+    write = VisionModel.write
+    monkeypatch.setattr(VisionModel, "write", noting)
+    data = tmp_path / "data"
+    tiny.write_pictures(data)
+    (data / "clips").mkdir()
+    encode_mp4(data / "clips" / "long.mp4", render_motion(motion(7), 44, 32), 2)  # of 22 s
+    told = {"engine": "transformers", "max_new_tokens": 40, "batch_size": 2, "prompt": "What is it?"}
+    changes = {
+        "caption.image": {"columns": {"seen": told | {"model": str(folders["llava"])}}},
+        "caption.video": {"columns": {"moving": told | {"model": str(folders["qwen"]), "clips": "video"}}},
+        "filter.video.scenes": {"max_seconds": 60},
+    }
+    recipe = check_recipe(tiny.recipe(data, str(tmp_path / "root"), changes, sources=["scenes", "photos", "clips"]), "")
+    with pytest.raises(RunError, match="the device is gone"):
+        _ = Chain(recipe=recipe, options=ChainOptions(quiet=True)).choose
+    before, breaks_at = len(asked_of), 10**6
+    chain = Chain(recipe=recipe, options=ChainOptions(quiet=True))
+    _ = chain.choose
+    answers = {column: table_of(snapshot) for column, snapshot in chain.caption.items()}
+    pictures = [*answers["scenes", "seen"]["key"], *answers["photos", "seen"]["key"]]
+    assert 0 < before < len(pictures) == len(set(pictures)) == 13
+    clip = answers["clips", "moving"]
+    assert clip["pieces"].to_list() == [2, 2] and clip["texts"].null_count() == 0
+    assert len(asked_of) == 13 + 2
