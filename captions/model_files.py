@@ -38,6 +38,15 @@ class ModelFiles:
     revision: str | None
     engine: str
 
+    def check(self) -> None:
+        """Look at a folder by its names alone, at no hub; raises RecipeError for what cannot be a model."""
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            index = folder / INDEX
+            self._wanted(_names(folder), index.read_bytes() if index.is_file() else b"")
+        elif folder.is_absolute() or self.model.startswith((".", "~")) or self.model.count("/") > 1:
+            raise self._wrong("is no folder here, nor the name of a model on the hub")
+
     @cached_property
     def digest(self) -> str:
         """Hex sha256 over names and contents; raises RecipeError for what cannot be a model."""
@@ -89,10 +98,8 @@ class ModelFiles:
         return self._on_hub() or self._in_cache()
 
     def _in_folder(self, folder: Path, commit: str) -> _Place:
-        paths = [*folder.iterdir(), *folder.glob(f"{_TEMPLATES}*")]
-        names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
         index = folder / INDEX
-        wanted = self._wanted(names, index.read_bytes() if index.is_file() else b"")
+        wanted = self._wanted(_names(folder), index.read_bytes() if index.is_file() else b"")
         return _Place(commit, {name: file_digest(folder / name) for name in wanted}, folder)
 
     def _on_hub(self) -> _Place | None:
@@ -175,3 +182,8 @@ def _is_known(model_type: str) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return model_type in CONFIG_MAPPING_NAMES
+
+
+def _names(folder: Path) -> list[str]:
+    paths = [*folder.iterdir(), *folder.glob(f"{_TEMPLATES}*")]
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

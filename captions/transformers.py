@@ -70,6 +70,10 @@ class TransformersCaptioner:
     asks: ClassVar = True
     places: ClassVar = ("model", "revision", "device", "batch_size")  # what lies there counts, and not how fast
 
+    def check(self) -> None:
+        """Look whether there is such a model, as far as that costs nothing; raises RecipeError."""
+        self._files.check()
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash the model's files and what shapes answers; raises RecipeError for a name without a model behind it."""

@@ -68,6 +68,10 @@ class VllmCaptioner:
     asks: ClassVar = True
     decides: ClassVar = ("dtype", "quantization", "max_new_tokens", "temperature", "max_side_px")
 
+    def check(self) -> None:
+        """Look whether there is such a model, as far as that costs nothing; raises RecipeError."""
+        self._files.check()
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash the model's files and what shapes answers; raises RecipeError for a name without a model behind it."""

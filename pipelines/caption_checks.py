@@ -54,6 +54,8 @@ def _check_asked(column: CaptionColumn, modality: str, source: str, where: str) 
         raise RecipeError(f"{where}: {told}") from error
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
+    if (check := getattr(asking.captioner, "check", None)) is not None:
+        _within(where, check)
     for number, template in enumerate(asking.column.prompt):
         part = f".{number}" if len(asking.column.prompt) > 1 else ""
         _within(f"{where}.prompt{part}", lambda template=template: check_template(template))  # type: ignore[misc]

@@ -92,3 +92,18 @@ def test_slots_that_give_nothing_are_refused(root, use, said):
     columns = {"dense": root.column(), "pairs": root.column(form="questions")}
     with pytest.raises(RecipeError, match=said):
         root.recipe({"caption.image": {"columns": columns, "use": use}})
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_models_that_are_none_are_refused_before_anything_starts(root, tmp_path, engine):
+    def told(model: str) -> str:
+        return _refused(root, {"engine": engine, "prompt": "Say", "model": model})
+
+    assert "is no folder here" in told(str(tmp_path / "nowhere"))
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"weights")
+    assert told(str(tmp_path / "pickled")).startswith("caption.image: ")
+    check_chain(
+        Chain(recipe=root.recipe({"caption.image": {"engine": engine, "prompt": "Say", "model": "some/model"}}))
+    )
