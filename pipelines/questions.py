@@ -19,6 +19,7 @@ from tokenmill.captions.captioner import Captioner, build_captioner
 from tokenmill.captions.prompts import drawn_prompt, render, request_seed
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
+from tokenmill.pipelines.archive_json import finite
 from tokenmill.pipelines.samples import clip_seconds
 from tokenmill.settings_caption import CaptionColumn
 
@@ -139,8 +140,8 @@ def _sample(
         "source": source,
         "modality": modality,
         "caption": row["caption"],
-        "metadata": json.loads(row["metadata"]),
-        "scores": {name: row[name] for name in carried},
+        "metadata": finite(json.loads(row["metadata"])),
+        "scores": {name: finite(row[name]) for name in carried},
     }
     if modality == "video":
         start, end = clip_seconds(row)

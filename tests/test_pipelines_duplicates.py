@@ -405,7 +405,7 @@ def test_three_shards_appended_to_twenty_and_one_inserted_run_themselves_alone(t
     chain = make(tmp_path, few)
     _ = chain.tokenize
     added = records(tmp_path) - before
-    own = dict.fromkeys(("ingest", "score", "duplicates", "select", "caption", "tokenize"), 4)
+    own = dict.fromkeys(("ingest", "score", "duplicates", "select", "caption", "choose", "tokenize"), 4)
     assert added == own | {"compare": 1}
     assert fates(chain)["9b-1"] == ("exact_duplicate", "scenes/0-0")
 
@@ -414,7 +414,7 @@ def test_threshold_of_one_source_touches_no_file_of_another(small: Path) -> None
     (small / "data/photos").mkdir()
     (small / "data/photos/p.png").write_bytes(tiny.picture(8))
     (small / "data/photos/small.png").write_bytes(tiny.picture(9, 48))
-    stages = ("ingest", "score", "select", "caption", "tokenize")
+    stages = ("ingest", "score", "select", "caption", "choose", "tokenize")
 
     def run(changes: Mapping[str, Any]) -> Chain:
         few = {"tokenize.image.max_area": 1024, "filter.image.duplicates.max_distance": 4}

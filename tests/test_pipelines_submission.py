@@ -134,9 +134,13 @@ def test_job_goes_on_without_its_follower_and_its_exit_code_is_carried(
     arguments = ["submit", "ingest", str(recipe), "--address", job_server, "--job-id", "quiet"]
     assert main([*arguments, "--no-wait"]) == 0
     assert capfd.readouterr().out.split() == ["quiet"]
-    with monkeypatch.context() as patch:
-        patch.setattr("tokenmill.pipelines.submission._Follower.until_the_end", _interrupted)
-        assert main(arguments) == 1
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("tokenmill.pipelines.submission._Follower.until_the_end", _interrupted)
+            assert main(arguments) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "job quiet goes on" in caplog.text
     assert main(arguments) == 2
     assert "no source 'nowhere'" in capfd.readouterr().out

@@ -79,7 +79,7 @@ def test_rescued_samples_are_kept_named_and_counted(copy: Path) -> None:
 def test_captions_of_a_selection_with_rescues_read_the_kept_samples(copy: Path) -> None:
     chain = make(copy, {"filter.image.rules": {"wide": RULES["wide"]}})
     kept = verdicts(chain, "scenes")["keep"].sum()
-    assert chain.caption["scenes"].counts.rows_in == kept
+    assert chain.caption["scenes", "caption"].counts.rows_in == kept
 
 
 def test_rule_of_one_source_touches_no_other_source(copy: Path) -> None:
