@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines import earlier_answers
 from tokenmill.pipelines.answer_journal import journal_line
 from tokenmill.pipelines.kept import GcOptions, collect
+from tokenmill.pipelines.questions import Asking
+from tokenmill.settings_caption import CaptionColumn
 
 
 @pytest.fixture
@@ -334,3 +337,17 @@ def test_takedown_takes_a_samples_answers_out_and_leaves_those_of_the_others(roo
     after = root.run()
     assert not root.asked()
     assert set(chosen_of(after)) == set(root.keys) - gone and all(chosen_of(after).values())
+
+
+def test_numbers_that_are_none_are_null_in_questions():
+    row = {
+        "key": "a",
+        "sha256": "0" * 64,
+        "caption": None,
+        "metadata": '{"x": NaN, "y": [1e999]}',
+        "sharpness": math.nan,
+    }
+    asking = Asking.of(CaptionColumn(), "image", "web")
+    (question,) = asking.questions(pl.DataFrame([row], schema_overrides={"caption": pl.String}), ["sharpness"])
+    assert question.sample["metadata"] == {"x": None, "y": [None]}
+    assert question.sample["scores"] == {"sharpness": None}
