@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import tempfile
 import time
@@ -33,6 +32,7 @@ from tokenmill.pipelines.caption_pictures import PictureMaker
 from tokenmill.pipelines.decode_video import VideoDecoder
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.encode_image import as_jpeg, encoded_picture, shrunk_picture
+from tokenmill.pipelines.execution import cpu_seconds
 
 REPEATS = 3
 SIDE_PX, MAX_PIXELS, FRAMES, CLIP_S = 1024, 10**8, 12, 10
@@ -99,21 +99,15 @@ def clip_cpu_s(film: Path, takes: Takes, max_side_px: int | None) -> float:
     }  # fmt: skip
 
     def once(times: int) -> float:
-        before = _used()
+        before = cpu_seconds()
         reader = SampleReader("films", {"kind": "videos", "url": str(film.parent)}, DecodeLimits(threads=1))
         maker = PictureMaker(reader, takes, max_side_px, "video", FRAMES)
         for found in maker.pictures(None, pl.DataFrame([row] * times)):  # type: ignore[arg-type]
             assert not isinstance(found, Exception), found
         reader.close()
-        return _used() - before
+        return cpu_seconds() - before
 
     return round(min(once(6) for _ in range(REPEATS)) / 5 - min(once(1) for _ in range(REPEATS)) / 5, 3)
-
-
-def _used() -> float:
-    """Return the CPU-seconds of this process and of the children that ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from tokenmill.captions.captioner import Answer, Request, Sample, Takes
+from tokenmill.captions.reading import answers_read
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 
@@ -55,11 +56,7 @@ class MetadataCaptioner:
 
     def answers(self, requests: Iterable[Request]) -> Iterator[Sequence[Answer]]:
         """Pick each sample's captions."""
-        for request in requests:
-            try:
-                yield (Answer(index=request.index, texts=self._texts(request.sample)),)
-            except SampleError as error:
-                yield (Answer(index=request.index, error=error),)
+        return answers_read(requests, self._texts)
 
     def close(self) -> None:
         """Hold nothing."""

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from tokenmill.captions.captioner import Answer, Request, Sample, Takes
 from tokenmill.captions.metadata import cleaned, shortened
 from tokenmill.captions.prompts import check_template, render
+from tokenmill.captions.reading import answers_read
 from tokenmill.errors import RecipeError, SampleError
 from tokenmill.manifests.identity import digest_of
 
@@ -63,11 +64,7 @@ class TemplateCaptioner:
 
     def answers(self, requests: Iterable[Request]) -> Iterator[Sequence[Answer]]:
         """Fill the templates for each sample."""
-        for request in requests:
-            try:
-                yield (Answer(index=request.index, texts=self._texts(request.sample)),)
-            except SampleError as error:
-                yield (Answer(index=request.index, error=error),)
+        return answers_read(requests, self._texts)
 
     def close(self) -> None:
         """Hold nothing."""

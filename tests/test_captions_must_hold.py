@@ -192,6 +192,9 @@ def test_captions_one_request_in_twenty_fails_nothing_lost_every_reason_counted(
     for text in answers["retried"]:
         retried.update(json.loads(text))
     assert retried == met
+    counted = {name.removeprefix("retried."): number for name, number in snapshot.totals.items() if "retried." in name}
+    assert counted == met, "the records' own sums, which status tells"
+    assert snapshot.totals["requests"] == NUM_SAMPLES + met.total()
     assert answers["requests"].sum() == NUM_SAMPLES + met.total()
 
 
