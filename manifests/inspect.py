@@ -7,13 +7,13 @@ or pictures belongs to other rooms and is handed in.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.inspect_sample import OpenDecoders, describe_archive, describe_sample, table_row
+from tokenmill.manifests.ledger import sum_of_numbers
 from tokenmill.manifests.records import NO_COUNTS, Commit, Counts
 from tokenmill.manifests.snapshots import read_description, snapshot_names
 from tokenmill.manifests.stagedir import StageDir, stage_dir_at
@@ -108,11 +108,11 @@ def _stage(folder: StageDir) -> dict[str, Any]:
 
 
 def _sums(commits: Sequence[Commit]) -> dict[str, int]:
-    """Add up the totals of the newest records: all that was ever asked in a folder of answers."""
-    sums: Counter[str] = Counter()
-    for commit in commits:
-        sums.update(commit.totals)
-    return dict(sorted(sums.items()))
+    """Add up the totals of the newest records: all that was ever asked in a folder of answers.
+
+    `unanswered` is left out: units of several selections count the same question.
+    """
+    return {name: number for name, number in sum_of_numbers(commits, "totals").items() if name != "unanswered"}
 
 
 def _funnel(folder: StageDir, counts: Counts, commits: Sequence[Commit]) -> list[dict[str, Any]]:
