@@ -346,14 +346,14 @@ class Chain:
 
     @cached_property
     def tokenize(self) -> dict[str, Snapshot]:
-        works = {}
+        works, cpus = {}, sections.cpus_of_worker(self.recipe.execution, "tokenize")
         for name in self.recipe.sources:
             if self.selected[name]:
                 parents = self.parents(name, self.ingest, self.split, self.select, self.choose)
                 works[name] = tokenize_work(
                     self.store, sections.token_settings(self.recipe, name, self.modality[name]),
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
-                    self.limits, parents,
+                    self.limits, parents, cpus=cpus,
                 )  # fmt: skip
         return self._single("tokenize", works)
 

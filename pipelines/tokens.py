@@ -18,7 +18,7 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.pipelines.tokens_worker import TokenWorker
 
-VERSIONS = {"image": 2, "text": 2, "video": 3}
+VERSIONS = {"image": 3, "text": 2, "video": 4}
 SCHEMA = 1
 
 
@@ -30,8 +30,13 @@ def tokenize_work(
     captions: Snapshot | None,
     limits: DecodeLimits,
     parents: Mapping[str, str],
+    *,
+    cpus: int = 1,
 ) -> StageWork:
-    """Describe the tokenizing of one source; `captions` is None for text, which needs none."""
+    """Describe the tokenizing of one source; `captions` is None for text, which needs none.
+
+    `cpus` is what a worker may use of them for a model that computes on CPUs.
+    """
     piece = selected[0].piece
     config = StageConfig(
         stage="tokenize",
@@ -51,7 +56,13 @@ def tokenize_work(
         folders=(StageDir(store=store, source=piece.source, config=config),),
         units=units,
         make_worker=partial(
-            TokenWorker, piece.source, dict(piece.settings), settings, limits, captions.folder if captions else None
+            TokenWorker,
+            piece.source,
+            dict(piece.settings),
+            settings,
+            limits,
+            captions.folder if captions else None,
+            cpus,
         ),
         parents=parents,
     )

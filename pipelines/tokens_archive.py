@@ -1,7 +1,7 @@
 """What the stage tokenize writes: archives of samples with their index, the rows of those that failed, and the sums.
 
-Codes are small (a 512² picture is 8 KB), so a unit's codes wait in memory and the archive is written in the order of
-the source.
+Codes are small (a 512² picture is 8 KB), so those of later samples wait in memory until it is their turn in the order
+of the source.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def _stored_codes(codes: Sequence[NDArray[np.uint32]], codebook_size: int) -> ND
     return np.concatenate([np.zeros(0, np.uint32), *(grid.ravel() for grid in codes)]).astype(kind)
 
 
-def archive_output(frame: pl.DataFrame, samples: Sequence[TokenSample], archive: StagedArchive) -> UnitOutput:
-    failed = Counter(sample.error.reason for sample in samples if sample.error)
-    kept = len(samples) - sum(failed.values())
+def archive_output(frame: pl.DataFrame, failed: Mapping[str, int], archive: StagedArchive) -> UnitOutput:
+    """Return what a unit became; `failed` counts its samples without tokens by reason."""
+    kept = len(frame) - sum(failed.values())
     totals = {
         "text_ids": int(frame["num_text"].sum() or 0),
         "codes": int(frame["num_codes"].sum() or 0),
@@ -116,5 +116,5 @@ def archive_output(frame: pl.DataFrame, samples: Sequence[TokenSample], archive:
     if "fit" in frame.columns:
         fits = Counter(frame["fit"].drop_nulls())
         totals |= {f"clips.{fit}": number for fit, number in sorted(fits.items())}
-    counts = Counts(rows_in=len(samples), kept=kept, out=kept, failed=dict(sorted(failed.items())))
+    counts = Counts(rows_in=len(frame), kept=kept, out=kept, failed=dict(sorted(failed.items())))
     return UnitOutput(rows=frame, counts=counts, totals=totals, archive=archive)
