@@ -13,8 +13,10 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.earlier_records import references_of_last
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.selected import Selected
+from tokenmill.pipelines.tokens_before import EarlierCodes
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.pipelines.tokens_worker import TokenWorker
 
@@ -45,15 +47,19 @@ def tokenize_work(
         settings={**settings.identity, **(limits.settings if settings.modality != "text" else {})},
         fingerprints=fingerprints,
     )
+    folder = StageDir(store=store, source=piece.source, config=config)
+    earlier = EarlierCodes.of(folder) if settings.modality in ("image", "video") else None
     units = []
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]
         extra = () if commit is None else (InputRef(name="captions", digest=commit.digests["captions"]),)
-        inputs = (part.piece.reference("rows"), part.kept_reference, *extra)  # metadata is in the archive
-        units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit}))
+        words = (*extra, *references_of_last(part.piece))
+        inputs = (part.piece.reference("rows"), part.kept_reference, *words)  # metadata is in the archive
+        before = () if earlier is None else earlier.about(part.piece)
+        units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit, "earlier": before}))
     return StageWork(
         title=f"tokenize {piece.source}",
-        folders=(StageDir(store=store, source=piece.source, config=config),),
+        folders=(folder,),
         units=units,
         make_worker=partial(
             TokenWorker,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.tokens_before import Coded
 from tokenmill.pipelines.tokens_model import Codes, SharedVision
 from tokenmill.tokenize.documents import assembled_length
 from tokenmill.tokenize.preprocess import resize, target_size
@@ -212,18 +213,26 @@ class ClipEncoder:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __call__(
-        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], texts: Sequence[Segment]
-    ) -> tuple[Codes, Sampling]:
-        """Return the codes (t, h, w) of a clip, and which frames they are of."""
+        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], texts: Sequence[Segment],
+        known: Coded | None = None,
+    ) -> tuple[Codes, Sampling]:  # fmt: skip
+        """Return the codes (t, h, w) of a clip, and which frames they are of; `known` ones if they are of the same."""
         mark = time.perf_counter()
         vision, size = self._shared.vision, self._area.of(row["height_px"], row["width_px"])
         factor, window = vision.spatial_factor, vision.temporal_factor
         grid = (size[0] // factor, size[1] // factor)
         times = self._times(decoder, path, row)
         sampling = choose(row, times, grid, texts, self._policy, self._vocabulary, window)
+        if known is not None and known.fits(sampling.segment):
+            return known.codes, sampling
+        return self._encoded(decoder, path, sampling, size, mark), sampling
+
+    def _encoded(
+        self, decoder: VideoDecoder, path: Path, sampling: Sampling, size: tuple[int, int], mark: float
+    ) -> Codes:
         codes: list[Codes] = []
         calls: list[Future[Codes]] = []
-        at_once = vision.batch_size * window
+        at_once = self._shared.vision.batch_size * self._shared.vision.temporal_factor
         try:
             for first in range(0, len(sampling.numbers), at_once):
                 frames = sized_frames(decoder, path, sampling.numbers[first : first + at_once], size)
@@ -234,7 +243,7 @@ class ClipEncoder:
         finally:
             for call in calls:
                 call.cancel()
-        return np.concatenate(codes), sampling
+        return np.concatenate(codes)
 
     def _count(self, phase: str, since: float) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
@@ -22,11 +22,13 @@ from tokenmill.errors import SampleError
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.samples import SampleSlice
+from tokenmill.pipelines.tokens_before import Coded
 from tokenmill.pipelines.tokens_clip import TokenArea
 from tokenmill.pipelines.tokens_model import Codes, Pixels, SharedVision
 from tokenmill.tokenize.preprocess import resize
 
 D = TypeVar("D")
+Sized = Pixels | Coded | SampleError  # a picture as it is encoded, its codes where they exist, or why there are none
 _WAITING_BYTES = 512 * 2**20
 
 
@@ -89,25 +91,28 @@ class ImageEncoder:
         self._lock = Lock()
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def read(self, reader: SampleReader, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Pixels | SampleError]:
-        """Yield the picture of every row as it is encoded, decoded and resized ahead in threads."""
+    def read(
+        self, reader: SampleReader, piece: SampleSlice, rows: pl.DataFrame, known: Mapping[str, Coded] | None = None
+    ) -> Iterator[Sized]:
+        """Yield the picture of every row, decoded and resized ahead in threads, or its `known` codes."""
 
-        def made(data: bytes) -> Pixels | _Refused:
+        def made(data: bytes) -> Pixels | Coded | _Refused:
             image = self._decoded(data)
             try:
                 return self._resized(image)
             except SampleError as error:
                 return _Refused(error)
 
-        for one in reader.samples(piece, rows, made):
+        seen: Mapping[str, Pixels | Coded | _Refused] = dict(known or {})
+        for one in reader.samples(piece, rows, made, seen):
             yield one.error if isinstance(one, _Refused) else one
 
     def sized(self, data: bytes) -> Pixels:
         """Return a picture as it is encoded, for any thread; raises SampleError for one that is broken or refused."""
         return self._resized(self._decoded(data))
 
-    def encoded(self, pictures: Iterable[tuple[D, Pixels | SampleError]]) -> Iterator[tuple[D, Codes | SampleError]]:
-        """Yield the codes (h, w) of pictures, in their order and as early as that allows; errors are passed through.
+    def encoded(self, pictures: Iterable[tuple[D, Sized]]) -> Iterator[tuple[D, Codes | SampleError]]:
+        """Yield the codes (h, w) of pictures, in their order and as early as that allows; errors and known codes pass.
 
         `pictures` says whose each one is (a sample, a number in a document); more is asked of it while the model works.
         """
@@ -120,6 +125,8 @@ class ImageEncoder:
                 order.append(one)
                 if isinstance(pixels, SampleError):
                     one.found = pixels
+                elif isinstance(pixels, Coded):
+                    one.found = pixels.codes[0]
                 else:
                     one.pixels = pixels
                     flight.start(buckets.add(one))

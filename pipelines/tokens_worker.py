@@ -27,6 +27,7 @@ from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, publish
 from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_archive import TokenSample, archive_output, archive_row, index_columns
+from tokenmill.pipelines.tokens_before import Coded, codes_before
 from tokenmill.pipelines.tokens_clip import REFUSALS, ClipEncoder, TokenArea
 from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_model import SharedVision
@@ -35,6 +36,7 @@ from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
 from tokenmill.tokenize.segments import TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
+TAKEN_OVER = "samples with codes taken over"
 Fill = Callable[[Selected, pl.DataFrame, Sequence[TokenSample]], Iterator[TokenSample]]
 
 
@@ -56,6 +58,8 @@ class TokenWorker:
         self._vocabulary: Vocabulary = build_vocabulary(settings.vocabulary)
         self._shared: SharedVision | None = None
         self._seconds: dict[str, float] = {}
+        self._notes: Counter[str] = Counter()
+        self._known: Mapping[str, Coded] = {}
         self._fill = self._filler(limits, cpus)
 
     def _filler(self, limits: DecodeLimits, cpus: int) -> Fill:
@@ -82,7 +86,7 @@ class TokenWorker:
             self._shared.close()
 
     def __call__(self, job: Job) -> JobResult:
-        self._seconds = defaultdict(float)
+        self._seconds, started = defaultdict(float), time.perf_counter()
         part: Selected = job.unit.payload["part"]
         rows = part.read()
         words: dict[str, Words] = {}
@@ -90,10 +94,15 @@ class TokenWorker:
             words = chosen_words(self._captions.read_rows(job.unit.payload["captions"]), self._shown)
             rows = rows.filter(pl.col("key").is_in(list(words)))
         samples = [TokenSample(row=row, words=words.get(row["key"], Words())) for row in rows.iter_rows(named=True)]
+        self._notes = Counter()
+        self._known = {}
+        if self._shared is not None:
+            self._known = codes_before(job.unit.payload["earlier"], rows, self._shared.vision.codebook_size)
+            self._seconds["read"] += time.perf_counter() - started
         commit = self._write(job, part.carried(), self._fill(part, rows, samples))
         if self._shared is not None:
             self._seconds["model"] += self._shared.taken_s()
-        return JobResult(commits=(commit,), seconds=dict(self._seconds))
+        return JobResult(commits=(commit,), seconds=dict(self._seconds), notes=dict(self._notes))
 
     def _read_texts(self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]) -> Iterator[TokenSample]:
         """Encode texts in the decoding threads: tiktoken lets the interpreter go."""
@@ -117,7 +126,7 @@ class TokenWorker:
         self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]
     ) -> Iterator[TokenSample]:
         self._images.seconds = self._seconds
-        pictures = zip(samples, self._images.read(self._reader, part.piece, rows), strict=True)
+        pictures = zip(samples, self._images.read(self._reader, part.piece, rows, self._known), strict=True)
         for sample, found in self._images.encoded(pictures):
             if isinstance(found, SampleError):
                 sample.error = found
@@ -139,7 +148,7 @@ class TokenWorker:
             sample = by_key[row["key"]]
             texts, sample.text_ids = sample.words.segments(self._vocabulary.text.encode)
             try:
-                codes, sample.clip = self._clips(decoder, path, row, texts)
+                codes, sample.clip = self._clips(decoder, path, row, texts, self._known.get(row["key"]))
             except SampleError as error:
                 if error.reason not in REFUSALS:
                     raise
@@ -166,6 +175,7 @@ class TokenWorker:
                     started = time.perf_counter()
                     rows.append(archive_row(writer, sample, self._document(sample, carried), modality, codebook_size))
                     failed.update([sample.error.reason] if sample.error else ())
+                    self._notes[TAKEN_OVER] += self._is_taken_over(sample)
                     self._seconds["write"] += time.perf_counter() - started
             started = time.perf_counter()
             frame = pl.DataFrame(rows, schema=index_columns(modality), orient="row")
@@ -173,6 +183,10 @@ class TokenWorker:
             commit = publish(job, target, archive_output(frame, failed, archive))
             self._seconds["write"] += time.perf_counter() - started
         return commit
+
+    def _is_taken_over(self, sample: TokenSample) -> bool:
+        known = self._known.get(sample.row["key"])
+        return known is not None and len(sample.codes) == 1 and np.shares_memory(sample.codes[0], known.codes)
 
     def _document(self, sample: TokenSample, carried: Sequence[str]) -> dict[str, Any]:
         """Return what the sample's JSON says beside its segments."""
