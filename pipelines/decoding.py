@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -27,10 +27,13 @@ from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.document_bytes import DocumentBytes, document_bytes
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice, clip_seconds
+from tokenmill.pipelines.sources.documents import PACKED_LAYOUT, DocumentSource, read_document
 from tokenmill.pipelines.sources.files import VideoFolder
+from tokenmill.pipelines.sources.raw_document import RawDocument
 from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
 S = TypeVar("S")
@@ -111,6 +114,25 @@ class SampleReader:
             return _attempt(lambda: make(self._payload(found)))
 
         return self._counted(self.ahead(made, self._found(piece, rows)))
+
+    def documents(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[RawDocument | SampleError]:
+        """Yield every row's document, its pictures as encoded bytes; digests are checked in the decoding threads."""
+
+        def read(found: tuple[DocumentBytes, str, str]) -> RawDocument | SampleError:
+            (data, pictures), layout, sha256 = found
+            return _attempt(read_document, data, pictures, layout, sha256)
+
+        return self._counted(self.ahead(read, self._found_documents(piece, rows)))
+
+    def _found_documents(
+        self, piece: SampleSlice, rows: pl.DataFrame
+    ) -> Iterator[tuple[DocumentBytes, str, str]]:  # fmt: skip
+        archive = piece.folder.at(piece.commit.data.name) if piece.commit.file("data") else None
+        for packed, group in _runs(rows, "packed"):
+            store = piece.folder.store if packed else self.source.store
+            layout = PACKED_LAYOUT if packed else cast(DocumentSource, self.source).layout
+            found = self._timed(document_bytes(store, group, archive if packed else None))
+            yield from ((one, layout, sha256) for one, sha256 in zip(found, group["sha256"], strict=True))
 
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
@@ -214,7 +236,7 @@ class SampleReader:
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
         return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)
 
-    def _timed(self, data: Iterator[bytes]) -> Iterator[bytes]:
+    def _timed(self, data: Iterator[T]) -> Iterator[T]:
         while True:
             mark = time.perf_counter()
             one = next(data, None)
