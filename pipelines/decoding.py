@@ -22,6 +22,7 @@ from tokenmill.errors import RunError, SampleError, StorageError, TokenmillError
 from tokenmill.filters.clip import Clip, Sampling
 from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
+from tokenmill.filters.pages import Pages
 from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
@@ -33,7 +34,7 @@ from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice, clip_seconds
 from tokenmill.pipelines.sources.documents import PACKED_LAYOUT, DocumentSource, read_document
 from tokenmill.pipelines.sources.files import VideoFolder
-from tokenmill.pipelines.sources.raw_document import RawDocument
+from tokenmill.pipelines.sources.raw_document import RawDocument, RawText
 from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
 S = TypeVar("S")
@@ -123,6 +124,33 @@ class SampleReader:
             return _attempt(read_document, data, pictures, layout, sha256)
 
         return self._counted(self.ahead(read, self._found_documents(piece, rows)))
+
+    def pages(
+        self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Pages, float], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `look(pages, 0.0)` to every document of a slice, in the decoding threads.
+
+        What comes as SampleError is not the document that was indexed, or the header of a picture cannot be read.
+        """
+
+        def seen(found: tuple[DocumentBytes, str, str]) -> T | SampleError:
+            (data, pictures), layout, sha256 = found
+            document = _attempt(read_document, data, pictures, layout, sha256)
+            pages = document if isinstance(document, SampleError) else _attempt(self._pages, document)
+            return pages if isinstance(pages, SampleError) else look(pages, 0.0)
+
+        return self._counted(self.ahead(seen, self._found_documents(piece, rows)))
+
+    def _pages(self, document: RawDocument) -> Pages:
+        def opened(number: int) -> Picture:
+            data = document.pictures[number]
+            image = open_image(data, max_pixels=self.limits.max_pixels)
+            return Picture(_Views(image), *image.size, data=data, sha256=sha256_hex(data))
+
+        for number in range(len(document.pictures)):
+            opened(number)
+        texts = [(part.text, part.role) for part in document.parts if isinstance(part, RawText)]
+        return Pages(texts, len(document.pictures), opened)
 
     def _found_documents(
         self, piece: SampleSlice, rows: pl.DataFrame

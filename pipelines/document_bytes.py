@@ -31,5 +31,13 @@ def document_bytes(store: Store, rows: pl.DataFrame, archive: str | None) -> Ite
         yield by_number[0], [by_number[number] for number in range(1, len(order))]
 
 
+def raw_bytes(rows: pl.DataFrame) -> pl.Series:
+    """Return the encoded bytes of every row of an index, a document's pictures included."""
+    if "pictures" not in rows.columns:
+        return rows["length"]
+    pictures = pl.col("pictures").list.eval(pl.element().struct.field("length")).list.sum()
+    return rows.select((pl.col("length") + pictures.fill_null(0)).alias("bytes")).to_series()
+
+
 def _place(told: Mapping[str, Any], archive: str | None) -> Place:
     return Place(told["path"] if archive is None else archive, told["offset"], told["length"])

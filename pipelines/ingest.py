@@ -25,6 +25,7 @@ from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
+from tokenmill.pipelines.document_bytes import raw_bytes
 from tokenmill.pipelines.earlier import earlier_rows
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Target, Unit, UnitOutput, publish
 from tokenmill.pipelines.reading import ordered_map
@@ -184,14 +185,6 @@ def table_output(table: pl.DataFrame) -> UnitOutput:
         },
         totals={"bytes": int(raw_bytes(good).sum()), **_seconds(good)},
     )
-
-
-def raw_bytes(rows: pl.DataFrame) -> pl.Series:
-    """Return the encoded bytes of every row of an index, a document's pictures included."""
-    if "pictures" not in rows.columns:
-        return rows["length"]
-    pictures = pl.col("pictures").list.eval(pl.element().struct.field("length")).list.sum()
-    return rows.select((pl.col("length") + pictures.fill_null(0)).alias("bytes")).to_series()
 
 
 def _seconds(good: pl.DataFrame) -> dict[str, int]:
