@@ -14,7 +14,7 @@ from typing import Any
 from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import Member, split_name
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.pipelines.sources.documents import document_row, names_of
+from tokenmill.pipelines.sources.documents import document_row, names_of, parsed_or_error
 from tokenmill.pipelines.sources.laid_out import LaidOut, Reference
 from tokenmill.pipelines.sources.source import IndexRow, PicturePlace
 
@@ -32,9 +32,11 @@ def tar_document(
         error = SampleError("no_document", f"its members are: {', '.join(sorted(members))}")
         return IndexRow(key=key, path=path, error=error)
     pictures = {ending: one for ending, one in members.items() if ending.lower().rpartition(".")[2] in endings}
-    row = document_row(
-        key, path, found[1], layout, lambda laid: _matched(laid, pictures), lambda one: _place(path, one), described
-    )
+
+    def find(laid: LaidOut) -> list[PicturePlace]:
+        return [_place(path, one) for one in _matched(laid, pictures)]
+
+    row = document_row(key, path, parsed_or_error(found[1]), layout, find, described=described)
     return row if row.error is not None else replace(row, offset=found[0].offset, length=found[0].length)
 
 
