@@ -23,7 +23,7 @@ from tokenmill.pipelines.reading import ordered_map
 from tokenmill.pipelines.sources.documents import document_row, parsed_or_error
 from tokenmill.pipelines.sources.image_bytes import image_extension
 from tokenmill.pipelines.sources.json_array import element_ranges, elements_of
-from tokenmill.pipelines.sources.laid_out import LaidOut, Reference
+from tokenmill.pipelines.sources.laid_out import LaidOut, Reference, check_bytes
 from tokenmill.pipelines.sources.layouts import check_layout
 from tokenmill.pipelines.sources.metadata import key_or_none
 from tokenmill.pipelines.sources.named_files import named_file
@@ -133,7 +133,11 @@ class DocumentTables:
         return document_row(key, path, value, self.layout, partial(self._found, path), packs=True)
 
     def _found(self, path: str, laid: LaidOut) -> list[PicturePlace]:
-        return [self._placed(path, self._read(path, reference)) for reference in laid.references]
+        pictures: list[PicturePlace] = []
+        for reference in laid.references:
+            pictures.append(self._placed(path, self._read(path, reference)))
+            check_bytes(sum(picture.length for picture in pictures))
+        return pictures
 
     def _placed(self, path: str, data: bytes) -> PicturePlace:
         return PicturePlace(

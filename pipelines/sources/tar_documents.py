@@ -15,7 +15,7 @@ from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import Member, split_name
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.pipelines.sources.documents import document_row, names_of, parsed_or_error
-from tokenmill.pipelines.sources.laid_out import LaidOut, Reference
+from tokenmill.pipelines.sources.laid_out import LaidOut, Reference, check_bytes
 from tokenmill.pipelines.sources.source import IndexRow, PicturePlace
 
 _Found = tuple[Member, bytes]
@@ -63,6 +63,7 @@ def _matched(laid: LaidOut, members: Mapping[str, _Found]) -> list[_Found]:
         raise SampleError("unshown_picture", f"shows {len(references)} of its pictures: {', '.join(lost[:8])}")
     if chosen is None:
         raise _missing(references, members)
+    check_bytes(sum(members[name][0].length for name in chosen))
     return [members[name] for name in chosen]
 
 
