@@ -51,6 +51,7 @@ BUILT_IN = {
     "black": "tokenmill.filters.black:Black",
     "letterbox": "tokenmill.filters.letterbox:Letterbox",
     "clip_hash": "tokenmill.filters.clip_hash:ClipHash",
+    "document_shape": "tokenmill.filters.document_shape:DocumentShape",
 }
 
 
@@ -65,7 +66,7 @@ class Scorer(Protocol):
         """Counts changes of what the same settings compute; raise it together with the golden values."""
 
     @property
-    def takes(self) -> Literal["image", "text", "video"]: ...
+    def takes(self) -> Literal["image", "text", "video", "document"]: ...
 
     @property
     def columns(self) -> Mapping[str, pl.DataType]:
@@ -83,7 +84,10 @@ class Scorer(Protocol):
         """Hex sha256 over all that determines the values, see `fingerprint`."""
 
     def score(self, batch: Sequence[Any]) -> Columns:
-        """Score pictures (`Picture`), texts (str) or clips (`Clip`); pictures and frames of any size, down to 1 x 1."""
+        """Score pictures (`Picture`), texts (str), clips (`Clip`) or documents (`Pages`).
+
+        Pictures and frames are of any size, down to 1 x 1.
+        """
 
 
 @runtime_checkable

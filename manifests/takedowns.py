@@ -69,9 +69,10 @@ class Takedowns:
         """Return for every row the identifiers that speak of it."""
         columns = [c for c in ("key", "sha256", "metadata") if c in rows.columns]
         clips = rows["path"] if "start_frame" in rows.columns else [None] * rows.height
+        shown = _pictures_of(rows)
         found = [
-            self.of_sample(source, **row) + (self.of_sample(source, path) if path else [])
-            for row, path in zip(rows.select(columns).iter_rows(named=True), clips, strict=True)
+            self.of_sample(source, **row, pictures=pictures) + (self.of_sample(source, path) if path else [])
+            for row, path, pictures in zip(rows.select(columns).iter_rows(named=True), clips, shown, strict=True)
         ]
         if "phash" in rows.columns and self.has_hashes_of_looks:
             for number, identifier in self._near(rows["phash"]):
@@ -79,13 +80,17 @@ class Takedowns:
         return found
 
     def of_sample(
-        self, source: str, key: str, sha256: str | None = None, metadata: str | None = None
-    ) -> list[Identifier]:
-        """Return the identifiers that speak of one sample; a clip is also asked for by the key of its film."""
+        self, source: str, key: str, sha256: str | None = None, metadata: str | None = None,
+        pictures: Sequence[str] = (),
+    ) -> list[Identifier]:  # fmt: skip
+        """Return the identifiers that speak of one sample; a clip is also asked for by the key of its film.
+
+        `pictures` are the digests of the pictures in a document: one that is taken down takes the document with it.
+        """
         keys = self._of("key")
         found = [keys[name] for name in (key, f"{source}/{key}") if name in keys]
-        if sha256:
-            found += [i for i in (self._of("sha256").get(sha256),) if i]
+        for digest in (sha256, *pictures) if sha256 else ():
+            found += [i for i in (self._of("sha256").get(digest or ""),) if i]
         urls = self._of("url")
         if urls and metadata and metadata != "{}":
             found += [urls[url] for url in urls_in(metadata) if url in urls]
@@ -159,6 +164,14 @@ def write_list(
     described = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     store.put_exclusive(f"{FOLDER}/{short(digest)}.json", described.encode())
     return short(digest)
+
+
+def _pictures_of(rows: pl.DataFrame) -> Sequence[Sequence[str]]:
+    """Return the digests of the pictures in every row of an index of documents; none of anything else."""
+    if "pictures" not in rows.columns:
+        return [()] * rows.height
+    digests = pl.col("pictures").list.eval(pl.element().struct.field("sha256"))
+    return rows.select(digests).to_series().fill_null([]).to_list()
 
 
 def urls_in(metadata: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.answer_journal import FOLDER
 from tokenmill.pipelines.caption import caption_folder
+from tokenmill.pipelines.captioning import CAPTIONED
 from tokenmill.pipelines.questions import Asking
 
 _RETRIED = "retried."
@@ -108,7 +109,7 @@ def column_folders(chain: Any) -> dict[str, ColumnFolder]:
     """Return the folders of a recipe's columns by path; takes the fingerprint of every engine, which may be slow."""
     found: dict[str, ColumnFolder] = {}
     for source, modality in chain.modality.items():
-        for name, column in chain.captions_of(modality).columns.items() if modality != "text" else ():
+        for name, column in chain.captions_of(modality).columns.items() if modality in CAPTIONED else ():
             asking = Asking.of(column, modality, source)
             folder = caption_folder(chain.store, asking, chain.limits)
             found.setdefault(folder.path, ColumnFolder(folder=folder, asking=asking, names=[])).names.append(name)

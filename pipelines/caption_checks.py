@@ -12,6 +12,7 @@ from tokenmill.captions.checks import check_settings
 from tokenmill.captions.prompts import check_template
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of
+from tokenmill.pipelines.captioning import CAPTIONED
 from tokenmill.pipelines.questions import Asking
 from tokenmill.settings_caption import CaptionColumn, CaptionSettings
 
@@ -26,8 +27,8 @@ def check_captions(chain: Chain) -> None:
     """Check the columns of every modality; raises RecipeError that begins with the key path."""
     for modality, captions in chain.recipe.caption.items():
         where = f"caption.{modality}"
-        if modality == "text":
-            raise RecipeError(f"{where}: a text is its own caption; allowed: image, video")
+        if modality not in CAPTIONED:
+            raise RecipeError(f"{where}: a {modality} is its own caption; allowed: {', '.join(CAPTIONED)}")
         for name, column in captions.columns.items():
             _check_column(
                 chain, modality, column, where if set(captions.columns) == _ONLY else f"{where}.columns.{name}"

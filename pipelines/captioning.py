@@ -13,6 +13,7 @@ from tokenmill.pipelines.jobs import StageWork
 if TYPE_CHECKING:
     from tokenmill.pipelines.chain import Chain
 
+CAPTIONED = ("image", "video")  # texts are their own captions, and documents hold theirs
 Column = tuple[str, str]  # source and column
 
 
@@ -48,4 +49,4 @@ def choose_works(chain: Chain, answered: Mapping[Column, Snapshot]) -> dict[str,
 
 def _captioned(chain: Chain) -> list[str]:
     """Name the sources that get captions."""
-    return [name for name, modality in chain.modality.items() if modality != "text" and chain.selected[name]]
+    return [name for name, modality in chain.modality.items() if modality in CAPTIONED and chain.selected[name]]

@@ -51,7 +51,7 @@ STAGES = (
     "ingest", "split", "score", "takedown", "decontaminate", "compare", "duplicates", "select", "caption", "choose",
     "tokenize", "plan",
 )  # fmt: skip
-MODALITIES = ("image", "video", "text")
+MODALITIES = ("image", "video", "text", "document")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tokenmill.errors import RecipeError
+from tokenmill.filters.scorer import reads_caption
 from tokenmill.pipelines.caption_checks import check_captions
 from tokenmill.pipelines.chain import MODALITIES, Chain
 from tokenmill.pipelines.evaluation_sets import check_sets
@@ -39,8 +40,10 @@ def check_chain(chain: Chain) -> None:
 def _check_kinds(chain: Chain) -> None:
     """Refuse what would only fail in the workers: a misplaced scorer, films inside tars, unknown templates."""
     for modality, scoring in chain.passes.items():
-        takes = ("image", "video") if modality == "video" else (modality,)
+        takes = {"video": ("image", "video"), "document": ("image", "text", "document")}.get(modality, (modality,))
         for name, scorer in scoring.scorers.items():
+            if modality == "document" and reads_caption(scorer):
+                raise RecipeError(f"filter.document.scorers.{name}: reads captions, and a document has texts instead")
             if scorer.takes not in takes:
                 raise RecipeError(f"filter.{modality}.scorers.{name}: takes {scorer.takes}, not {' or '.join(takes)}")
     for modality, section in chain.recipe.filter.items():

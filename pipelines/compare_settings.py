@@ -28,6 +28,9 @@ def duplicate_settings(
     if settings is None:
         return None
     where = f"filter.{modality}.duplicates"
+    for key in ("max_distance", "semantic") if modality == "document" else ():
+        if getattr(settings, key) is not None:
+            raise RecipeError(f"{where}.{key}: documents are compared by their bytes and texts; allowed: exact, text")
     if settings.max_distance is not None:
         need(columns, PHASH, f"{where}.max_distance", "add the scorer perceptual_hash, or clip_hash")
     semantic = text = None

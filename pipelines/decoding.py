@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import polars as pl
@@ -22,15 +22,19 @@ from tokenmill.errors import RunError, SampleError, StorageError, TokenmillError
 from tokenmill.filters.clip import Clip, Sampling
 from tokenmill.filters.clip_frames import FrameChoice
 from tokenmill.filters.footage import Footage
+from tokenmill.filters.pages import Pages
 from tokenmill.filters.picture import BASE, Kind, Picture
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.pipelines.clip_pool import ClipRun, DecoderPool, clip_runs
 from tokenmill.pipelines.decode_image import EncodedImage, decode_image, open_image
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.document_bytes import DocumentBytes, document_bytes
 from tokenmill.pipelines.fault_message import fault_message
 from tokenmill.pipelines.reading import Place, ordered_map, read_places
 from tokenmill.pipelines.samples import SampleSlice, clip_seconds
+from tokenmill.pipelines.sources.documents import PACKED_LAYOUT, DocumentSource, read_document
 from tokenmill.pipelines.sources.files import VideoFolder
+from tokenmill.pipelines.sources.raw_document import RawDocument, RawText
 from tokenmill.pipelines.sources.source import Source, local_mark, open_source
 
 S = TypeVar("S")
@@ -117,6 +121,52 @@ class SampleReader:
         unseen = rows.filter(~pl.col("key").is_in(list(known))) if known else rows
         new = self.ahead(made, self._found(piece, unseen))
         return self._counted(known[key] if key in known else next(new) for key in rows["key"])
+
+    def documents(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[RawDocument | SampleError]:
+        """Yield every row's document, its pictures as encoded bytes; digests are checked in the decoding threads."""
+
+        def read(found: tuple[DocumentBytes, str, str]) -> RawDocument | SampleError:
+            (data, pictures), layout, sha256 = found
+            return _attempt(read_document, data, pictures, layout, sha256)
+
+        return self._counted(self.ahead(read, self._found_documents(piece, rows)))
+
+    def pages(
+        self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Pages, float], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `look(pages, 0.0)` to every document of a slice, in the decoding threads.
+
+        What comes as SampleError is not the document that was indexed, or the header of a picture cannot be read.
+        """
+
+        def seen(found: tuple[DocumentBytes, str, str]) -> T | SampleError:
+            (data, pictures), layout, sha256 = found
+            document = _attempt(read_document, data, pictures, layout, sha256)
+            pages = document if isinstance(document, SampleError) else _attempt(self._pages, document)
+            return pages if isinstance(pages, SampleError) else look(pages, 0.0)
+
+        return self._counted(self.ahead(seen, self._found_documents(piece, rows)))
+
+    def _pages(self, document: RawDocument) -> Pages:
+        def opened(number: int) -> Picture:
+            data = document.pictures[number]
+            image = open_image(data, max_pixels=self.limits.max_pixels)
+            return Picture(_Views(image), *image.size, data=data, sha256=sha256_hex(data))
+
+        for number in range(len(document.pictures)):
+            opened(number)
+        texts = [(part.text, part.role) for part in document.parts if isinstance(part, RawText)]
+        return Pages(texts, len(document.pictures), opened)
+
+    def _found_documents(
+        self, piece: SampleSlice, rows: pl.DataFrame
+    ) -> Iterator[tuple[DocumentBytes, str, str]]:  # fmt: skip
+        archive = piece.folder.at(piece.commit.data.name) if piece.commit.file("data") else None
+        for packed, group in _runs(rows, "packed"):
+            store = piece.folder.store if packed else self.source.store
+            layout = PACKED_LAYOUT if packed else cast(DocumentSource, self.source).layout
+            found = self._timed(document_bytes(store, group, archive if packed else None))
+            yield from ((one, layout, sha256) for one, sha256 in zip(found, group["sha256"], strict=True))
 
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]
@@ -220,7 +270,7 @@ class SampleReader:
     def _found(self, piece: SampleSlice, rows: pl.DataFrame) -> Iterator[Found]:
         return zip(self._timed(self._bytes(piece, rows)), rows["extension"], rows["sha256"], strict=True)
 
-    def _timed(self, data: Iterator[bytes]) -> Iterator[bytes]:
+    def _timed(self, data: Iterator[T]) -> Iterator[T]:
         while True:
             mark = time.perf_counter()
             one = next(data, None)

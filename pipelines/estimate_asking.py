@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenmill.pipelines.asked_totals import AskedTotals
 from tokenmill.pipelines.caption import caption_folder
+from tokenmill.pipelines.captioning import CAPTIONED
 from tokenmill.pipelines.questions import Asking
 from tokenmill.settings_caption import CaptionColumn, CaptionSettings
 
@@ -66,7 +67,7 @@ def _asks_somewhere(column: CaptionColumn, modality: str) -> bool:
 def asking_estimates(chain: Any, sampled: Any) -> Iterator[AskingEstimate]:
     """Yield what each column would ask of each source: `chain` is the recipe's, `sampled` has selected some of it."""
     for source, modality in chain.modality.items():
-        for name, column in chain.captions_of(modality).columns.items() if modality != "text" else ():
+        for name, column in chain.captions_of(modality).columns.items() if modality in CAPTIONED else ():
             asking = Asking.of(column, modality, source)
             if asking.captioner.asks and sampled.selected[source]:
                 yield _estimate(chain, sampled, name, asking)

@@ -89,6 +89,8 @@ def check_sets(
             raise RecipeError(
                 f"{where}: says of no copy what it is; give max_distance, min_cosine, min_jaccard or ngram"
             )
+        if modality == "document" and (asked.max_distance is not None or asked.min_cosine is not None):
+            raise RecipeError(f"{where}: documents are compared by their bytes and texts; allowed: exact, min_jaccard")
         if asked.ngram is not None and modality != "text":
             raise RecipeError(f"{where}.ngram: is for texts")
         if asked.max_distance is not None:

@@ -25,6 +25,7 @@ from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import REASON, Takedowns, read_takedowns
+from tokenmill.pipelines.document_bytes import raw_bytes
 from tokenmill.pipelines.earlier import earlier_rows
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, StageWork, Target, Unit, UnitOutput, publish
 from tokenmill.pipelines.reading import ordered_map
@@ -46,7 +47,7 @@ from tokenmill.pipelines.units import group_files
 VERSION = 1
 _FILMS = 1024  # of a unit, on average
 _HEADERS_AT_ONCE = 8
-ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls")
+ALONE = ("webdataset", "parquet", "arrow", "jsonl", "jsonl-images", "urls", "documents")
 
 
 def ingest_work(store: Store, name: str, settings: Mapping[str, Any], *, unit_bytes: int) -> StageWork:
@@ -160,7 +161,8 @@ class IngestWorker:
             yield from rows
             return
         for number, row in enumerate(rows):
-            hit = lists.of_sample(self._name, row.key, row.sha256, row.metadata)
+            pictures = [picture.sha256 for picture in row.pictures]
+            hit = lists.of_sample(self._name, row.key, row.sha256, row.metadata, pictures)
             yield taken_down_row(unit, number) if hit else row
 
 
@@ -181,7 +183,7 @@ def table_output(table: pl.DataFrame) -> UnitOutput:
             "content": digest_of_rows(("key", "sha256"), good.select("key", "sha256").iter_rows()),
             "rows": digest_of_rows(described.columns, described.iter_rows()),
         },
-        totals={"bytes": int(good["length"].sum()), **_seconds(good)},
+        totals={"bytes": int(raw_bytes(good).sum()), **_seconds(good)},
     )
 
 
@@ -201,7 +203,8 @@ def index_record(row: IndexRow, columns: Mapping[str, Any] = INDEX_COLUMNS) -> t
     failure: tuple[Any, ...] = (None, None, None, None)
     if row.error is not None:
         failure = ("ingest", row.error.reason, row.error.message, row.error.transient)
-    more = (row.seconds,) if "seconds" in columns else ()
+    more: tuple[Any, ...] = (row.seconds,) if "seconds" in columns else ()
+    more += ([picture.record for picture in row.pictures],) if "pictures" in columns else ()
     return (*place, row.sha256, row.caption, row.metadata, *failure, *more)
 
 
@@ -249,8 +252,24 @@ def _unique(rows: Iterable[IndexRow]) -> Iterator[IndexRow]:
 def _packed(writer: ArchiveWriter, row: IndexRow) -> IndexRow:
     if row.payload is None:
         return row
-    members = {row.extension: row.payload, "json": json.dumps({**json.loads(row.metadata), "key": row.key}).encode()}
+    if row.pictures:
+        return _packed_document(writer, row, row.payload)
+    described = json.dumps({**json.loads(row.metadata), "key": row.key}).encode()
+    members = {"json": described, row.extension: row.payload}  # the payload of a document is its JSON
     if row.caption is not None:
         members["txt"] = row.caption.encode()
     placed = writer.add(row.key, members)[row.extension]
     return replace(row, offset=placed.offset, length=placed.length, payload=b"")  # written: no need to hold it
+
+
+def _packed_document(writer: ArchiveWriter, row: IndexRow, payload: bytes) -> IndexRow:
+    """Pack a document's JSON and its pictures, `<key>.<number>.<extension>`."""
+    names = [f"{number}.{picture.extension}" for number, picture in enumerate(row.pictures)]
+    members = {name: picture.payload or b"" for name, picture in zip(names, row.pictures, strict=True)}
+    placed = writer.add(row.key, {row.extension: payload, **members})
+    pictures = tuple(
+        replace(picture, offset=placed[name].offset, length=placed[name].length, payload=None)
+        for name, picture in zip(names, row.pictures, strict=True)
+    )
+    json_at = placed[row.extension]
+    return replace(row, offset=json_at.offset, length=json_at.length, payload=b"", pictures=pictures)

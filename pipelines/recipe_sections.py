@@ -111,7 +111,7 @@ def token_fingerprints(section: TokenizeSettings) -> dict[str, dict[str, str]]:
     """Return, by modality, the fingerprints that name a folder of tokens."""
     vocabulary = {"vocabulary": build_vocabulary(section.vocabulary).fingerprint}
     pixels = vocabulary | {"vision": fingerprint_of_vision(section.vision.model_dump())}
-    return {"image": pixels, "video": pixels, "text": vocabulary}
+    return {"image": pixels, "video": pixels, "text": vocabulary, "document": pixels}
 
 
 def cpus_of_worker(run: Execution, stage: str) -> int:

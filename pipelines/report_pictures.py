@@ -22,6 +22,7 @@ from tokenmill.errors import RunError, SampleError, StorageError
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.report_data import SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, element
+from tokenmill.pipelines.sources.raw_document import RawDocument, RawText
 from tokenmill.pipelines.tokens_clip import check_times, frames_on_show, sized_frames
 from tokenmill.pipelines.write_video import mp4
 
@@ -106,12 +107,12 @@ class Originals:
 
     def pictures(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, Pixels]:
         """Return the pictures of some rows by key, HWC, of a clip three frames, THWC; broken ones are absent."""
-        if table.modality == "text":
+        if table.modality in ("text", "document"):
             return {}
         return {key: found for key, found in self._read(table, rows).items() if isinstance(found, np.ndarray)}
 
     def texts(self, table: SourceTable, rows: pl.DataFrame) -> dict[str, str]:
-        """Return the texts of some rows by key."""
+        """Return the texts of some rows by key; of documents as they are read, pictures by their numbers."""
         return {key: found for key, found in self._read(table, rows).items() if isinstance(found, str)}
 
     def clip(self, table: SourceTable, row: Mapping[str, Any], fps: float, decoded: Pixels) -> Pixels | None:
@@ -143,6 +144,8 @@ class Originals:
         reader, piece = self._reader(table.source), table.pieces[rows["unit"][0]]
         if table.modality == "text":
             return list(reader.texts(piece, rows))
+        if table.modality == "document":
+            return [_read_aloud(one) for one in reader.documents(piece, rows)]
         if table.modality == "video":
             return list(reader.clips(rows, reader.glimpses))
         return list(reader.images(piece, rows))
@@ -152,3 +155,15 @@ class Originals:
             settings = self.chain.recipe.sources[source].model_dump()
             self._readers[source] = SampleReader(source, settings, self.chain.limits)
         return self._readers[source]
+
+
+def _read_aloud(document: RawDocument | SampleError) -> str | SampleError:
+    """Return a document as one text: who says what, and where pictures are shown."""
+    if isinstance(document, SampleError):
+        return document
+    return "\n".join(
+        (part.text if part.role == "body" else f"{part.role}: {part.text}")
+        if isinstance(part, RawText)
+        else f"[picture {part.number}]"
+        for part in document.parts
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tokenmill.pipelines.chain import MODALITIES
 from tokenmill.pipelines.report_charts import Level, Part, histogram, stacked_bar
 from tokenmill.pipelines.report_data import Run
 from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section
@@ -28,7 +29,7 @@ def scores_section(run: Run) -> Markup:
     """Draw the scores of every modality."""
     if not run.tables:
         return section("scores", "Scores", note("Nothing is selected yet, so there are no verdicts to show."))
-    parts = [part for modality in ("image", "video", "text") if (part := _modality(run, modality))]
+    parts = [part for modality in MODALITIES if (part := _modality(run, modality))]
     return section(
         "scores",
         "Scores",

@@ -16,7 +16,7 @@ from tokenmill.pipelines.report_data import Run, SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section, short_number
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
 
-_KEPT = {"image": 24, "video": 12, "text": 6}
+_KEPT = {"image": 24, "video": 12, "text": 6, "document": 6}
 _A_REASON = 8
 _COPIES = ("exact_duplicate", "near_duplicate")
 _EXCERPT = 260
@@ -31,7 +31,7 @@ def sheets_section(run: Run, album: Album, originals: Originals) -> Markup:
 
 
 def _source(run: Run, table: SourceTable, album: Album, originals: Originals) -> Markup:
-    show = _texts if table.modality == "text" else _pictures
+    show = _texts if table.modality in ("text", "document") else _pictures
     title = element("h3", table.source, " ", element("small", table.modality))
     body = join(*show(run, table, album, originals))
     trouble = originals.unreachable.get(table.source)
@@ -136,8 +136,8 @@ def _bits(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
 
 
 def _texts(run: Run, table: SourceTable, album: Album, originals: Originals) -> Iterator[Child]:
-    kept = table.some(pl.col("keep"), _KEPT["text"])
-    yield _excerpts("Kept texts", table.num_kept, kept, originals.texts(table, kept), ())
+    kept = table.some(pl.col("keep"), _KEPT[table.modality])
+    yield _excerpts(f"Kept {table.modality}s", table.num_kept, kept, originals.texts(table, kept), ())
     for reason, number in sorted(table.drop_counts.items()):
         rows = table.some(pl.col("drop_reason") == reason, 3)
         columns = _judged_by(run, table, reason)

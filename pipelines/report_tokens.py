@@ -89,7 +89,7 @@ def _reconstructions(run: Run, snapshots: Mapping[str, Snapshot], album: Album, 
     opened: dict[str, Any] = {}
     for source, snapshot in snapshots.items():
         spec = snapshot.folder.config.settings.get("vision")
-        if not spec or source not in run.tables:
+        if not spec or source not in run.tables or run.modality(source) not in _SHOWN:
             continue
         name = digest_of(spec)
         opened[name] = opened.get(name) or open_vision(spec)

@@ -12,8 +12,10 @@ import polars as pl
 from tokenmill.errors import SampleError
 from tokenmill.filters.clip import Sampling
 from tokenmill.filters.footage import Footage
+from tokenmill.filters.pages import Pages
 from tokenmill.filters.picture import Picture
 from tokenmill.filters.scorer import Scorer, check_columns, is_prepared, views_of
+from tokenmill.pipelines.document_bytes import raw_bytes
 
 Seconds = dict[str, float]
 
@@ -69,9 +71,9 @@ Part = Sheet  # a chunk after the models: columns alone
 
 @dataclass(kw_only=True)
 class Looked:
-    """What the scorers that looked at one picture or clip made of it: values, or what their model is to see."""
+    """What the scorers that looked at one picture, clip or document made of it: values, or what a model is to see."""
 
-    picture: Picture | Footage
+    picture: Picture | Footage | Pages
     values: dict[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, SampleError] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Looked:
 
 
 class Look:
-    """Lets scorers look at a picture or a clip in the thread that decodes it: views, then `score` or `prepare`.
+    """Lets scorers look at a picture, clip or document in the thread that decodes it: views, then `score` or `prepare`.
 
     Scorers that want batches (`batch_size` above 1, no `prepare`) only have their views decoded here.
 
@@ -97,7 +99,7 @@ class Look:
         self._gates = gates or {}
         self._release, self._forget = release, forget
 
-    def __call__(self, picture: Picture | Footage, decode_s: float = 0.0) -> Looked:
+    def __call__(self, picture: Picture | Footage | Pages, decode_s: float = 0.0) -> Looked:
         looked = Looked(picture=picture, seconds={"decode": decode_s})
         for scorer, prepared, views in self._scorers:
             if scorer.name in self._gates and not self._gates[scorer.name](looked):
@@ -114,7 +116,7 @@ class Look:
 
     def _look(self, scorer: Scorer, prepared: bool, views: Sequence[Any], looked: Looked) -> None:
         mark = time.perf_counter()
-        if isinstance(looked.picture, Picture):  # what there is of a clip is decoded
+        if isinstance(looked.picture, Picture):  # a clip is decoded, a document's pictures when their turn comes
             for view in views:
                 looked.picture.view(view)
         decoded = time.perf_counter()
@@ -130,7 +132,7 @@ class Look:
 def held_bytes(rows: pl.DataFrame, sampling: Sampling | None) -> pl.Series:
     """Return what is held of each sample at once: of a file its encoded bytes, of a clip the pixels of its frames."""
     if sampling is None:
-        return rows["length"]
+        return raw_bytes(rows)
     shrunk = pl.min_horizontal(1.0, sampling.short_side_px / pl.min_horizontal("width_px", "height_px"))
     seconds = (pl.col("end_frame") - pl.col("start_frame")) / pl.col("fps")
     frames = pl.max_horizontal(1.0, (seconds * pl.min_horizontal(sampling.fps, "fps")).floor())

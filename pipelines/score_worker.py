@@ -41,9 +41,9 @@ from tokenmill.pipelines.score_chunk import (
 )
 from tokenmill.pipelines.scoring_pass import ScorerSpec, ScoringPass
 
-_CHUNK_ROWS = {"image": 64, "video": 64, "text": 256}  # a batch is never larger
+_CHUNK_ROWS = {"image": 64, "video": 64, "text": 256, "document": 64}  # a batch is never larger
 # Frames of clips may travel (RAFT sees all of them): with the clip that ends a chunk, 14 MB for 20 s, some 64 MB.
-_CHUNK_BYTES = {"image": 128 * 2**20, "video": 48 * 2**20, "text": 128 * 2**20}
+_CHUNK_BYTES = {"image": 128 * 2**20, "video": 48 * 2**20, "text": 128 * 2**20, "document": 128 * 2**20}
 
 
 class ScoreWorker:
@@ -141,15 +141,17 @@ class ScoreWorker:
             return (look(sample) for sample in _unseen(rows, as_footage=sampling is not None))
         at_once = [spec for spec in specs if self._at_once(spec)]
         scorers = [self._pass.called[spec.name] for spec in at_once]
-        if sampling is None:
+        if self._pass.modality == "image":
             return self._reader.pictures(piece, rows, Look(scorers))
         gates = {spec.name: self._gate(spec) for spec in at_once if spec.when and spec.name not in self._pass.late}
         look = Look(scorers, gates=gates, forget=all(map(self._at_once, looking)))
+        if sampling is None:
+            return self._reader.pages(piece, rows, look)
         return self._reader.footage(rows, sampling, look)
 
     def _at_once(self, spec: ScorerSpec) -> bool:
         """Tell whether a scorer looks at every picture, or clip, in the thread that decodes it."""
-        scorer, is_late = self._pass.scorers[spec.name], spec.name in self._pass.late
+        scorer, is_late = self._pass.called[spec.name], spec.name in self._pass.late
         if not is_prepared(scorer) and (is_late or scorer.batch_size > 1):
             return False
         return not spec.when or is_late or self._is_decided_at_once(spec)
@@ -157,9 +159,10 @@ class ScoreWorker:
     def _is_decided_at_once(self, spec: ScorerSpec) -> bool:
         """Tell whether a gate of clips is known as soon as one is decoded: its frames need not wait for others then.
 
-        Of a picture more can be decoded later, so its gates are asked for a whole chunk, which is cheaper.
+        Of a picture more can be decoded later, so its gates are asked for a whole chunk, which is cheaper. Documents
+        are like clips: their pictures would all be decoded again.
         """
-        return self._pass.sampling is not None and all(
+        return self._pass.modality in ("video", "document") and all(
             self._at_once(needed) for needed in self._pass.specs if needed.name in self._pass.needs[spec.name]
         )
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tokenmill.errors import RecipeError
 from tokenmill.filters.clip import Sampling
 from tokenmill.filters.clip_frames import FrameChoice, Frames, Reduce, on_clips
+from tokenmill.filters.on_documents import on_documents
 from tokenmill.filters.rules import Gate, columns_of
 from tokenmill.filters.scorer import (
     Scorer,
@@ -30,6 +31,7 @@ from tokenmill.pipelines.samples import FAILURE_COLUMNS
 
 VERSION = 1
 CLIPS_VERSION = 1  # of how frames are sampled, shrunk and put together; part of the identity of clips' columns alone
+DOCUMENTS_VERSION = 1  # of how what a document's texts and pictures say is put together
 SCHEMA = 1
 Reads = Literal["pictures", "captions", "both"]  # a text counts as a picture
 RESERVED = frozenset(("key", *FAILURE_COLUMNS))
@@ -40,7 +42,7 @@ class ScorerSpec:
     """A scorer as the recipe names it; `when` is the gate, empty for none.
 
     `frames` and `reduce` are for scorers of pictures on clips: which of a clip's frames they see, and what their
-    numbers become; None where the recipe says nothing.
+    numbers become; None where the recipe says nothing. Of a document all pictures are seen, so `reduce` is enough.
     """
 
     name: str
@@ -66,7 +68,9 @@ class ScoringPass:
 
     @cached_property
     def called(self) -> Mapping[str, Scorer]:
-        """The scorers as they are called on samples: those of clips on footage."""
+        """The scorers as they are called on samples: those of clips on footage, those of documents on pages."""
+        if self.modality == "document":
+            return on_documents(self.scorers, {spec.name: spec.choice.reduce for spec in self.specs})
         if self.sampling is None:
             return self.scorers
         return on_clips(self.scorers, {spec.name: spec.choice for spec in self.specs})
@@ -113,6 +117,7 @@ class ScoringPass:
                 "when": {one.name: one.when for one in self.specs if one.name in used and one.when},
                 **(limits.settings if self.modality != "text" else {}),
                 **self._clip_settings(used),
+                **self._document_settings(used),
             },
             fingerprints={name: self.scorers[name].fingerprint for name in used},
         )
@@ -125,6 +130,13 @@ class ScoringPass:
         chosen = {spec.name: spec.choice.identity for spec in self.specs if spec.name in looking}
         frames = {name: choice for name, choice in chosen.items() if choice}
         return {"clips": {"version": CLIPS_VERSION, **asdict(self.sampling)}, "frames": frames}
+
+    def _document_settings(self, used: Sequence[str]) -> dict[str, Any]:
+        """Return what decides how the pictures of documents become one value."""
+        if self.modality != "document":
+            return {}
+        looking = [spec for spec in self.specs if spec.name in used and self.scorers[spec.name].takes == "image"]
+        return {"documents": DOCUMENTS_VERSION, "reduce": {spec.name: spec.choice.reduce for spec in looking}}
 
 
 def scoring_pass(modality: str, specs: Sequence[ScorerSpec], sampling: Sampling | None = None) -> ScoringPass:
@@ -159,6 +171,10 @@ def _check_frames(modality: str, spec: ScorerSpec, scorer: Scorer) -> None:
     for key, value in (("frames", spec.frames), ("reduce", spec.reduce)):
         if value is None:
             continue
+        if modality == "document" and key == "reduce" and scorer.takes == "image":
+            return
+        if modality == "document":
+            raise RecipeError(f"{where}.{key}: all pictures of a document are seen; only reduce, for pictures")
         if modality != "video":
             raise RecipeError(f"{where}.{key}: a sample of {modality} has no frames; only under filter.video")
         if scorer.takes == "video":

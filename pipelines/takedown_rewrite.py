@@ -11,10 +11,11 @@ attempts of ingest) goes last, so a rewrite that was killed is finished by doing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -32,7 +33,7 @@ from tokenmill.pipelines.earlier_verdicts import keep_verdicts_without
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
 from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
-from tokenmill.pipelines.sources.source import INDEX_COLUMNS, VIDEO_INDEX_COLUMNS
+from tokenmill.pipelines.sources.source import PICTURE, columns_of_index
 from tokenmill.pipelines.takedown_answers import forget_journaled, keep_answers_without, names_answer_of
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
 
@@ -89,7 +90,7 @@ def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
 
 def redacted(rows: pl.DataFrame, mask: pl.Series, unit: str) -> pl.DataFrame:
     """Return an index in which the rows under `mask` say only that a sample was taken down."""
-    columns = VIDEO_INDEX_COLUMNS if "seconds" in rows.columns else INDEX_COLUMNS
+    columns = columns_of_index(rows.columns)
     blank = [index_record(taken_down_row(unit, number), columns) for number in range(rows.height)]
     blanks = pl.DataFrame(blank, schema=columns, orient="row")
     return rows.select(pl.when(mask).then(blanks[name]).otherwise(pl.col(name)).alias(name) for name in rows.columns)
@@ -125,24 +126,31 @@ def _forget_journals(folder: StageDir) -> None:
 
 def _repacked(store: Store, archive: str, table: pl.DataFrame, path: Path) -> tuple[StagedArchive, pl.DataFrame]:
     """Copy an archive without the samples the table no longer has; returns it, and the table with their new places."""
-    wanted = {
-        f"{escape_key(key)}.{extension}": number
-        for number, key, packed, extension in table.with_row_index("row")
-        .select("row", "key", "packed", "extension")
-        .iter_rows()
-        if packed
-    }
-    keys = {split_name(name)[0] for name in wanted}
-    places: dict[int, Member] = {}
+    keys = {escape_key(key) for key, packed in table.select("key", "packed").iter_rows() if packed}
+    places: dict[str, Member] = {}
     with ArchiveWriter(path) as writer, store.open(archive) as stream:
         for member, data in iterate_members(stream):
             if split_name(member.name)[0] in keys:
-                placed = writer.add_member(member.name, data)
-                if member.name in wanted:
-                    places[wanted[member.name]] = placed
-    offsets = [places[n].offset if n in places else old for n, old in enumerate(table["offset"])]
+                places[member.name] = writer.add_member(member.name, data)
+    rows = list(table.iter_rows(named=True))
+    offsets = [_offset(places, row["key"], row, row["extension"]) for row in rows]
     moved = table.with_columns(pl.Series("offset", offsets, dtype=pl.Int64))
+    if "pictures" in table.columns:
+        moved = moved.with_columns(pl.Series("pictures", [_moved(places, row) for row in rows], pl.List(PICTURE)))
     return StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256), moved
+
+
+def _moved(places: Mapping[str, Member], row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the pictures of a document at their new places."""
+    return [
+        picture | {"offset": _offset(places, row["key"], picture, f"{number}.{picture['extension']}")}
+        for number, picture in enumerate(row["pictures"] or ())
+    ]
+
+
+def _offset(places: Mapping[str, Member], key: str, old: Mapping[str, Any], extension: str) -> int:
+    member = places.get(f"{escape_key(key)}.{extension}")
+    return int(old["offset"]) if member is None else member.offset
 
 
 def _newest(commits: Iterable[Commit]) -> list[Commit]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from tokenmill.errors import RecipeError
 from tokenmill.manifests.records import InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
@@ -40,6 +41,8 @@ def tokenize_work(
     `cpus` is what a worker may use of them for a model that computes on CPUs.
     """
     piece = selected[0].piece
+    if settings.modality not in VERSIONS:
+        raise RecipeError(f"sources.{piece.source}.modality: a {settings.modality} is not tokenized yet")
     config = StageConfig(
         stage="tokenize",
         version=VERSIONS[settings.modality],

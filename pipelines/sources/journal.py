@@ -26,7 +26,7 @@ from tokenmill.pipelines.sources.source import IndexRow
 FOLDER = "journal"
 _PART_ROWS, _PART_BYTES = 256, 32 * 2**20
 _DIGEST_BYTES = 32
-_PLAIN = tuple(field.name for field in fields(IndexRow) if field.name not in ("payload", "error"))
+_PLAIN = tuple(field.name for field in fields(IndexRow) if field.name not in ("payload", "pictures", "error"))
 _SCHEMA = pa.schema(
     [(name, pa.int64() if name in ("offset", "length") else pa.large_string()) for name in _PLAIN]
     + [("payload", pa.large_binary()), ("reason", pa.string()), ("message", pa.string()), ("transient", pa.bool_())]

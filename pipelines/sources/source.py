@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from tokenmill.manifests.records import InputRef
 from tokenmill.manifests.storage import Store
 from tokenmill.plugins import build
 
-Modality = Literal["image", "video", "text"]
+Modality = Literal["image", "video", "text", "document"]
 _MARK_BYTES = 65_536
 
 INDEX_SCHEMA = 1
@@ -44,6 +44,14 @@ VIDEO_INDEX_SCHEMA = 2  # 1 had no seconds; what reads an index takes both
 VIDEO_INDEX_COLUMNS: dict[str, Any] = {
     **INDEX_COLUMNS,
     "seconds": pl.Float64,  # a film's duration by its own header, which may lie; null where it does not say
+}
+DOCUMENT_INDEX_SCHEMA = 3
+PICTURE = pl.Struct(
+    {"path": pl.String, "offset": pl.Int64, "length": pl.Int64, "extension": pl.String, "sha256": pl.String}
+)
+DOCUMENT_INDEX_COLUMNS: dict[str, Any] = {
+    **INDEX_COLUMNS,  # the place is that of the document's JSON
+    "pictures": pl.List(PICTURE),  # in the order of their numbers
 }
 
 
@@ -70,8 +78,29 @@ class RawFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PicturePlace:
+    """Where a picture of a document lies; `payload` is set where ingest has to pack it."""
+
+    path: str
+    offset: int = 0
+    length: int = 0
+    extension: str
+    sha256: str
+    payload: bytes | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The picture as an index has it."""
+        return {"path": self.path, "offset": self.offset, "length": self.length, "extension": self.extension,
+                "sha256": self.sha256}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IndexRow:
-    """One sample of a raw file, or one failure; `payload` is set where ingest has to pack it."""
+    """One sample of a raw file, or one failure; `payload` is set where ingest has to pack it.
+
+    Of a document `pictures` are its pictures, and everything else speaks of its JSON.
+    """
 
     key: str
     path: str
@@ -83,6 +112,7 @@ class IndexRow:
     metadata: str = "{}"
     payload: bytes | None = None
     seconds: float | None = None
+    pictures: tuple[PicturePlace, ...] = ()
     error: SampleError | None = None
 
 
@@ -143,17 +173,28 @@ BUILT_IN = {
     "arrow": "tokenmill.pipelines.sources.parquet:ArrowRows",
     "jsonl-images": "tokenmill.pipelines.sources.parquet:JsonLinesImages",
     "urls": "tokenmill.pipelines.sources.urls:UrlTables",
+    "documents": "tokenmill.pipelines.sources.document_tables:DocumentTables",
+}
+_INDEXES: dict[str, tuple[int, dict[str, Any]]] = {
+    "video": (VIDEO_INDEX_SCHEMA, VIDEO_INDEX_COLUMNS),
+    "document": (DOCUMENT_INDEX_SCHEMA, DOCUMENT_INDEX_COLUMNS),
 }
 
 
 def index_columns(modality: Modality) -> dict[str, Any]:
     """Return the columns of a modality's index."""
-    return VIDEO_INDEX_COLUMNS if modality == "video" else INDEX_COLUMNS
+    return _INDEXES.get(modality, (INDEX_SCHEMA, INDEX_COLUMNS))[1]
+
+
+def columns_of_index(found: Collection[str]) -> dict[str, Any]:
+    """Return the columns of an index by those that a table of it has."""
+    modality = "video" if "seconds" in found else "document" if "pictures" in found else "image"
+    return index_columns(cast(Modality, modality))
 
 
 def index_schema(modality: Modality) -> int:
     """Return the version of a modality's index: pictures and texts keep theirs, and so their folders."""
-    return VIDEO_INDEX_SCHEMA if modality == "video" else INDEX_SCHEMA
+    return _INDEXES.get(modality, (INDEX_SCHEMA, INDEX_COLUMNS))[0]
 
 
 def open_source(name: str, settings: Mapping[str, Any]) -> Source:

@@ -17,9 +17,11 @@ from tokenmill.errors import ManifestError, RunError, SampleError
 from tokenmill.manifests.archive import Member, iterate_members, split_name
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.sources.layouts import check_layout
 from tokenmill.pipelines.sources.metadata import metadata_text, text_or_none
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.tables import table_rows
+from tokenmill.pipelines.sources.tar_documents import tar_document
 
 EXTENSIONS: dict[str, tuple[str, ...]] = {
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
@@ -32,6 +34,7 @@ class WebDatasetSource:
     """Samples of `modality` in tars; the caption is the `.txt` member, or the field `caption` of the `.json` member.
 
     With `join_parquet`, what neither of them says comes from the row of the table beside the tar that has the key.
+    A document is its `.json` member, read in a `layout`, and the pictures it shows.
     """
 
     version = 2
@@ -44,17 +47,22 @@ class WebDatasetSource:
         modality: Modality = "image",
         caption_field: str = "caption",
         join_parquet: bool = True,
+        layout: str = "auto",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.modality = modality
         self.caption_field = caption_field
         self.join_parquet = join_parquet
+        if layout != "auto" and modality != "document":
+            raise ValueError("layout: is of documents; set modality: document")
+        self.layout = check_layout(layout)
         self.store = open_store(url, options)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         left_out = {} if self.join_parquet else {"join_parquet": False}  # a table counts in the mark of its shard
-        return {"modality": self.modality, "caption_field": self.caption_field, **left_out}
+        layout = {"layout": self.layout} if self.modality == "document" else {}
+        return {"modality": self.modality, "caption_field": self.caption_field, **left_out, **layout}
 
     def files(self) -> list[RawFile]:
         if not self.join_parquet:
@@ -105,6 +113,8 @@ class WebDatasetSource:
         return {str(row["key"]): row for row in rows}, odd
 
     def _row(self, path: str, key: str, group: list[_Found], described: Mapping[str, Any]) -> IndexRow:
+        if self.modality == "document":
+            return tar_document(path, key, group, self.layout, described, EXTENSIONS["image"])
         by_extension = {split_name(member.name)[1]: (member, data) for member, data in group}
         extension = next((e for e in EXTENSIONS[self.modality] if e in by_extension), None)
         own = _json_object(by_extension.get("json"))

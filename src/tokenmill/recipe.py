@@ -19,7 +19,7 @@ from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_train import PlanSettings, TrainSettings
 
-Modality = Literal["image", "video", "text"]
+Modality = Literal["image", "video", "text", "document"]
 Positive = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
