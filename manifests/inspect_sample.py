@@ -38,7 +38,7 @@ OpenDecoders = Callable[[Mapping[str, Any]], Decoders]
 
 def describe_archive(store: Store, path: str) -> dict[str, Any]:
     """Describe an archive by its index, or where it has none by its members."""
-    found = _unit_of(store, path)
+    found = unit_of(store, path)
     if found is None:
         with store.open(path) as stream:
             keys = _keys(path, stream)
@@ -67,7 +67,7 @@ def describe_sample(
     store: Store, path: str, key: str, open_decoders: OpenDecoders | None, picture_to: Path | None
 ) -> dict[str, Any]:
     """Describe one sample of an archive; raises ManifestError if it holds no such key."""
-    found = _unit_of(store, path)
+    found = unit_of(store, path)
     if found is None:
         return _raw_sample(path, key, _walk(store, path, key), picture_to)
     folder, commit = found
@@ -138,7 +138,7 @@ def _write_png(target: Path, frames_THWC: NDArray[np.uint8]) -> str:
     return str(target)
 
 
-def _unit_of(store: Store, path: str) -> tuple[StageDir, Commit] | None:
+def unit_of(store: Store, path: str) -> tuple[StageDir, Commit] | None:
     """Find the record that names an archive, or None where it is not part of a stage."""
     parent, _, name = path.rpartition("/")
     try:

@@ -6,13 +6,14 @@ The mean of the PSNR per picture is what a vision tokenizer is judged by (EMU3.m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.errors import ManifestError
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.stored import read_stored
 from tokenmill.tokenize.preprocess import resize
@@ -46,15 +47,34 @@ def reconstruct(
         segment = next((s for s in sample.segments if isinstance(s, VisionSegment)), None)
         if segment is None:
             continue
-        codes = sample.codes[segment.offset : segment.offset + segment.num_codes].astype(np.uint32)
-        codes_THW = codes.reshape(segment.t, segment.h, segment.w)
-        if segment.fps is None:
-            frames = vision.decode_images(codes_THW)
-        else:
-            window = segment.h * segment.w * vision.spatial_factor**2 * vision.temporal_factor
-            frames = vision.decode_video(codes_THW[None, : max(1, _PIXELS_OF_A_CLIP // window)])[0]
+        frames = next(decoded_runs(segment, grid_of(segment, sample.codes, vision), vision))
         found.append(Decoded(key=row["key"], segment=segment, frames=frames))
     return found
+
+
+def grid_of(segment: VisionSegment, codes: NDArray[np.integer[Any]], vision: VisionTokenizer) -> NDArray[np.uint32]:
+    """Return a segment's codes (t, h, w) of all codes of its sample.
+
+    Raises ManifestError where there are too few, or some that the tokenizer does not have.
+    """
+    taken = codes[segment.offset : segment.offset + segment.num_codes]
+    if len(taken) != segment.num_codes:
+        raise ManifestError(f"a grid of {segment.t}×{segment.h}×{segment.w} at {segment.offset} of {len(codes)} codes")
+    if int(taken.max()) >= vision.codebook_size:
+        told = f"its codes reach {int(taken.max())}, the vision tokenizer's codebook has {vision.codebook_size}"
+        raise ManifestError(f"{told}: another tokenizer made them")
+    return taken.astype(np.uint32).reshape(segment.t, segment.h, segment.w)
+
+
+def decoded_runs(segment: VisionSegment, codes_THW: NDArray[np.uint32], vision: VisionTokenizer) -> Iterator[Pixels]:
+    """Yield what codes decode to, THWC: a picture, or a clip in runs of frames that bound the memory."""
+    if segment.fps is None:
+        yield vision.decode_images(codes_THW)
+        return
+    window = segment.h * segment.w * vision.spatial_factor**2 * vision.temporal_factor
+    at_once = max(1, _PIXELS_OF_A_CLIP // window)
+    for first in range(0, segment.t, at_once):
+        yield vision.decode_video(codes_THW[None, first : first + at_once])[0]
 
 
 def fitted(original: Pixels, decoded: Pixels) -> Pixels:

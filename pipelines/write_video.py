@@ -5,8 +5,11 @@ Written by PyAV's libx264 on one thread. 16 frames of 96 x 200 pixels are some 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from io import BytesIO
+from itertools import chain
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +22,39 @@ _TICKS_A_SECOND = 90_000
 
 def mp4(frames: Frames, fps: float, *, longer_side_px: int | None = None) -> bytes:
     """Return frames (THWC RGB) as an mp4; sides are shrunk to at most `longer_side_px` and made even."""
+    stream_of_bytes = BytesIO()
+    write_mp4(stream_of_bytes, [frames], fps, longer_side_px=longer_side_px)
+    return stream_of_bytes.getvalue()
+
+
+def write_mp4(
+    target: IO[bytes], runs: Iterable[Frames], fps: float, *, longer_side_px: int | None = None
+) -> tuple[int, int, int]:
+    """Write a clip that comes in runs of frames, as `mp4` does, with one run in memory; returns its T, H and W.
+
+    Raises ValueError for a clip without frames.
+    """
     import av
 
-    stream_of_bytes = BytesIO()
-    with av.open(stream_of_bytes, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    rest = iter(runs)
+    first = next(rest, None)
+    if first is None or not len(first):
+        raise ValueError("a clip without frames")
+    height, width = even_size(first.shape[1], first.shape[2], longer_side_px)
+    number = 0
+    with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        _, height, width, _ = frames.shape
-        stream.height, stream.width = even_size(height, width, longer_side_px)
+        stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, _TICKS_A_SECOND)
         stream.options = {"crf": _QUALITY, "preset": "medium", "threads": "1", "flags": "+bitexact"}
-        for number, pixels in enumerate(frames):
+        for pixels in chain.from_iterable(chain([first], rest)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = round(number * _TICKS_A_SECOND / fps), stream.time_base
-            for packet in stream.encode(frame):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return stream_of_bytes.getvalue()
+            container.mux(stream.encode(frame))
+            number += 1
+        container.mux(stream.encode())
+    return number, height, width
 
 
 def even_size(height: int, width: int, longer_side_px: int | None) -> tuple[int, int]:

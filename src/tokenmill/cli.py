@@ -105,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
+    _detokenize_parser(commands)
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
     _storage_argument(verify)
@@ -158,6 +159,19 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _detokenize_parser(commands: Commands) -> None:
+    detokenize = _add(commands, "detokenize", "write the picture or clip of a tokenized sample, or all of an archive")
+    detokenize.add_argument("shard", metavar="SHARD", help="URL or local path of a token archive (.tar)")
+    which = detokenize.add_mutually_exclusive_group(required=True)
+    which.add_argument("--key", metavar="K", help="of the sample")
+    which.add_argument("--all", action="store_true", help="every sample of the archive")
+    text = "a folder (URL or local path), or with --key a file ending in .png or .mp4; default: the current folder"
+    detokenize.add_argument("--out", default=".", metavar="FILE|FOLDER", help=text)
+    text = "the vision tokenizer, where it is another than the archive's folder names: a name, a folder, or YAML"
+    detokenize.add_argument("--vision", metavar="SPEC", help=text)
+    _storage_argument(detokenize)
 
 
 def _estimate_parser(commands: Commands) -> None:

@@ -31,7 +31,7 @@ def inspect_path(
     With `key` the sample of an archive, whose picture is written into `picture_to` (default: the current folder).
     Raises ManifestError when nothing is there, it is damaged, or it holds no such key.
     """
-    store, name = _place(path, storage or {})
+    store, name = place_of(path, storage or {})
     if key is not None and picture_to is None:
         picture_to = Path()
     found = inspect(store, name, key, open_decoders=open_decoders, picture_to=picture_to) | {"path": path}
@@ -72,7 +72,7 @@ def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if name != "name"}
 
 
-def _place(path: str, storage: Mapping[str, Any]) -> tuple[Store, str]:
+def place_of(path: str, storage: Mapping[str, Any]) -> tuple[Store, str]:
     """Return a store and the name in it: a folder is a store of its own, a file is one of its folder's."""
     store = open_store(path.rstrip("/") or path, storage)
     if not store.exists(""):
