@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from tokenmill.errors import SampleError
@@ -25,7 +24,7 @@ from tokenmill.pipelines.tokens_clip import REFUSALS, ClipEncoder, TokenArea
 from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_settings import TokenSettings, open_vision
 from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
-from tokenmill.tokenize.segments import TextSegment, VisionSegment
+from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vision import VisionTokenizer
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
@@ -88,14 +87,18 @@ class TokenWorker:
             if isinstance(text, SampleError):
                 sample.error = text
                 continue
-            ids = np.asarray(self._vocabulary.text.encode(self._shown(text)), dtype=np.uint32)
+            try:
+                ids = self._vocabulary.encode(self._shown(text))
+            except SampleError as error:
+                sample.error = error
+                continue
             sample.segments, sample.text_ids = [TextSegment(0, len(ids), "body")], ids
 
     def _encode_images(self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]) -> None:
         self._images.seconds = self._seconds
         self._images(self._reader, part.piece, rows, samples)
         for sample in samples:
-            texts, sample.text_ids = sample.words.segments(self._vocabulary.text.encode)
+            texts = self._said(sample)
             for codes in sample.codes:
                 t, h, w = codes.shape
                 sample.segments = with_vision(texts, VisionSegment(t, h, w, 0))
@@ -105,10 +108,12 @@ class TokenWorker:
         self._clips.seconds = self._seconds
         by_key = {sample.row["key"]: sample for sample in samples}
         for sample in samples:
-            sample.segments, sample.text_ids = sample.words.segments(self._vocabulary.text.encode)
+            sample.segments = self._said(sample)
 
         def encode(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> None:
             sample = by_key[row["key"]]
+            if sample.error is not None:
+                return
             try:
                 codes, sample.clip = self._clips(decoder, path, row, sample.segments)
             except SampleError as error:
@@ -121,6 +126,15 @@ class TokenWorker:
         for sample, result in zip(samples, self._reader.clips(rows, encode), strict=True):
             if isinstance(result, SampleError):
                 sample.error = result
+
+    def _said(self, sample: TokenSample) -> list[Segment]:
+        """Return a sample's words as segments, and put their ids into it."""
+        try:
+            texts, sample.text_ids = sample.words.segments(self._vocabulary.encode)
+        except SampleError as error:
+            sample.error = error
+            return []
+        return texts
 
     def _shown(self, text: str) -> str:
         """Return a text as the archive may hold it."""
