@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import unicodedata
@@ -10,13 +11,17 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import regex
+from tests import tiny
 
 from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.recipe import check_recipe
+from tokenmill.tokenize import text
 from tokenmill.tokenize.text import checked_ids
 from tokenmill.tokenize.text_bytes import ByteTokenizer
 from tokenmill.tokenize.text_cuts import QWEN_CUTS, cut
@@ -140,7 +145,7 @@ def test_run_of_blanks_beyond_the_stack_has_the_ids_of_its_words(qwen: QwenToken
 
 
 def test_word_of_over_eight_mebibytes_is_refused(qwen: QwenTokenizer) -> None:
-    with pytest.raises(SampleError, match="endless_word"):
+    with pytest.raises(SampleError, match="unsplittable"):
         qwen.encode_array("中" * 3_000_000)
 
 
@@ -158,7 +163,7 @@ def test_file_of_as_many_other_ranks_is_refused_unless_named(qwen_path: Path, tm
     lines[300:302] = [second + b" 300", first + b" 301"]
     path = tmp_path / "other.tiktoken"
     path.write_bytes(b"\n".join(lines))
-    with pytest.raises(RecipeError, match="ranks_sha256: [0-9a-f]{64}") as refused:
+    with pytest.raises(RecipeError, match=r"ranks_sha256: [0-9a-f]{64}") as refused:
         build_vocabulary({"name": "emu3", "path": str(path)})
     named = str(refused.value).rpartition(" ")[2]
     vocabulary = build_vocabulary({"name": "emu3", "path": str(path), "ranks_sha256": named})
@@ -193,3 +198,39 @@ def test_ids_of_a_plug_in_without_arrays_become_one() -> None:
     assert (found.dtype, found.tolist()) == (np.dtype(np.uint32), [0, 9])
     assert checked_ids(ByteTokenizer(), "bytes", "é").tolist() == [195, 169]
     assert checked_ids(ByteTokenizer(), "bytes", "").tolist() == []
+
+
+def tokenized(tmp_path: Path, vocabulary: dict[str, Any]) -> Any:
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    lines = [
+        {"id": "plain", "text": "plain"},
+        {"id": "endless", "text": "中" * 2_900_000},
+        {"id": "short", "text": "x"},
+    ]
+    (tmp_path / "data" / "text" / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    filtered = {"filter.text": {}, "sources.text.range_bytes": 2**28, "tokenize.vocabulary": vocabulary}
+    recipe = check_recipe(tiny.recipe(tmp_path / "data", str(tmp_path / "root"), filtered, sources=["text"]), "tiny")
+    (snapshot,) = Chain(recipe=recipe, options=ChainOptions(quiet=True)).snapshots("tokenize")
+    return snapshot
+
+
+def test_archive_of_ids_outside_the_vocabulary_is_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(cast(dict[str, str], text.BUILT_IN), "theirs", f"{__name__}:Wrong")
+    with pytest.raises(RunError, match="'theirs' gave the id 12"):
+        tokenized(tmp_path, {"name": "theirs", "ids": [3, 12]})
+    assert not list((tmp_path / "root" / "tokenize").rglob("*.tar"))
+
+
+def test_document_that_cannot_be_split_costs_its_row_alone(tmp_path: Path, qwen_path: Path) -> None:
+    snapshot = tokenized(tmp_path, {"name": "emu3", "path": str(qwen_path)})
+    rows = {
+        row["key"]: row for commit in snapshot.commits for row in snapshot.folder.read_rows(commit).rows(named=True)
+    }
+    assert {key: row["fail_reason"] for key, row in rows.items()} == {
+        "plain": None,
+        "endless": "unsplittable",
+        "short": None,
+    }
+    assert rows["plain"]["num_text"] == 1

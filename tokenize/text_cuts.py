@@ -18,7 +18,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tokenmill.errors import SampleError
+
 PIECE_CHARACTERS = 65_536
+LONGEST_PIECE_BYTES = 8 * 2**20
 
 # White_Space of Unicode, which is `\s` of the split expression, without the line breaks \r and \n. Python's `\s` holds
 # four control characters more, so Python's `\S` is on the safe side.
@@ -70,3 +73,9 @@ def runs_apart(piece: str) -> Iterator[tuple[str, bool]]:
         start = end
     if start < len(piece):
         yield piece[start:], False
+
+
+def check_length(piece: str) -> None:
+    """Refuse a piece over 8 MiB, of which encoding would take some 50 times as much; raises SampleError."""
+    if len(piece) > LONGEST_PIECE_BYTES // 4 and len(piece.encode("utf-8", "replace")) > LONGEST_PIECE_BYTES:
+        raise SampleError("unsplittable", f"over {LONGEST_PIECE_BYTES} bytes without a place where ids certainly split")

@@ -17,9 +17,9 @@ _LAST_MARK = 0x1F000  # beyond lie no combining marks
 
 def nfc(text: str) -> str:
     """Return the text in form C (composed)."""
-    if not text.isascii():
-        text = _long_runs().sub(_in_order, text)
-    return unicodedata.normalize("NFC", text)
+    if text.isascii() or unicodedata.is_normalized("NFC", text):  # linear: marks out of order end it at once
+        return text
+    return unicodedata.normalize("NFC", _long_runs().sub(_in_order, text))
 
 
 def _in_order(run: re.Match[str]) -> str:

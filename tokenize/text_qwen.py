@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError, SampleError
-from tokenmill.tokenize.text_cuts import QWEN_CUTS, cut, runs_apart
+from tokenmill.errors import RecipeError
+from tokenmill.tokenize.text_cuts import QWEN_CUTS, check_length, cut, runs_apart
 from tokenmill.tokenize.text_nfc import nfc
 
 NUM_RANKS = 151_643
@@ -36,7 +36,6 @@ SPLIT = (
 
 RELEASED_RANKS = "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186"
 """sha256 of the ranks of Qwen's released file: a line of base64 and rank each, in the order of the ranks."""
-LONGEST_WORD_BYTES = 8 * 2**20
 
 
 class QwenTokenizer:
@@ -69,7 +68,7 @@ class QwenTokenizer:
         return self.encode_array(text).tolist()
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
-        """Give the ids of a text of any length; raises SampleError `endless_word` for one word of over 8 MiB."""
+        """Give the ids of a text of any length; raises SampleError `unsplittable` for one word of over 8 MiB."""
         ids = array("I")
         for piece in cut(text, QWEN_CUTS):
             for part, is_run in runs_apart(piece):
@@ -81,8 +80,7 @@ class QwenTokenizer:
         return text
 
     def _encoded(self, part: str, is_run: bool) -> list[int]:
-        if len(part) > LONGEST_WORD_BYTES // 4 and len(part.encode("utf-8", "replace")) > LONGEST_WORD_BYTES:
-            raise SampleError("endless_word", f"over {LONGEST_WORD_BYTES} bytes without a place to split")
+        check_length(part)
         encoding = self._run_encoding if is_run else self._encoding
         ids: list[int] = encoding.encode_ordinary(part)
         return ids
@@ -122,7 +120,6 @@ def _check_ranks(ranks: Mapping[bytes, int], path: str, expected: str) -> None:
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
         found.update(b"%s %d\n" % (base64.b64encode(token), rank))
     if found.hexdigest() != expected:
-        raise RecipeError(
-            f"{path} has as many ranks as {'Qwen released' if expected == RELEASED_RANKS else 'were named'}, but others;"
-            f" if they are meant, name them: ranks_sha256: {found.hexdigest()}"
-        )
+        whose = "Qwen released" if expected == RELEASED_RANKS else "ranks_sha256 names"
+        named = f"ranks_sha256: {found.hexdigest()}"
+        raise RecipeError(f"{path} holds other ranks than {whose}; if these are meant, name them: {named}")
