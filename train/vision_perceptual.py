@@ -43,6 +43,16 @@ ARCHITECTURES: Mapping[Network, _Architecture] = {
     "vgg": _Architecture(name="VGG16", taps=(3, 8, 15, 22, 29), channels=(64, 128, 256, 512, 512), min_side_px=16),
 }
 
+# Written here because importing torchvision takes seconds. AlexNet: width, side, stride, padding, pooled after.
+ALEX_CONVOLUTIONS = (
+    (64, 11, 4, 2, True),
+    (192, 5, 1, 2, True),
+    (384, 3, 1, 1, False),
+    (256, 3, 1, 1, False),
+    (256, 3, 1, 1, False),
+)
+VGG_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
 # What names end with in the layouts people have: torchvision's own, lpips's and taming's slices, with any prefix.
 _FEATURE = re.compile(r"(?:^|\.)(?:features|slice\d+)\.(\d+)\.(weight|bias)$")
 _LINEAR = re.compile(r"(?:^|\.)lins?\.?(\d)\.model\.[01]\.weight$")
@@ -120,12 +130,28 @@ def load_lpips(path: str | Path, *, network: Literal["auto", "alex", "vgg"] = "a
 
 
 def _features(network: Network) -> nn.Sequential:
-    """Torchvision's layers up to the last that is looked at, without memory for weights."""
-    from torchvision.models import alexnet, vgg16
-
+    """The layers up to the last that is looked at, numbered as in torchvision, without memory for weights yet."""
     with torch.device("meta"):
-        whole = (alexnet if network == "alex" else vgg16)(weights=None)
-    return nn.Sequential(*list(whole.features)[: ARCHITECTURES[network].taps[-1] + 1])
+        return nn.Sequential(*(_alex_layers() if network == "alex" else _vgg_layers()))
+
+
+def _alex_layers() -> Iterator[nn.Module]:
+    inner = 3
+    for out, side, stride, padding, pooled in ALEX_CONVOLUTIONS:
+        yield from (nn.Conv2d(inner, out, side, stride, padding), nn.ReLU())
+        if pooled:
+            yield nn.MaxPool2d(3, 2)
+        inner = out
+
+
+def _vgg_layers() -> Iterator[nn.Module]:
+    inner = 3
+    for number, widths in enumerate(VGG_WIDTHS):
+        if number:
+            yield nn.MaxPool2d(2, 2)
+        for out in widths:
+            yield from (nn.Conv2d(inner, out, 3, padding=1), nn.ReLU())
+            inner = out
 
 
 def _network(path: str | Path, linear: Mapping[int, torch.Tensor], backbone: Mapping[str, torch.Tensor]) -> Network:
@@ -171,7 +197,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            loaded: dict[str, torch.Tensor] = load_file(file)
+            return loaded
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise RecipeError(f"{file}: cannot be read as weights: {str(error).splitlines()[0]}") from error
