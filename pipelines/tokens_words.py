@@ -7,7 +7,7 @@ it with its times, for runs of the clip's frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,13 @@ class Words:
             told["caption_pieces"] = [dict(one) for one in self.pieces]
         return told
 
-    def segments(self, encode: Callable[[str], list[int]]) -> tuple[list[Segment], NDArray[np.uint32]]:
+    def segments(self, encode: Callable[[str], Iterable[int]]) -> tuple[list[Segment], NDArray[np.uint32]]:
         """Return the segments, and the ids they point into."""
         segments: list[Segment] = []
         ids: list[int] = []
         for text, how in self._texts():
             start = len(ids)
-            ids += encode(text)
+            ids.extend(encode(text))
             segments.append(TextSegment(start, len(ids), **how))
         return segments, np.asarray(ids, dtype=np.uint32)
 

@@ -33,7 +33,7 @@ from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_model import SharedVision
 from tokenmill.pipelines.tokens_settings import TokenSettings, open_vision
 from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
-from tokenmill.tokenize.segments import TextSegment, VisionSegment
+from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
 TAKEN_OVER = "samples with codes taken over"
@@ -116,7 +116,7 @@ class TokenWorker:
 
     def _ids(self, text: str) -> NDArray[np.uint32]:
         try:
-            return np.asarray(self._vocabulary.text.encode(self._shown(text)), dtype=np.uint32)
+            return self._vocabulary.encode(self._shown(text))
         except (TokenmillError, ImportError, MemoryError, OSError):
             raise
         except Exception as error:  # the tokenizer's fault, not the sample's
@@ -131,10 +131,9 @@ class TokenWorker:
             if isinstance(found, SampleError):
                 sample.error = found
             else:
-                texts, sample.text_ids = sample.words.segments(self._vocabulary.text.encode)
                 height, width = found.shape
                 sample.codes = [found[None]]
-                sample.segments = with_vision(texts, VisionSegment(1, height, width, 0))
+                sample.segments = with_vision(self._said(sample), VisionSegment(1, height, width, 0))
             yield sample
 
     def _encode_clips(
@@ -146,7 +145,7 @@ class TokenWorker:
 
         def encode(decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> None:
             sample = by_key[row["key"]]
-            texts, sample.text_ids = sample.words.segments(self._vocabulary.text.encode)
+            texts = self._said(sample)
             try:
                 codes, sample.clip = self._clips(decoder, path, row, texts, self._known.get(row["key"]))
             except SampleError as error:
@@ -160,6 +159,11 @@ class TokenWorker:
             if isinstance(result, SampleError):
                 sample.error = result
             yield sample
+
+    def _said(self, sample: TokenSample) -> list[Segment]:
+        """Return a sample's words as segments, and put their ids into it."""
+        texts, sample.text_ids = sample.words.segments(self._vocabulary.encode)
+        return texts
 
     def _shown(self, text: str) -> str:
         """Return a text as the archive may hold it."""

@@ -10,6 +10,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class ByteTokenizer:
     """Ids 0 .. 255 are the bytes themselves; a lone surrogate becomes `?`."""
@@ -20,6 +23,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8", errors="replace"))
+
+    def encode_array(self, text: str) -> NDArray[np.uint32]:
+        return np.frombuffer(text.encode("utf-8", errors="replace"), dtype=np.uint8).astype(np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(index) for index in ids).decode("utf-8", errors="replace")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
-from tokenmill.tokenize.text import TextTokenizer, build_text_tokenizer
+from tokenmill.tokenize.text import TextTokenizer, build_text_tokenizer, checked_ids
 from tokenmill.tokenize.text_bytes import ByteTokenizer
 from tokenmill.tokenize.text_qwen import QwenTokenizer
 
@@ -95,6 +95,10 @@ class Vocabulary:
         """Say for each id whether it belongs to a picture: a code, EOL, EOF or EOV."""
         return (ids >= self.vision_base) | np.isin(ids, (self.eol, self.eof, self.eov))
 
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Encode a text; raises RunError where the text tokenizer gives an id that the vocabulary does not have."""
+        return checked_ids(self.text, self.name, text)
+
     def encode_literal(self, text: str) -> tuple[int, ...]:
         """Encode a short text that templates repeat (`64*64`, ` USER: `), remembered."""
         return _encode_literal(self, text)
@@ -102,17 +106,19 @@ class Vocabulary:
 
 @lru_cache(maxsize=65_536)
 def _encode_literal(vocabulary: Vocabulary, text: str) -> tuple[int, ...]:
-    return tuple(vocabulary.text.encode(text))
+    return tuple(vocabulary.encode(text).tolist())
 
 
-def emu3_vocabulary(qwen_tiktoken_path: str | Path, codebook_size: int = EMU3_CODEBOOK_SIZE) -> Vocabulary:
-    """Give the released Emu3 table (EMU3.md §3) over a local `qwen.tiktoken`."""
+def emu3_vocabulary(
+    qwen_tiktoken_path: str | Path, codebook_size: int = EMU3_CODEBOOK_SIZE, **settings: str
+) -> Vocabulary:
+    """Give the released Emu3 table (EMU3.md §3) over a local `qwen.tiktoken`; `settings` as QwenTokenizer takes."""
     _check_codebook(codebook_size)
     extra = {role: _FIRST_EXTRA + k for role, k in {"eol": 200, "eof": 201, "bos": 203, "eos": 204}.items()}
     after_extras = _FIRST_EXTRA + _NUM_EXTRAS
     return Vocabulary(
         name="emu3",
-        text=QwenTokenizer(qwen_tiktoken_path),
+        text=QwenTokenizer(qwen_tiktoken_path, **settings),
         codebook_size=codebook_size,
         vision_base=_FIRST_CODE,
         pad=_FIRST_SPECIAL,
@@ -150,9 +156,10 @@ def build_vocabulary(spec: Mapping[str, Any]) -> Vocabulary:
         raise RecipeError(f"a vocabulary needs a name, such as emu3 or bytes; found {dict(spec)}")
     codebook_size = settings.pop("codebook_size", EMU3_CODEBOOK_SIZE)
     if name == "emu3":
-        if set(settings) != {"path"}:
-            raise RecipeError(f"vocabulary emu3 takes path (a qwen.tiktoken), codebook_size; found {sorted(settings)}")
-        return emu3_vocabulary(settings["path"], codebook_size)
+        if not {"path"} <= set(settings) <= {"path", "ranks_sha256"}:
+            allowed = "path (a qwen.tiktoken), ranks_sha256, codebook_size"
+            raise RecipeError(f"vocabulary emu3 takes {allowed}; found {sorted(settings)}")
+        return emu3_vocabulary(settings.pop("path"), codebook_size, **settings)
     return compact_vocabulary(name, build_text_tokenizer(name, settings), codebook_size)
 
 
