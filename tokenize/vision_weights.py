@@ -1,0 +1,109 @@
+"""Weights of a released vision tokenizer by their names: from safetensors, or from a checkpoint of its training.
+
+A checkpoint (`.ckpt`) is opened with `weights_only=True`: tensors and plain values, never code. A Lightning one holds
+them under `state_dict`, beside those of losses and discriminator, which are left out. Where moving averages of the weights
+(`model_ema.<name without dots>`) lie beside them, they are taken: they are what the release was measured with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenmill.errors import RecipeError
+from tokenmill.tokenize.vision_folder import VisionFolder
+
+if TYPE_CHECKING:
+    import torch
+
+_AVERAGE = "model_ema."
+_LEFT_OUT = ("loss.", "discriminator.", _AVERAGE)
+_NAMED = 4  # keys that an error names
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the network's own tensors of a file, averages in the place of what they are averages of.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds objects beside tensors.
+    """
+    found = _checkpoint(path) if path.suffix == ".ckpt" else _safetensors(path)
+    averages = {name.removeprefix(_AVERAGE): value for name, value in found.items() if name.startswith(_AVERAGE)}
+    own = {name: value for name, value in found.items() if not name.startswith(_LEFT_OUT)}
+    return {name: averages.get(name.replace(".", ""), value) for name, value in own.items()}
+
+
+def load_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Put weights into a network.
+
+    Raises:
+        RecipeError: names that are missing or that the network does not have, or tensors of another shape.
+    """
+    wanted = model.state_dict()
+    missing, unknown = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+    if missing or unknown:
+        told = [f"{what} {_names(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        raise RecipeError(f"{where}: these are not the weights of what its configuration says: {'; '.join(told)}")
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)}, its configuration says {tuple(value.shape)}"
+            raise RecipeError(f"{where}: {name} has shape {shapes}")
+    model.load_state_dict(dict(weights), assign=True)
+
+
+def fingerprint_of_weights(
+    folder: VisionFolder, weights: Mapping[str, torch.Tensor], rules: Mapping[str, Any], *, dtype: str, batch_size: int
+) -> str:
+    """Return the sha256 over kind, shape, rules, precision, batch size, and the weights by name in float32."""
+    described = {
+        "kind": folder.kind,
+        "config": {key: value for key, value in folder.config.items() if key in _SHAPE},
+        "rules": rules,
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name in sorted(weights):
+        value = weights[name].detach().float().contiguous()
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+_SHAPE = ("ddconfig", "n_embed", "embed_dim", "levels", "bound")
+"""The settings that shape codes; what else stands beside them is about training."""
+
+
+def _safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"vision tokenizer {path}: {error}") from error
+
+
+def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        told = "holds objects beside tensors, which are not loaded; write its tensors as model.safetensors"
+        raise RecipeError(f"vision tokenizer {path}: {told}") from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise RecipeError(f"vision tokenizer {path}: {str(error).splitlines()[0]}") from error
+    state = held.get("state_dict", held) if isinstance(held, dict) else None
+    if not isinstance(state, dict):
+        raise RecipeError(f"vision tokenizer {path}: holds no tensors by name")
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _names(keys: set[str]) -> str:
+    shown = ", ".join(sorted(keys)[:_NAMED])
+    return shown if len(keys) <= _NAMED else f"{shown} and {len(keys) - _NAMED} more"
