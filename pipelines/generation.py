@@ -22,7 +22,7 @@ from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
 from tokenmill.pipelines.exported import Exported, find_export
-from tokenmill.pipelines.tokens import open_vision
+from tokenmill.pipelines.tokens_settings import open_vision
 from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import GenerateSettings, Recipe
 

@@ -16,9 +16,8 @@ from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.scoring_pass import ScorerSpec
 from tokenmill.pipelines.split import SplitSettings
-from tokenmill.pipelines.tokens import fingerprint_of_vision
 from tokenmill.pipelines.tokens_clip import ClipPolicy
-from tokenmill.pipelines.tokens_settings import TokenSettings
+from tokenmill.pipelines.tokens_settings import TokenSettings, fingerprint_of_vision
 from tokenmill.recipe import ClipFrames, Execution, Recipe, ScorerSettings
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import ClipSettings, TokenizeSettings

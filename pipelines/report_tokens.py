@@ -19,8 +19,8 @@ from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
 from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, size, table
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
-from tokenmill.pipelines.tokens import open_vision
 from tokenmill.pipelines.tokens_clip import FITS
+from tokenmill.pipelines.tokens_settings import open_vision
 from tokenmill.pipelines.write_video import side_by_side
 
 _SHOWN = {"image": 8, "video": 4}

@@ -187,17 +187,18 @@ def _fit(row: Mapping[str, Any], *, is_lowered: bool, is_cut: bool, is_long: boo
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipArea:
-    """The size at which a source's frames are encoded."""
+class TokenArea:
+    """The size at which a source's pictures or frames are encoded, in pixels; sides are multiples of `multiple`."""
 
     min_area: int
     max_area: int
     max_aspect: float
+    multiple: int
 
-    def size(self, row: Mapping[str, Any]) -> tuple[int, int]:
-        """Return height and width in pixels; raises SampleError for frames that are too small or too long."""
-        limits = {"min_area": self.min_area, "max_area": self.max_area, "max_aspect": self.max_aspect}
-        return target_size(row["height_px"], row["width_px"], **limits)  # type: ignore[arg-type]
+    def of(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return height and width to resize to; raises SampleError as `target_size` does."""
+        limits = {"min_area": self.min_area, "max_area": self.max_area, "multiple": self.multiple}
+        return target_size(height_px, width_px, max_aspect=self.max_aspect, **limits)
 
 
 class ClipEncoder:
@@ -206,7 +207,7 @@ class ClipEncoder:
     `seconds` counts what decoding and the model took, summed over threads.
     """
 
-    def __init__(self, vision: VisionTokenizer, policy: ClipPolicy, area: ClipArea, vocabulary: Vocabulary) -> None:
+    def __init__(self, vision: VisionTokenizer, policy: ClipPolicy, area: TokenArea, vocabulary: Vocabulary) -> None:
         self._vision, self._policy, self._area, self._vocabulary = vision, policy, area, vocabulary
         self._known: tuple[str, Times] | None = None
         self._lock = Lock()
@@ -217,7 +218,7 @@ class ClipEncoder:
     ) -> tuple[NDArray[np.uint32], Sampling]:
         """Return the codes (t, h, w) of a clip, and which frames they are of."""
         mark = time.perf_counter()
-        size = self._area.size(row)
+        size = self._area.of(row["height_px"], row["width_px"])
         factor, window = self._vision.spatial_factor, self._vision.temporal_factor
         grid = (size[0] // factor, size[1] // factor)
         times = self._times(decoder, path, row)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.pipelines.tokens_clip import ClipPolicy
+from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,14 @@ class TokenSettings:
         if self.clip is not None:
             value["clip"] = self.clip.identity
         return value
+
+
+def open_vision(spec: Mapping[str, Any]) -> VisionTokenizer:
+    """Load the vision tokenizer of a recipe: `name` (or a folder), everything else options."""
+    options = {key: value for key, value in spec.items() if key != "name"}
+    return load_vision_tokenizer(spec["name"], **options)
+
+
+def fingerprint_of_vision(spec: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a recipe's vision tokenizer, without building it where its files tell."""
+    return vision_fingerprint(spec["name"], **{key: value for key, value in spec.items() if key != "name"})
