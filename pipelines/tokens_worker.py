@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tokenmill.errors import SampleError
+from tokenmill.errors import RecipeError, SampleError
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.archive_json import finite
@@ -55,6 +55,9 @@ class TokenWorker:
         if settings.modality == "text":
             return self._read_texts
         vision = self._vision = open_vision(settings.vision)
+        known = self._vocabulary.codebook_size
+        if vision.codebook_size > known:
+            raise RecipeError(f"the vision tokenizer has {vision.codebook_size} codes, the vocabulary {known}")
         area = TokenArea(
             min_area=settings.min_area,
             max_area=settings.max_area,

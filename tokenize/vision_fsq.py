@@ -33,11 +33,11 @@ class FiniteScalars:
     """Vectors (…, d) to codes and back; holds no weights."""
 
     def __init__(self, levels: Sequence[int], bound: str = "paper") -> None:
-        self.levels = torch.tensor(levels)
+        steps = [math.prod(levels[:number]) for number in range(len(levels))]
+        self.levels, self.steps = (torch.tensor(list(numbers), device="cpu") for numbers in (levels, steps))
         self.codebook_size = math.prod(levels)
-        self.steps = torch.tensor([math.prod(levels[:number]) for number in range(len(levels))])
         self.offset = torch.where(self.levels % 2 == 0, 0.5, 0.0).double()
-        self.half = (self.levels - 1) * (1 + (_EPSILON if bound == "centred" else -_EPSILON)).double() / 2
+        self.half = (self.levels - 1).double() * (1 + (_EPSILON if bound == "centred" else -_EPSILON)) / 2
         inverse = torch.atanh if bound == "centred" else torch.tan
         self.shift = inverse(self.offset / self.half)
 

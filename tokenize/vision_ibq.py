@@ -5,8 +5,9 @@ the vector of the **largest inner product** with the latent, not the nearest one
 products, and its largest is theirs (SEED-Voken `IndexPropagationQuantize`, Emu3.5 `vision_tokenizer/ibq.py`: logits
 = einsum over z and the embedding, argmax). Neither is normalised. Of equal products the lowest code is taken.
 
-The search holds `_VECTORS` × `_CODES` products at a time, 16 MB, where the released code holds all: 537 MB, three times
-over, for a picture of 512². It runs in float32 whatever the weights are: 131,072 bfloat16 products would be full of ties.
+The search holds `_VECTORS` × `_CODES` products at a time, 16 MB, where the released code holds all: 537 MB, three
+times over, for a picture of 512². It runs in float32 whatever the weights are: 131,072 products in bfloat16 would be
+full of ties.
 
 Shapes: B pictures, N latents, K codes, D numbers of a vector, C channels, H W pixels, h w codes.
 """
@@ -50,16 +51,16 @@ class Ibq(nn.Module):
 
 
 class _Codebook(nn.Module):
-    """Holds `quantize.embedding.weight`."""
+    """Holds `quantize.embedding.weight`, which is left as memory holds it: weights are loaded, never drawn."""
 
     def __init__(self, codebook_size: int, embed_dim: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(codebook_size, embed_dim)
+        self.embedding = nn.Embedding(codebook_size, embed_dim, _weight=torch.empty(codebook_size, embed_dim))
 
 
 def largest_products(latents_ND: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
     """Return for each latent the code of its largest inner product, (N,), the lowest of equal ones."""
-    parts = [_largest(part, codebook_KD) for part in latents_ND.split(_VECTORS)]
+    parts = [_largest(part, codebook_KD) for part in torch.split(latents_ND, _VECTORS)]
     return torch.cat(parts)
 
 

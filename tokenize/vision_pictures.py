@@ -9,6 +9,7 @@ Shapes: B pictures, T frames, C colours, H W pixels, h w codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,15 +55,13 @@ class PictureTokenizer:
 
     temporal_factor = 1
 
-    def __init__(
-        self, network: PictureNetwork, *, fingerprint: str, batch_size: int, dtype: torch.dtype, device: str
-    ) -> None:
+    def __init__(self, network: PictureNetwork, options: Options, *, fingerprint: str) -> None:
         self.network = network
         self.fingerprint = fingerprint
-        self.batch_size = batch_size
+        self.batch_size = options.batch_size
         self.codebook_size = network.codebook_size
         self.spatial_factor = network.spatial_factor
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device = DTYPES[options.dtype], options.device
 
     @torch.inference_mode()
     def encode_images(self, images_BHWC: Pixels) -> Codes:
@@ -108,37 +107,51 @@ class PictureTokenizer:
         return result
 
 
-def load_pictures(
-    folder: VisionFolder, *, dtype: str = "float32", device: str = "cpu", batch_size: int = 16
-) -> PictureTokenizer:
-    """Load the tokenizer of a folder of kind `ibq` or `fsq`.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a network is run; `device` alone is not part of the fingerprint."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    batch_size: int = 16
+
+
+def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
+    """Load the tokenizer of a folder of kind `ibq` or `fsq`; `options` as `Options`.
 
     Raises:
-        RecipeError: an unknown dtype, a configuration that describes no such network, or other weights than it says.
+        RecipeError: wrong options, a configuration that describes no such network, or other weights than it says.
     """
-    _check_options(folder, dtype, batch_size)
+    asked = _options(folder, options)
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
     weights = read_weights(folder.weights)
-    fingerprint = fingerprint_of_weights(folder, weights, RULES, dtype=dtype, batch_size=batch_size)
     load_into(network, weights, f"vision tokenizer {folder.path}")
+    network.requires_grad_(False).float().to(asked.device).eval()
     for name in _CONVOLUTIONS:
-        getattr(network, name).to(DTYPES[dtype])
-    network.requires_grad_(False).to(device).eval()
-    return PictureTokenizer(
-        network, fingerprint=fingerprint, batch_size=batch_size, dtype=DTYPES[dtype], device=device
-    )
+        getattr(network, name).to(DTYPES[asked.dtype])
+    return PictureTokenizer(network, asked, fingerprint=_fingerprint(folder, weights, asked))
 
 
-def fingerprint_of_pictures(folder: VisionFolder, *, dtype: str = "float32", batch_size: int = 16, **_: Any) -> str:
+def fingerprint_of_pictures(folder: VisionFolder, **options: Any) -> str:
     """Return the fingerprint that `load_pictures` would give, from the files alone."""
-    _check_options(folder, dtype, batch_size)
-    weights = read_weights(folder.weights)
-    return fingerprint_of_weights(folder, weights, RULES, dtype=dtype, batch_size=batch_size)
+    asked = _options(folder, options)
+    return _fingerprint(folder, read_weights(folder.weights), asked)
 
 
-def _check_options(folder: VisionFolder, dtype: str, batch_size: int) -> None:
-    if dtype not in DTYPES:
-        raise RecipeError(f"vision tokenizer {folder.path}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    if batch_size < 1:
-        raise RecipeError(f"vision tokenizer {folder.path}: batch_size {batch_size} must be at least 1")
+def _fingerprint(folder: VisionFolder, weights: Mapping[str, torch.Tensor], asked: Options) -> str:
+    return fingerprint_of_weights(folder, weights, RULES, dtype=asked.dtype, batch_size=asked.batch_size)
+
+
+def _options(folder: VisionFolder, options: Mapping[str, Any]) -> Options:
+    where = f"vision tokenizer {folder.path}"
+    known = Options.__dataclass_fields__
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"{where}: no option {name!r}; allowed: {', '.join(known)}")
+    asked = Options(**options)
+    if asked.dtype not in DTYPES:
+        raise RecipeError(f"{where}: dtype {asked.dtype!r} is not one of {', '.join(DTYPES)}")
+    if asked.batch_size < 1:
+        raise RecipeError(f"{where}: batch_size {asked.batch_size} must be at least 1")
+    return asked

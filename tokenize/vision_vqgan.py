@@ -70,12 +70,12 @@ def vqgan_shape(config: Mapping[str, Any], where: str) -> VqganShape:
         if given.get(key, value) != value:
             raise RecipeError(f"{where}: ddconfig.{key} is {given[key]!r}; only {value!r} is supported")
     wanted = set(VqganShape.__dataclass_fields__)
-    settings = {key: value for key, value in given.items() if key not in _IGNORED}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if key not in _IGNORED}
     if settings.keys() != wanted:
         wrong = ", ".join(sorted(settings.keys() ^ wanted))
         raise RecipeError(f"{where}: ddconfig needs {', '.join(sorted(wanted))}; missing or unknown: {wrong}")
-    sides = {key: tuple(settings.pop(key)) for key in ("ch_mult", "attn_resolutions")}
-    shape = VqganShape(**sides, **settings)
+    settings |= {key: tuple(settings[key]) for key in ("ch_mult", "attn_resolutions")}
+    shape = VqganShape(**settings)
     if any(channels % _GROUPS for channels in shape.channels):
         raise RecipeError(f"{where}: {shape.ch} × {list(shape.ch_mult)} channels are no multiples of {_GROUPS}")
     return shape
@@ -101,9 +101,10 @@ class Encoder(nn.Module):
 
     def forward(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         hidden = self.conv_in(pixels_BCHW)
-        for level in self.down:
+        for number in range(len(self.down)):
+            level: Any = self.down[number]
             hidden = level(hidden)
-            if level is not self.down[-1]:  # a column and a row of zeros behind, none before
+            if number + 1 < len(self.down):  # a column and a row of zeros behind, none before
                 hidden = level.downsample.conv(functional.pad(hidden, (0, 1, 0, 1)))
         result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(hidden))))
         return result
@@ -185,8 +186,8 @@ class _ResidualBlock(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         changed = self.conv1(functional.silu(self.norm1(hidden)))
         changed = self.conv2(functional.silu(self.norm2(changed)))
-        kept: torch.Tensor = self.nin_shortcut(hidden) if hasattr(self, "nin_shortcut") else hidden
-        return kept + changed
+        result: torch.Tensor = (self.nin_shortcut(hidden) if hasattr(self, "nin_shortcut") else hidden) + changed
+        return result
 
 
 class _Attention(nn.Module):

@@ -1,8 +1,8 @@
 """Weights of a released vision tokenizer by their names: from safetensors, or from a checkpoint of its training.
 
 A checkpoint (`.ckpt`) is opened with `weights_only=True`: tensors and plain values, never code. A Lightning one holds
-them under `state_dict`, beside those of losses and discriminator, which are left out. Where moving averages of the weights
-(`model_ema.<name without dots>`) lie beside them, they are taken: they are what the release was measured with.
+them under `state_dict`, beside those of losses and discriminator, which are left out. Where moving averages of the
+weights (`model_ema.<name without dots>`) lie beside them, they are taken: the release was measured with them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _AVERAGE = "model_ema."
 _LEFT_OUT = ("loss.", "discriminator.", _AVERAGE)
 _NAMED = 4  # keys that an error names
+_SHAPE = ("ddconfig", "n_embed", "embed_dim", "levels", "bound")
+"""The settings that shape codes; what else stands beside them is about training."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -68,14 +70,10 @@ def fingerprint_of_weights(
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name in sorted(weights):
-        value = weights[name].detach().float().contiguous()
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.numpy()).cast("B"))
+        value = weights[name].detach().float().contiguous().numpy()
+        digest.update(f"{name} {value.shape}".encode())
+        digest.update(value.data)
     return digest.hexdigest()
-
-
-_SHAPE = ("ddconfig", "n_embed", "embed_dim", "levels", "bound")
-"""The settings that shape codes; what else stands beside them is about training."""
 
 
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -83,7 +81,8 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        found: dict[str, torch.Tensor] = load_file(path)
+        return found
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"vision tokenizer {path}: {error}") from error
 
