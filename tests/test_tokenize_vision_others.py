@@ -21,6 +21,7 @@ from tokenmill.tokenize.vision import load_vision_tokenizer, vision_codebook_siz
 from tokenmill.tokenize.vision_folder import vision_folder
 from tokenmill.tokenize.vision_fsq import FiniteScalars
 from tokenmill.tokenize.vision_ibq import largest_products
+from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,8 @@ def scaled(images_BHWC: np.ndarray) -> torch.Tensor:
 def latents(tokenizer: Any, images_BHWC: np.ndarray) -> torch.Tensor:
     """Latents (N, D) in double precision, from the network's own convolutions."""
     network = tokenizer.network
-    return network.quant_conv(network.encoder(scaled(images_BHWC))).movedim(1, -1).flatten(0, 2).double()
+    found: torch.Tensor = network.quant_conv(network.encoder(scaled(images_BHWC))).movedim(1, -1).flatten(0, 2)
+    return found.double()
 
 
 @torch.inference_mode()
@@ -87,13 +89,14 @@ def test_ibq_codes_are_those_of_an_exhaustive_search_in_double_precision(ibq: Pa
     tokenizer = load_vision_tokenizer(ibq, batch_size=2)
     images = pictures(208)
     codes = tokenizer.encode_images(images)
-    assert (codes.shape, codes.dtype) == ((6, 13, 13), np.uint32)
+    assert codes.shape == (6, 13, 13)
+    assert codes.dtype == np.uint32
     assert (tokenizer.spatial_factor, tokenizer.temporal_factor, tokenizer.codebook_size) == (16, 1, IBQ_CODES)
     assert len(np.unique(codes)) >= 500
     assert codes.max() > 2**16
 
     found, codebook = latents(tokenizer, images), load_file(ibq / "model.safetensors")["quantize.embedding.weight"]
-    products = [part @ codebook.double().T for part in found.split(128)]
+    products = [part @ codebook.double().T for part in torch.split(found, 128)]
     best = torch.cat([part.topk(2).values for part in products])
     chosen = torch.cat([part.argmax(1) for part in products]).numpy()
     ties = (best[:, 0] - best[:, 1] < 1e-5 * best[:, 0].abs()).numpy()
@@ -114,7 +117,7 @@ def test_fsq_every_code_goes_to_its_vector_and_back(levels: tuple[int, ...], bou
     scalars = FiniteScalars(levels, bound)
     codes = torch.arange(scalars.codebook_size)
     vectors = scalars.vectors(codes)
-    assert len(vectors.unique(dim=0)) == scalars.codebook_size == np.prod(levels)
+    assert len(torch.unique(vectors, dim=0)) == scalars.codebook_size == np.prod(levels)
     digits = np.stack(np.unravel_index(codes.numpy(), levels, order="F"), axis=1)  # mixed radix, first digit lowest
     half = np.array(levels) // 2
     np.testing.assert_allclose(vectors.numpy(), (digits - half) / half)
@@ -163,12 +166,34 @@ def test_clip_is_its_frames_one_by_one_in_both_directions(kind: str, request: py
     assert codes.shape == (2, 3, side, side)
     np.testing.assert_array_equal(codes.reshape(6, side, side), tokenizer.encode_images(frames.reshape(6, 64, 64, 3)))
     decoded = tokenizer.decode_video(codes)
-    assert (decoded.shape, decoded.dtype) == (frames.shape, np.uint8)
+    assert decoded.shape == frames.shape
+    assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded[1], tokenizer.decode_images(codes[1]))
     with pytest.raises(ValueError, match="the codebook has"):
         tokenizer.decode_images(np.full((1, 2, 2), tokenizer.codebook_size, np.uint32))
     with pytest.raises(ValueError, match=f"multiples of {tokenizer.spatial_factor}"):
         tokenizer.encode_images(frames[0, :, :60])
+
+
+def test_model_of_131072_codes_draws_a_picture_of_16_pixels_a_code(ibq: Path) -> None:
+    from transformers import Emu3ForCausalLM, Emu3TextConfig
+
+    from tokenmill.generate.pictures import decode_ids, parse_pictures
+    from tokenmill.generate.sample import generate_vision
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128}
+    vocabulary = byte_vocabulary(IBQ_CODES)
+    markers = {"pad_token_id": vocabulary.pad, "bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos}
+    config = Emu3TextConfig(vocab_size=vocabulary.size, initializer_range=0.5, **markers, **shape, **heads)
+    model = Emu3ForCausalLM(config).eval()
+    (ids,) = generate_vision(model, vocabulary, ["a cat"], 2, 3, guidance=1.0, top_k=IBQ_CODES)
+    (picture,) = parse_pictures(ids, vocabulary)
+    assert picture.codes_thw.shape == (1, 2, 3)
+    assert picture.codes_thw.max() > 2**16
+    (image,) = decode_ids(ids, vocabulary, load_vision_tokenizer(ibq))
+    assert image.shape == (32, 48, 3)
 
 
 def test_bfloat16_convolutions_keep_most_codes_and_have_another_fingerprint(fsq: Path) -> None:

@@ -26,7 +26,7 @@ from tokenmill.tokenize.vision_vqgan import Decoder, Encoder, VqganShape, vqgan_
 
 BOUNDS = ("paper", "centred")
 _EPSILON = 1e-3
-_MOST_CODES = 2**31 - 1  # ids are int32 from the loader on
+_MOST_CODES = 2**30  # as many as a vocabulary takes
 
 
 class FiniteScalars:
