@@ -36,7 +36,7 @@ CONTEXT = 800
 NAMES = ("astronaut", "chelsea", "coffee", "china")
 FRAMES, FPS = 9, 8
 KINDS: dict[str, tuple[int, int, int, type]] = {  # codes, pixels of a code, sides of pictures, type on disk
-    "ibq": (IBQ_CODES, 16, 256, np.uint32),
+    "ibq": (IBQ_CODES, 16, 224, np.uint32),
     "fsq-131072": (IBQ_CODES, 4, 64, np.uint32),
     "fsq-64000": (64_000, 8, 128, np.uint16),
 }

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
 from tokenmill.tokenize.vision_folder import vision_folder
+from tokenmill.tokenize.vision_identity import fingerprint_of_pictures, options_of
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
@@ -81,9 +82,7 @@ def vision_fingerprint(spec: str | Path, **options: Any) -> str:
     folder = _folder_of(spec)
     described = None if folder is None else vision_folder(folder)
     if described is not None and described.kind != "emu3":
-        from tokenmill.tokenize.vision_pictures import fingerprint_of_pictures
-
-        return fingerprint_of_pictures(described, **options)
+        return fingerprint_of_pictures(described, options_of(described, options))
     if folder is not None and options.keys() <= {"dtype", "device", "batch_size"}:
         known = {"dtype": options.get("dtype", "float32"), "batch_size": options.get("batch_size", 16)}
         found = fingerprint_of_folder(folder, **known)

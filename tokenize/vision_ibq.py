@@ -5,8 +5,8 @@ the vector of the **largest inner product** with the latent, not the nearest one
 products, and its largest is theirs (SEED-Voken `IndexPropagationQuantize`, Emu3.5 `vision_tokenizer/ibq.py`: logits
 = einsum over z and the embedding, argmax). Neither is normalised. Of equal products the lowest code is taken.
 
-The search holds `_VECTORS` × `_CODES` products at a time, 16 MB, where the released code holds all: 537 MB, three
-times over, for a picture of 512². It runs in float32 whatever the weights are: 131,072 products in bfloat16 would be
+The search holds 4 MB of products at a time on a CPU, where the released code holds all of them: 537 MB, three times
+over, for a picture of 512². It runs in float32 whatever the weights are: 131,072 products in bfloat16 would be
 full of ties.
 
 Shapes: B pictures, N latents, K codes, D numbers of a vector, C channels, H W pixels, h w codes.
@@ -21,7 +21,8 @@ from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_folder import VisionFolder
 from tokenmill.tokenize.vision_vqgan import Decoder, Encoder, VqganShape, vqgan_shape
 
-_VECTORS, _CODES = 1024, 4096
+_AT_ONCE = {"cpu": (256, 4096)}  # latents and codes of the products in memory, by kind of device
+_AT_ONCE_ELSEWHERE = (4096, 16_384)  # 256 MB: small products leave an accelerator idle
 _NEVER = ("l2_normalize", "cosine_similarity", "remap")  # settings that no released tokenizer has
 
 
@@ -60,15 +61,15 @@ class _Codebook(nn.Module):
 
 def largest_products(latents_ND: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
     """Return for each latent the code of its largest inner product, (N,), the lowest of equal ones."""
-    parts = [_largest(part, codebook_KD) for part in torch.split(latents_ND, _VECTORS)]
-    return torch.cat(parts)
+    vectors, codes = _AT_ONCE.get(latents_ND.device.type, _AT_ONCE_ELSEWHERE)
+    return torch.cat([_largest(part, codebook_KD, codes) for part in torch.split(latents_ND, vectors)])
 
 
-def _largest(latents_ND: torch.Tensor, codebook_KD: torch.Tensor) -> torch.Tensor:
+def _largest(latents_ND: torch.Tensor, codebook_KD: torch.Tensor, at_once: int) -> torch.Tensor:
     best = torch.full((len(latents_ND),), -torch.inf, device=latents_ND.device)
     codes = torch.zeros(len(latents_ND), dtype=torch.long, device=latents_ND.device)
-    for first in range(0, len(codebook_KD), _CODES):
-        value, index = (latents_ND @ codebook_KD[first : first + _CODES].T).max(1)
+    for first in range(0, len(codebook_KD), at_once):
+        value, index = (latents_ND @ codebook_KD[first : first + at_once].T).max(1)
         is_larger = value > best
         best = torch.where(is_larger, value, best)
         codes = torch.where(is_larger, index + first, codes)

@@ -9,30 +9,21 @@ Shapes: B pictures, T frames, C colours, H W pixels, h w codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError
 from tokenmill.tokenize.preprocess import normalise
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_folder import VisionFolder
 from tokenmill.tokenize.vision_fsq import build_fsq
 from tokenmill.tokenize.vision_ibq import build_ibq
-from tokenmill.tokenize.vision_weights import fingerprint_of_weights, load_into, read_weights
+from tokenmill.tokenize.vision_identity import Options, fingerprint_of_pictures, options_of
+from tokenmill.tokenize.vision_weights import load_into, read_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RULES = {
-    "version": 1,
-    "pixels": "uint8 / 255, mean 0.5, deviation 0.5",
-    "video": "frame by frame",
-    "batch": "equal sizes, cut in order",
-    "quantizer": "float32",
-}
-"""What shapes codes besides weights, precision and batch size; part of every fingerprint."""
 
 
 class PictureNetwork(Protocol):
@@ -107,51 +98,17 @@ class PictureTokenizer:
         return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a network is run; `device` alone is not part of the fingerprint."""
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    batch_size: int = 16
-
-
 def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     """Load the tokenizer of a folder of kind `ibq` or `fsq`; `options` as `Options`.
 
     Raises:
         RecipeError: wrong options, a configuration that describes no such network, or other weights than it says.
     """
-    asked = _options(folder, options)
+    asked = options_of(folder, options)
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
-    weights = read_weights(folder.weights)
-    load_into(network, weights, f"vision tokenizer {folder.path}")
+    load_into(network, read_weights(folder.weights), f"vision tokenizer {folder.path}")
     network.requires_grad_(False).float().to(asked.device).eval()
     for name in _CONVOLUTIONS:
         getattr(network, name).to(DTYPES[asked.dtype])
-    return PictureTokenizer(network, asked, fingerprint=_fingerprint(folder, weights, asked))
-
-
-def fingerprint_of_pictures(folder: VisionFolder, **options: Any) -> str:
-    """Return the fingerprint that `load_pictures` would give, from the files alone."""
-    asked = _options(folder, options)
-    return _fingerprint(folder, read_weights(folder.weights), asked)
-
-
-def _fingerprint(folder: VisionFolder, weights: Mapping[str, torch.Tensor], asked: Options) -> str:
-    return fingerprint_of_weights(folder, weights, RULES, dtype=asked.dtype, batch_size=asked.batch_size)
-
-
-def _options(folder: VisionFolder, options: Mapping[str, Any]) -> Options:
-    where = f"vision tokenizer {folder.path}"
-    known = Options.__dataclass_fields__
-    for name in options:
-        if name not in known:
-            raise RecipeError(f"{where}: no option {name!r}; allowed: {', '.join(known)}")
-    asked = Options(**options)
-    if asked.dtype not in DTYPES:
-        raise RecipeError(f"{where}: dtype {asked.dtype!r} is not one of {', '.join(DTYPES)}")
-    if asked.batch_size < 1:
-        raise RecipeError(f"{where}: batch_size {asked.batch_size} must be at least 1")
-    return asked
+    return PictureTokenizer(network, asked, fingerprint=fingerprint_of_pictures(folder, asked))

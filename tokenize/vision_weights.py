@@ -7,24 +7,19 @@ weights (`model_ema.<name without dots>`) lie beside them, they are taken: the r
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenmill.errors import RecipeError
-from tokenmill.tokenize.vision_folder import VisionFolder
+from tokenmill.tokenize.vision_identity import own_names
 
 if TYPE_CHECKING:
     import torch
 
-_AVERAGE = "model_ema."
-_LEFT_OUT = ("loss.", "discriminator.", _AVERAGE)
 _NAMED = 4  # keys that an error names
-_SHAPE = ("ddconfig", "n_embed", "embed_dim", "levels", "bound")
-"""The settings that shape codes; what else stands beside them is about training."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -34,9 +29,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         RecipeError: the file cannot be read, or holds objects beside tensors.
     """
     found = _checkpoint(path) if path.suffix == ".ckpt" else _safetensors(path)
-    averages = {name.removeprefix(_AVERAGE): value for name, value in found.items() if name.startswith(_AVERAGE)}
-    own = {name: value for name, value in found.items() if not name.startswith(_LEFT_OUT)}
-    return {name: averages.get(name.replace(".", ""), value) for name, value in own.items()}
+    return {name: found[held] for name, held in own_names(found).items()}
 
 
 def load_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> None:
@@ -57,25 +50,6 @@ def load_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where
     model.load_state_dict(dict(weights), assign=True)
 
 
-def fingerprint_of_weights(
-    folder: VisionFolder, weights: Mapping[str, torch.Tensor], rules: Mapping[str, Any], *, dtype: str, batch_size: int
-) -> str:
-    """Return the sha256 over kind, shape, rules, precision, batch size, and the weights by name in float32."""
-    described = {
-        "kind": folder.kind,
-        "config": {key: value for key, value in folder.config.items() if key in _SHAPE},
-        "rules": rules,
-        "dtype": dtype,
-        "batch_size": batch_size,
-    }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for name in sorted(weights):
-        value = weights[name].detach().float().contiguous().numpy()
-        digest.update(f"{name} {value.shape}".encode())
-        digest.update(value.data)
-    return digest.hexdigest()
-
-
 def _safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -91,7 +65,7 @@ def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         told = "holds objects beside tensors, which are not loaded; write its tensors as model.safetensors"
         raise RecipeError(f"vision tokenizer {path}: {told}") from error
