@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from tokenmill.demo.photographs import photographs
 from tokenmill.tokenize.preprocess import normalise
+from tokenmill.tokenize.vision import load_vision_tokenizer
 from tokenmill.tokenize.vision_folder import vision_folder
 from tokenmill.tokenize.vision_fsq import build_fsq
 from tokenmill.tokenize.vision_ibq import build_ibq
@@ -81,3 +82,8 @@ def _fitted(folder: Path, network: Any, *, spread: float) -> Path:
     network.quant_conv.bias.copy_(-weight @ mean)
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def load_ibq_of(path: str) -> Any:
+    """A tokenizer of somebody else's: known by a name alone, so that nothing but itself tells how many codes it has."""
+    return load_vision_tokenizer(path)

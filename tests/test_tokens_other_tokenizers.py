@@ -18,7 +18,7 @@ from tests import small_vision, tiny
 from tests.small_vision import IBQ_CODES, write_fsq, write_ibq
 
 from tokenmill.demo.clip_folder import encode_mp4
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.generate.grammar import VisionGrammar
 from tokenmill.generate.pictures import decode_ids, parse_pictures
 from tokenmill.inspection import inspect_path
@@ -27,6 +27,7 @@ from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.report import report_page
 from tokenmill.recipe import check_recipe
+from tokenmill.tokenize import vision
 from tokenmill.tokenize.preprocess import resize
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer
 from tokenmill.tokenize.vocabulary import build_vocabulary
@@ -86,15 +87,15 @@ def finished(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytes
         write_fsq(folder / "tokenizer", [8, 8, 8, 8, 8, 4], depth=3)
     else:
         write_fsq(folder / "tokenizer", [8, 8, 8, 5, 5, 5])
-    vision = load_vision_tokenizer(folder / "tokenizer", batch_size=2)
-    assert (vision.codebook_size, vision.spatial_factor, vision.temporal_factor) == (codes, factor, 1)
+    opened = load_vision_tokenizer(folder / "tokenizer", batch_size=2)
+    assert (opened.codebook_size, opened.spatial_factor, opened.temporal_factor) == (codes, factor, 1)
     chain = chain_of(data, folder, codes=codes, side=side)
     check_chain(chain)
     assert chain.plan.num_packs
-    return Finished(chain, vision, factor, side, dtype)
+    return Finished(chain, opened, factor, side, dtype)
 
 
-def chain_of(data: Path, folder: Path, *, codes: int, side: int, **changes: Any) -> Chain:
+def chain_of(data: Path, folder: Path, *, codes: int, side: int, vision: Any = None) -> Chain:
     value = tiny.recipe(data, str(folder / "root"), sources=["photos", "clips"])
     value["filter"] = {
         "image": {"scorers": {"resolution": {}}, "rules": {"size": "min_side_px >= 48"}},
@@ -102,7 +103,7 @@ def chain_of(data: Path, folder: Path, *, codes: int, side: int, **changes: Any)
     }
     value["tokenize"] = {
         "vocabulary": {"name": "bytes", "codebook_size": codes},
-        "vision": {"name": str(folder / "tokenizer"), "batch_size": 2},
+        "vision": vision or {"name": str(folder / "tokenizer"), "batch_size": 2},
         "image": {"min_area": side**2, "max_area": side**2},
         "video": {
             "min_area": (side // 2) ** 2,
@@ -113,7 +114,7 @@ def chain_of(data: Path, folder: Path, *, codes: int, side: int, **changes: Any)
         },
     }
     value["plan"] = {"context": CONTEXT, "window_documents": 4, "split_long_clips": True}
-    return Chain(recipe=check_recipe(value | changes, "other"), options=ChainOptions(quiet=True))
+    return Chain(recipe=check_recipe(value, "other"), options=ChainOptions(quiet=True))
 
 
 def grid_of(sample: dict[str, Any]) -> tuple[int, int, int]:
@@ -188,3 +189,14 @@ def test_vocabulary_of_fewer_codes_than_the_tokenizer_is_refused_before_anything
     write_ibq(tmp_path / "tokenizer")
     with pytest.raises(RecipeError, match=r"tokenize\.vision: .* has 131072 codes, the vocabulary 2048; set"):
         check_chain(chain_of(data, tmp_path, codes=2048, side=64))
+
+
+def test_tokenizer_of_a_plug_in_with_more_codes_than_the_vocabulary_ends_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vision.BUILT_IN, "mine", "tests.small_vision:load_ibq_of")
+    path = str(write_ibq(tmp_path / "tokenizer"))
+    chain = chain_of(data, tmp_path, codes=2048, side=64, vision={"name": "mine", "path": path})
+    check_chain(chain)
+    with pytest.raises(RunError, match="the vision tokenizer has 131072 codes, the vocabulary 2048"):
+        list(chain.snapshots("tokenize"))
