@@ -54,16 +54,27 @@ def allowed_mask(
 
 @dataclass(frozen=True, slots=True)
 class VisionGrammar:
-    """What follows SOT for one picture (`frames` 1) or one clip of latent frames."""
+    """What follows SOT for one picture (`frames` 1) or one clip of latent frames.
+
+    `num_codes`: of the tokenizer that will decode it, which may have fewer than the vocabulary; None: the vocabulary's.
+    """
 
     vocabulary: Vocabulary
     height: int
     width: int
     frames: int = 1
+    num_codes: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.frames) < 1:
             raise RecipeError(f"a grid of {self.frames}×{self.height}×{self.width} codes holds nothing")
+
+    @property
+    def codes(self) -> range:
+        """The ids allowed where a code stands."""
+        known = self.vocabulary.codebook_size
+        first = self.vocabulary.vision_base
+        return range(first, first + min(known, self.num_codes or known))
 
     @property
     def num_ids(self) -> int:
@@ -73,10 +84,14 @@ class VisionGrammar:
     def allowed(self, offset: int) -> range:
         """Give the ids allowed at one offset: the codebook, or a single marker."""
         first, last = allowed_ranges(self.vocabulary, offset, self.frames, self.height, self.width)
-        return range(int(first), int(last))
+        return self._within(int(first), int(last))
 
     def schedule(self) -> list[range]:
         """Give `allowed` for every offset from 1 to `num_ids`."""
         offsets = np.arange(1, self.num_ids + 1)
         first, last = allowed_ranges(self.vocabulary, offsets, self.frames, self.height, self.width)
-        return [range(*pair) for pair in zip(first.tolist(), last.tolist(), strict=True)]
+        return [self._within(*pair) for pair in zip(first.tolist(), last.tolist(), strict=True)]
+
+    def _within(self, first: int, last: int) -> range:
+        """Return a range of ids without the codes that the tokenizer does not have."""
+        return range(first, min(last, self.codes.stop))

@@ -39,15 +39,16 @@ def generate_vision(
     negative: str = "",
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
+    num_codes: int | None = None,
 ) -> list[NDArray[np.int32]]:
     """Give one whole document a prompt, `BOS text SOV meta SOT vision EOV EOS` (EMU3.md §6 for the defaults).
 
     `height`, `width` and `frames` count codes; a clip needs fps and seconds. Guidance away from `negative` (empty: the
     unconditional template); 1 turns it off and halves the work. A sample depends on its prompt, settings and seed
-    (`seed` + its index, or the list's), not on the batch.
+    (`seed` + its index, or the list's), not on the batch. `num_codes` are those of the tokenizer that will decode it.
     """
     check_sampling(top_k, temperature)
-    grammar = VisionGrammar(vocabulary, height, width, frames)
+    grammar = VisionGrammar(vocabulary, height, width, frames, num_codes)
     picture = VisionSegment(frames, height, width, 0, fps, seconds)
     against = drawing_prompt(vocabulary, negative, picture)
     seeds = seed_list(seed, len(prompts))
@@ -74,11 +75,11 @@ def _draw_vision(
     """Give the ids (B, num_ids) behind SOT."""
     rows = len(asked)
     stream = Continuation(model, [*asked, *unconditional], grammar.num_ids, grammar.vocabulary.pad)
-    codebook = model.lm_head.weight[grammar.vocabulary.vision_base : grammar.vocabulary.size]
+    codebook = model.lm_head.weight[grammar.codes.start : grammar.codes.stop]
     uniform = uniforms(seeds, grammar.num_ids)
     drawn: list[Tensor] = []
     for step, allowed in enumerate(grammar.schedule()):
-        if len(allowed) == 1 and allowed != range(grammar.vocabulary.vision_base, grammar.vocabulary.size):
+        if len(allowed) == 1 and allowed != grammar.codes:
             ids_B = torch.full((rows,), allowed.start)
         else:
             logits = (stream.advance() @ codebook.T).float()

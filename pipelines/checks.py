@@ -17,6 +17,7 @@ from tokenmill.pipelines.evaluation_sets import check_sets
 from tokenmill.pipelines.recipe_sections import personal_mask
 from tokenmill.recipe import Recipe
 from tokenmill.tokenize.templates import TEMPLATES
+from tokenmill.tokenize.vision import vision_codebook_size
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -32,6 +33,7 @@ def check_chain(chain: Chain) -> None:
     _check_kinds(chain)
     check_captions(chain)
     _within("tokenize.vocabulary", partial(build_vocabulary, recipe.tokenize.vocabulary))
+    _within("tokenize.vision", partial(_check_codes, chain))
     _check_areas(recipe)
     _check_clips(chain)
     _check_training(recipe)
@@ -58,6 +60,19 @@ def _check_kinds(chain: Chain) -> None:
                 raise RecipeError(
                     f"plan.templates.{modality}: no template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}"
                 )
+
+
+def _check_codes(chain: Chain) -> None:
+    """Refuse a vocabulary with fewer codes than the vision tokenizer has, where its files tell."""
+    if not any(modality != "text" for modality in chain.modality.values()):
+        return
+    section = chain.recipe.tokenize
+    known, needed = build_vocabulary(section.vocabulary).codebook_size, vision_codebook_size(section.vision.name)
+    if needed is not None and needed > known:
+        raise RecipeError(
+            f"{section.vision.name} has {needed} codes, the vocabulary {known}; "
+            f"set tokenize.vocabulary.codebook_size to {needed}"
+        )
 
 
 def _check_areas(recipe: Recipe) -> None:

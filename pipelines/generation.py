@@ -166,6 +166,7 @@ def _draw_group(
         temperature=settings.temperature,
         guidance=settings.guidance,
         seed=settings.seed + number,
+        num_codes=tokenizer.codebook_size,
     )
     return [
         Picture(

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.errors import RecipeError, RunError, SampleError, TokenmillError
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.stagedir import StageDir
@@ -67,12 +67,16 @@ class TokenWorker:
         settings = self._settings
         if settings.modality == "text":
             return self._read_texts
-        shared = self._shared = SharedVision(open_vision(settings.vision), cpus)
+        vision = open_vision(settings.vision)
+        known = self._vocabulary.codebook_size
+        if vision.codebook_size > known:
+            raise RecipeError(f"the vision tokenizer has {vision.codebook_size} codes, the vocabulary {known}")
+        shared = self._shared = SharedVision(vision, cpus)
         area = TokenArea(
             min_area=settings.min_area,
             max_area=settings.max_area,
             max_aspect=settings.max_aspect,
-            multiple=shared.vision.spatial_factor,
+            multiple=vision.spatial_factor,
         )
         if settings.clip is not None:
             self._clips = ClipEncoder(shared, settings.clip, area, self._vocabulary)

@@ -60,6 +60,14 @@ def released_rule(offset: int, height: int, width: int) -> str:
     return {1: "eof", 2: "eov", 3: "eos"}.get(past, "code" if past < 0 else "pad")
 
 
+def test_codes_that_the_tokenizer_does_not_have_are_never_drawn(model):
+    documents = generate_vision(model, V, PROMPTS, 3, 4, temperature=2.0, guidance=1.0, top_k=0, num_codes=5)
+    drawn = np.concatenate([parse_pictures(ids, V)[0].codes_thw.ravel() for ids in documents])
+    assert set(drawn.tolist()) == set(range(5))
+    documents = generate_vision(model, V, PROMPTS, 3, 4, temperature=2.0, guidance=1.0, top_k=0, num_codes=99)
+    assert max(parse_pictures(ids, V)[0].codes_thw.max() for ids in documents) > 5
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 4), (2, 3), (5, 5), (7, 4)])
 def test_grammar_of_an_image_is_the_released_rule(height, width):
     grammar = VisionGrammar(V, height, width)

@@ -25,14 +25,14 @@ from tokenmill.tokenize.preprocess import normalise, resize, target_size
 def test_target_size_follows_the_released_rule(
     size: tuple[int, int], area: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    assert target_size(*size, min_area=area[0], max_area=area[1], max_aspect=5) == expected
+    assert target_size(*size, min_area=area[0], max_area=area[1], max_aspect=5, multiple=8) == expected
 
 
 @given(st.integers(16, 3000), st.integers(16, 3000))
 def test_target_size_keeps_multiples_and_area(height: int, width: int) -> None:
     if max(height, width) > 5 * min(height, width):
         return
-    rows, columns = target_size(height, width, min_area=256**2, max_area=512**2, max_aspect=5)
+    rows, columns = target_size(height, width, min_area=256**2, max_area=512**2, max_aspect=5, multiple=8)
     assert rows % 8 == columns % 8 == 0
     assert 256**2 <= rows * columns <= 512**2
 
@@ -42,7 +42,7 @@ def test_target_size_keeps_multiples_and_area(height: int, width: int) -> None:
 )
 def test_picture_out_of_bounds_is_a_sample_error(size: tuple[int, int], reason: str) -> None:
     with pytest.raises(SampleError) as caught:
-        target_size(*size, min_area=64**2, max_area=512**2, max_aspect=5)
+        target_size(*size, min_area=64**2, max_area=512**2, max_aspect=5, multiple=8)
     assert caught.value.reason == reason
 
 

@@ -1,8 +1,8 @@
-"""From any picture to what Emu3's tokenizer takes: sides of multiples of 8 within an area, values in -1..1.
+"""From any picture to what a tokenizer takes: sides of multiples of its factor within an area, values in -1..1.
 
 EMU3.md §2: area within [512², 1024²] for understanding, near 512² or 720² for generation, aspect at most 5, bicubic,
 mean = std = 0.5. (The port's image processor defaults to CLIP's mean and deviation: not to be used.) Resizing costs
-detail that no code can bring back, so pictures already within the area keep their size but for the rounding to 8.
+detail that no code can bring back, so pictures already within the area keep their size but for the rounding.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ MEAN = STD = 0.5
 
 
 def target_size(
-    height: int, width: int, *, min_area: int, max_area: int, max_aspect: float, multiple: int = 8
+    height: int, width: int, *, min_area: int, max_area: int, max_aspect: float, multiple: int
 ) -> tuple[int, int]:
-    """Choose the (height, width) a picture is resized to: same shape, area within bounds, sides of multiples of 8.
+    """Choose the (height, width) a picture is resized to: same shape, area within bounds, sides of multiples.
 
     The released code's rule: round both sides, and only if the area is out of bounds scale (down rounding down, up
-    rounding up), so the bounds hold exactly whenever one rounding allows it.
+    rounding up), so the bounds hold exactly whenever one rounding allows it. `multiple` is the vision tokenizer's
+    `spatial_factor`: 8 pixels for Emu3's, 16 for IBQ.
 
     Raises:
         SampleError: `aspect_too_large` beyond `max_aspect`, `too_small` for a side under `multiple` pixels.

@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
+from tokenmill.tokenize.vision_folder import vision_folder
+from tokenmill.tokenize.vision_identity import fingerprint_of_pictures, options_of
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
 
 ENTRY_POINTS = "tokenmill.vision_tokenizers"
 BUILT_IN: Mapping[str, str] = {"scenes": "tokenmill.tokenize.vision_emu3:load_shipped"}
-"""Name to `module:function`; whatever is no name is a folder or a hub name for `Emu3VQVAE`."""
+"""Name to `module:function`; whatever is no name is a folder, whose configuration tells its class, or a hub name."""
 
 
 class VisionTokenizer(Protocol):
@@ -57,12 +59,19 @@ class VisionTokenizer(Protocol):
 def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
     """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `vision_emu3.load` takes.
 
+    A folder's configuration tells what it holds (`vision_folder`): Emu3's, IBQ's or FSQ's network.
+
     Raises:
         RecipeError: nothing of that name, a folder without weights, or an option it does not know.
     """
     factories = _factories()
     if str(spec) in factories:
         return _factory(factories[str(spec)])(**options)
+    folder = vision_folder(spec)
+    if folder is not None and folder.kind != "emu3":
+        from tokenmill.tokenize.vision_pictures import load_pictures
+
+        return load_pictures(folder, **options)
     from tokenmill.tokenize.vision_emu3 import load
 
     return load(spec, **options)
@@ -70,13 +79,30 @@ def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
 
 def vision_fingerprint(spec: str | Path, **options: Any) -> str:
     """Return the fingerprint of what `load_vision_tokenizer` would load, from the files alone where they tell."""
-    folder = SHIPPED if str(spec) == "scenes" else None if str(spec) in _factories() else Path(spec)
+    folder = _folder_of(spec)
+    described = None if folder is None else vision_folder(folder)
+    if described is not None and described.kind != "emu3":
+        return fingerprint_of_pictures(described, options_of(described, options))
     if folder is not None and options.keys() <= {"dtype", "device", "batch_size"}:
         known = {"dtype": options.get("dtype", "float32"), "batch_size": options.get("batch_size", 16)}
         found = fingerprint_of_folder(folder, **known)
         if found is not None:
             return found
     return load_vision_tokenizer(spec, **options).fingerprint
+
+
+def vision_codebook_size(spec: str | Path) -> int | None:
+    """Return how many codes a tokenizer has, from its configuration alone; None where only the model can tell."""
+    folder = _folder_of(spec)
+    described = None if folder is None else vision_folder(folder)
+    return None if described is None else described.codebook_size
+
+
+def _folder_of(spec: str | Path) -> Path | None:
+    """Return where a tokenizer's files are, if that is a folder at all; None for a plug-in's name."""
+    if str(spec) == "scenes":
+        return SHIPPED
+    return None if str(spec) in _factories() else Path(spec)
 
 
 def _factories() -> dict[str, str]:

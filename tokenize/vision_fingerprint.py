@@ -60,7 +60,7 @@ def fingerprint_of_folder(folder: Path, *, dtype: str, batch_size: int) -> str |
         length = int.from_bytes(data[:8], "little")
         header = json.loads(bytes(data[8 : 8 + length]))
         header.pop("__metadata__", None)
-        weights = [(name, _tensor(data[8 + length :], header[name], dtype)) for name in sorted(header)]
+        weights = [(name, tensor_of(data[8 + length :], header[name], dtype)) for name in sorted(header)]
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return fingerprint_of(config, weights, dtype=dtype, batch_size=batch_size)
@@ -78,7 +78,7 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def _tensor(data: memoryview, entry: Mapping[str, Any], dtype: str) -> NDArray[np.float32]:
+def tensor_of(data: memoryview, entry: Mapping[str, Any], dtype: str) -> NDArray[np.float32]:
     """Return one tensor as float32, rounded as it is when used in `dtype`."""
     start, end = entry["data_offsets"]
     raw: NDArray[Any] = np.frombuffer(data[start:end], dtype=_KINDS[entry["dtype"]])

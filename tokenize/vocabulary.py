@@ -28,6 +28,7 @@ _FIRST_SPECIAL = 151_643
 _FIRST_EXTRA = 151_646
 _NUM_EXTRAS = 205
 _FIRST_CODE = 151_854
+_MOST_CODES = 2**30  # ids are int32 from the loader on
 
 # Surface forms, by role: `<|image token|>` starts the codes, `<|image start|>` the whole vision string.
 _NAMES = {
@@ -164,5 +165,5 @@ def build_vocabulary(spec: Mapping[str, Any]) -> Vocabulary:
 
 
 def _check_codebook(codebook_size: int) -> None:
-    if not isinstance(codebook_size, int) or codebook_size < 1:
-        raise RecipeError(f"codebook_size must be a positive whole number, found {codebook_size!r}")
+    if not isinstance(codebook_size, int) or not 1 <= codebook_size <= _MOST_CODES:
+        raise RecipeError(f"codebook_size must be a whole number from 1 to {_MOST_CODES}, found {codebook_size!r}")

@@ -42,7 +42,9 @@ def heldout_photographs() -> dict[str, Pixels]:
         if photograph.heldout:
             with Image.open(photograph.path) as image:
                 picture = np.asarray(image.convert("RGB"))
-            size = target_size(*picture.shape[:2], min_area=PHOTOGRAPH_AREA, max_area=PHOTOGRAPH_AREA, max_aspect=5.0)
+            size = target_size(
+                *picture.shape[:2], min_area=PHOTOGRAPH_AREA, max_area=PHOTOGRAPH_AREA, max_aspect=5.0, multiple=8
+            )
             found[photograph.name] = resize(picture, size)
     return found
 

@@ -92,7 +92,7 @@ def _samples(source: str, vocabulary: Vocabulary, amounts: Amounts, rng: np.rand
 def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.random.Generator) -> _Sample:
     ground, shape = (int(code) for code in rng.integers(0, min(16, vocabulary.codebook_size), 2))
     top, left = (int(place) for place in rng.integers(0, side - 2, 2))
-    codes_THW = np.full((frames, side, side), ground, np.uint16)
+    codes_THW = np.full((frames, side, side), ground, np.uint16 if vocabulary.codebook_size <= 2**16 else np.uint32)
     for frame in range(frames):
         column = min(left + frame, side - 2)
         codes_THW[frame, top : top + 2, column : column + 2] = shape
