@@ -38,7 +38,7 @@ class Objective:
     def generator(self, model: Any, pixels_BTCHW: torch.Tensor, *, step: int, quantized: bool) -> Made:
         """Encode, quantize (with the gradient passing straight through) and decode; T is 1 or 4, pixels in -1..1.
 
-        The encoder stays in full precision under autocast, so that codes do.
+        Encoder and search for codes stay in full precision under autocast.
         """
         with torch.autocast(pixels_BTCHW.device.type, enabled=False):
             found = latents(model, pixels_BTCHW)
@@ -46,7 +46,7 @@ class Objective:
         terms: dict[str, torch.Tensor] = {}
         passed, codes = found, None
         if quantized:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
                 codes = model.quantize(found)
             chosen = embedded(model, codes)
             passed = found + (chosen - found).detach()
@@ -60,7 +60,7 @@ class Objective:
         if self._losses.l1:
             terms["l1"] = self._losses.l1 * functional.l1_loss(decoded, pixels_BTCHW)
         loss = torch.stack(list(terms.values())).sum()
-        figures = {name: float(value) for name, value in terms.items()}
+        figures = {name: float(value.detach()) for name, value in terms.items()}
         return Made(loss, figures, flat, None if codes is None else codes.flatten(), decoded)
 
     def discriminator(self, pixels_BTCHW: torch.Tensor, made: Made, *, step: int) -> torch.Tensor | None:

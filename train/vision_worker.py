@@ -13,7 +13,8 @@ from tokenmill.train.rank_process import rank_main
 from tokenmill.train.vision_job import TokenizerJob
 
 
-def _train(text: str, rows: Path) -> TrainResult:
+def train(text: str, rows: Path) -> TrainResult:
+    """Train the job that a JSON text describes; its rows also go to the file `rows`."""
     job = TokenizerJob.model_validate_json(text)
     import torch
 
@@ -25,4 +26,4 @@ def _train(text: str, rows: Path) -> TrainResult:
 
 
 if __name__ == "__main__":
-    sys.exit(rank_main(sys.argv[1:], _train))
+    sys.exit(rank_main(sys.argv[1:], train))

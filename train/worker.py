@@ -12,16 +12,17 @@ from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.rank_process import rank_main
 
 
-def _train(text: str, rows: Path) -> TrainResult:
+def train(text: str, rows: Path) -> TrainResult:
+    """Train the job that a JSON text describes; its rows also go to the file `rows`."""
     job = TrainJob.model_validate_json(text)
     import torch
 
     if job.settings.threads_per_rank:
         torch.set_num_threads(job.settings.threads_per_rank)
-    from tokenmill.train.loop import train
+    from tokenmill.train import loop
 
-    return train(job, rows)
+    return loop.train(job, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(rank_main(sys.argv[1:], _train))
+    sys.exit(rank_main(sys.argv[1:], train))
