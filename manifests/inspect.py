@@ -15,6 +15,7 @@ from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.inspect_sample import OpenDecoders, describe_archive, describe_sample, table_row
 from tokenmill.manifests.ledger import sum_of_numbers
 from tokenmill.manifests.records import NO_COUNTS, Commit, Counts
+from tokenmill.manifests.sample_list import DESCRIPTION
 from tokenmill.manifests.snapshots import read_description, snapshot_names
 from tokenmill.manifests.stagedir import StageDir, stage_dir_at
 from tokenmill.manifests.storage import Store
@@ -75,6 +76,8 @@ def _describe_folder(store: Store, path: str) -> dict[str, Any]:
         place = f"{path}/{name}" if path else name
         if store.exists(place):
             return {"kind": kind, **_told(kind, _json(store, place))}
+    if store.exists(f"{path}/{DESCRIPTION}" if path else DESCRIPTION):
+        return _tokenizer(store, path)
     listing = store.files(path)
     folders = sorted(stage_folders(store, listing))
     if path in folders:
@@ -86,6 +89,24 @@ def _describe_folder(store: Store, path: str) -> dict[str, Any]:
         "files": len(listing),
         "bytes": sum(entry.size for entry in listing),
         "stages": [{"folder": folder, "records": units[folder], "bytes": sizes[folder]} for folder in folders],
+    }
+
+
+def _tokenizer(store: Store, path: str) -> dict[str, Any]:
+    """Describe the run of a tokenizer's training: its samples, its checkpoints, and what was exported."""
+    place = f"{path}/" if path else ""
+    listed = _json(store, f"{place}{DESCRIPTION}")
+    steps = [name for name in store.folders(path) if store.exists(f"{place}{name}/checkpoint.json")]
+    exported = f"{place}export/training.json"
+    told = _json(store, exported) if store.exists(exported) else {}
+    return {
+        "kind": "tokenizer",
+        "samples": listed.get("samples"),
+        "held_out": listed.get("held_out"),
+        "list": listed.get("digest"),
+        "checkpoints": sorted(int(name.removeprefix("step-")) for name in steps),
+        **{name: told[name] for name in ("step", "measured", "settings") if name in told},
+        "export": f"{place}export" if told else None,
     }
 
 

@@ -1,125 +1,227 @@
-"""Training a vision tokenizer: it learns, its codebook lives, and a killed run ends like an uninterrupted one."""
+"""Training a vision tokenizer: what a step sees, that it learns, and that its codebook lives."""
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tests import raw_samples
 
-from tokenmill.errors import RecipeError, RunError
-from tokenmill.tokenize.vision import load_vision_tokenizer
+from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.recipe import check_recipe
+from tokenmill.settings_tokenizer import TokenizerBatches, TokenizerTraining
+from tokenmill.train.vision_clips import ClipReader
 from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
-from tokenmill.train.vision_data import Pool, batch, pyramid
-from tokenmill.train.vision_export import export_run
-from tokenmill.train.vision_measure import psnr_db
-from tokenmill.train.vision_objective import reconstruct
-from tokenmill.train.vision_recipe import Batches, Shape, VisionRecipe, load_recipe
-from tokenmill.train.vision_run import VisionRun, build_model, learning_rate, train
-from tokenmill.train.vision_sources import load_pool
-from tokenmill.train.vision_tokenizer import main
+from tokenmill.train.vision_data import Batches, steps_ahead
+from tokenmill.train.vision_measure import psnr_db, ssim
+from tokenmill.train.vision_model import build_model
+from tokenmill.train.vision_objective import Objective
+from tokenmill.train.vision_pictures import PixelCache, short_sides
+from tokenmill.train.vision_run import TokenizerRun, learning_rate
+from tokenmill.train.vision_samples import Samples
 
-RECIPES = Path(__file__).parent.parent / "train" / "recipes"
-SCENES_ONLY = Pool(())
+CPU = torch.device("cpu")
 
 
-def tiny(**changes: object) -> VisionRecipe:
-    """A recipe of seconds: 32 channels, 16-pixel scenes, codebook from the third step."""
-    fields: dict[str, object] = {
-        "shape": Shape(base_channels=32, hidden_size=32, codebook_size=32),
-        "batches": Batches(side=16, pictures=16, windows=0.25),
-        "steps": 8,
-        "warm_up_steps": 3,
-        "rise_steps": 2,
-        "revive_every": 2,
-        "measure_every": 0,
-        "decoder_bfloat16": False,
-    }
-    return VisionRecipe.model_validate(fields | changes)
+def tiny(**changes: Any) -> TokenizerTraining:
+    """Settings of seconds: 32 channels, crops of 16 pixels, codebook from the fourth step."""
+    fields = {
+        "shape": {"base_channels": 32, "hidden_size": 32, "codebook_size": 32},
+        "batches": {"side": 16, "pictures": 16, "windows": 0.25, "larger": {2: 0.2}},
+        "steps": 40, "warm_up_steps": 25, "rise_steps": 2,
+    }  # fmt: skip
+    return TokenizerTraining.model_validate(fields | changes)
 
 
-def weights(run: VisionRun) -> list[torch.Tensor]:
-    return [*run.model.state_dict().values(), *run.average.state_dict().values(), run.codebook.uses_V]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw shards: sixteen scenes, two moving ones; a picture that is none, a clip that is cut off."""
+    path = tmp_path_factory.mktemp("samples")
+    raw_samples.write_shard(path / "scenes", [*raw_samples.scenes(16), b"no picture at all"])
+    raw_samples.write_clips(path / "clips", 2)
+    (path / "clips" / "bad.mp4").write_bytes((path / "clips" / "0.mp4").read_bytes()[:900])
+    return path
 
 
-def test_quantized_forward_passes_its_gradient_straight_to_the_encoder() -> None:
-    recipe = tiny()
-    model = build_model(recipe.shape, seed=1)
-    pixels = batch(SCENES_ONLY, recipe.batches, seed=1, step=0)
-    made = reconstruct(model, pixels, commitment=0.0)
-    made.loss.backward()
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return raw_samples.write_shard(folder / "scenes", [*raw_samples.scenes(16), b"no picture at all"])
+
+
+@pytest.fixture
+def samples(folder: Path) -> Iterator[Samples]:
+    rows = rows_of(folder)[:16] + [raw_samples.clip_row(f"{n}.mp4") for n in range(2)]
+    opened = raw_samples.samples(folder, raw_samples.listed(rows, held_out=(2,)))
+    yield opened
+    opened.close()
+
+
+def test_quantized_forward_passes_its_gradient_straight_to_the_encoder(samples: Samples) -> None:
+    settings = tiny()
+    model = build_model(settings)
+    model.quantize.embedding.weight.requires_grad_(False)
+    pixels = Batches(samples, settings.batches, seed=1)(0).pixels_BTCHW
+    objective = Objective(settings.losses, settings.codebook, device=CPU)
+    made = objective.generator(model, pixels, step=0, quantized=True)
+    made.loss.backward()  # type: ignore[no-untyped-call]
     first = model.encoder.conv_in.weight.grad
     assert made.codes_N is not None
-    assert first is not None and float(first.abs().sum()) > 0
-    assert model.quantize.embedding.weight.grad is None
+    assert first is not None
+    assert float(first.abs().sum()) > 0
+    assert set(made.terms) == {"l2", "commitment"}
 
 
-def test_training_lowers_the_loss() -> None:
-    run = VisionRun(tiny(steps=40, warm_up_steps=25), SCENES_ONLY)
-    rows = [run.advance() for _ in range(25)]
-    assert sum(row["l2"] for row in rows[-5:]) < 0.7 * sum(row["l2"] for row in rows[:5])
+@pytest.mark.parametrize("learning", ["ema", "loss"])
+def test_training_lowers_the_loss_and_moves_the_codebook(samples: Samples, learning: str) -> None:
+    settings = tiny(codebook={"learning": learning}, batches={"side": 16, "pictures": 16, "windows": 0, "larger": {}})
+    batches = Batches(samples, settings.batches, seed=1)
+    run = TokenizerRun(settings, build_model(settings), CPU)
+    rows = []
+    for step in range(30):
+        if run.needs_codebook():
+            run.settle_codebook(batches(number).pixels_BTCHW for number in range(100, 104))
+            settled = run.model.quantize.embedding.weight.detach().clone()
+        rows.append(run.advance(batches(step).pixels_BTCHW))
+    assert sum(row["l2"] for row in rows[20:25]) < 0.7 * sum(row["l2"] for row in rows[:5])
+    assert rows[-1]["perplexity"] > 4
+    assert not torch.equal(settled, run.model.quantize.embedding.weight)
 
 
-def test_run_killed_between_checkpoints_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = VisionRun(tiny(), SCENES_ONLY)
-    train(whole, tmp_path / "whole")
-    train(VisionRun(tiny(), SCENES_ONLY), tmp_path / "killed", until=5)
-    lost = VisionRun(tiny(), SCENES_ONLY)
-    lost.load(tmp_path / "killed")
-    lost.advance()  # past its checkpoint, then gone
-    resumed = VisionRun(tiny(), SCENES_ONLY)
-    train(resumed, tmp_path / "killed")
-    assert resumed.step == whole.step == 8
-    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(whole), strict=True))
+def test_bfloat16_learns_with_codes_of_full_precision(samples: Samples) -> None:
+    settings = tiny(precision="bf16", warm_up_steps=0)
+    pixels = Batches(samples, settings.batches, seed=1)(0).pixels_BTCHW
+    exact, rounded = (TokenizerRun(tiny(warm_up_steps=0, precision=p), build_model(settings), CPU) for p in ("fp32", "bf16"))
+    one, two = exact.advance(pixels), rounded.advance(pixels)
+    assert two["l2"] == pytest.approx(one["l2"], rel=0.05)
+    assert two["l2"] != one["l2"]
+    assert two["perplexity"] == one["perplexity"]
 
 
-def test_run_already_finished_does_nothing_more(tmp_path: Path) -> None:
-    train(VisionRun(tiny(steps=4), SCENES_ONLY), tmp_path)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    train(VisionRun(tiny(steps=4), SCENES_ONLY), tmp_path)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [4]
+def test_loss_that_is_no_number_ends_the_run_before_the_weights_change(samples: Samples) -> None:
+    run = TokenizerRun(tiny(), build_model(tiny()), CPU)
+    before = run.model.encoder.conv_in.weight.detach().clone()
+    with pytest.raises(RunError, match="not a number"):
+        run.advance(torch.full((16, 1, 3, 16, 16), math.nan))
+    assert torch.equal(before, run.model.encoder.conv_in.weight)
 
 
-def test_exported_run_opens_as_a_tokenizer(tmp_path: Path) -> None:
-    recipe = tiny(steps=4)
-    train(VisionRun(recipe, SCENES_ONLY), tmp_path / "run")
-    figures = export_run(tmp_path / "run", tmp_path / "model", scenes=2)
-    tokenizer = load_vision_tokenizer(tmp_path / "model")
-    assert tokenizer.codebook_size == 32
-    assert figures["psnr_scenes_db"] > 0
-    assert tokenizer.encode_images(np.zeros((1, 16, 24, 3), np.uint8)).shape == (1, 2, 3)
+def test_step_is_a_function_of_list_settings_seed_and_step_and_ranks_share_it(folder: Path, samples: Samples) -> None:
+    settings = TokenizerBatches(side=16, pictures=16, windows=0.3, larger={2: 0.3}, recolour=0.5)
+    whole = [Batches(samples, settings, seed=1)(step).pixels_BTCHW for step in range(10)]
+    uncached = raw_samples.samples(folder, raw_samples.listed(
+        rows_of(folder)[:16] + [raw_samples.clip_row(f"{n}.mp4") for n in range(2)], held_out=(2,)), cache_bytes=0)  # fmt: skip
+    halves = [Batches(uncached, settings, seed=1, rank=rank, ranks=2) for rank in (0, 1)]
+    again = {step: torch.cat([half(step).pixels_BTCHW for half in halves]) for step in reversed(range(10))}
+    ahead = steps_ahead(Batches(uncached, settings, seed=1), 3, 10, threads=2)
+    assert all(torch.equal(whole[step], again[step]) for step in range(10))
+    assert all(torch.equal(made.pixels_BTCHW, whole[made.step]) for made in ahead)
+    assert not torch.equal(whole[0], Batches(samples, settings, seed=2)(0).pixels_BTCHW)
+    assert {tuple(pixels.shape) for pixels in whole} == {(16, 1, 3, 16, 16), (4, 1, 3, 32, 32), (4, 4, 3, 16, 16)}
+    assert all(pixels.abs().max() <= 1 for pixels in whole)
+    uncached.close()
 
 
-def test_export_of_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no checkpoint"):
-        export_run(tmp_path, tmp_path / "model")
+def test_held_out_samples_are_never_drawn_and_shares_are_kept(folder: Path) -> None:
+    rows = rows_of(folder)[:16]
+    for row in rows[:4]:
+        row["source"] = "few"
+    table = raw_samples.listed(rows, held_out=(0, 5))
+    opened = raw_samples.samples(folder, table)
+    batches = Batches(opened, TokenizerBatches(), seed=0, shares={"few": 3.0, "scenes": 1.0})
+    rng = np.random.default_rng(0)
+    drawn = [batches._pools[False].draw(rng) for _ in range(2000)]
+    assert not {0, 5} & set(drawn)
+    assert np.mean([row < 4 for row in drawn]) == pytest.approx(0.75, abs=0.04)
+    opened.close()
 
 
-def test_batch_is_a_function_of_seed_and_step() -> None:
-    photograph = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
-    pool, settings = Pool((pyramid(photograph),)), Batches(side=16, windows=0.3)
-    batches = [batch(pool, settings, seed=1, step=step) for step in range(12)]
-    again = [batch(pool, settings, seed=1, step=step) for step in reversed(range(12))][::-1]
-    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0], batch(pool, settings, seed=2, step=0))
-    assert {tuple(pixels.shape) for pixels in batches} <= {
-        (16, 1, 3, 16, 16), (4, 1, 3, 32, 32), (1, 1, 3, 64, 64), (4, 4, 3, 16, 16)
-    }  # fmt: skip
-    assert all(pixels.abs().max() <= 1 for pixels in batches)
+def test_unreadable_samples_are_told_and_replaced_and_too_many_in_a_row_end_the_run(folder: Path) -> None:
+    rows = rows_of(folder)
+    changed = {**rows[1], "sha256": "0" * 64}
+    clips = [raw_samples.clip_row(name) for name in ("0.mp4", "bad.mp4")]
+    opened = raw_samples.samples(folder, raw_samples.listed([rows[0], changed, rows[16], *clips]))
+    settings = TokenizerBatches(side=16, pictures=16, windows=0.3, larger={})
+    found = [Batches(opened, settings, seed=3)(step) for step in range(12)]
+    faults = {(fault.key, fault.reason) for data in found for fault in data.faults}
+    assert {("00001", "changed_since_ingest"), ("00016", "not_an_image")} <= faults
+    assert {key for key, _ in faults} == {"00001", "00016", "bad.mp4"}
+    opened.close()
+    hopeless = raw_samples.samples(folder, raw_samples.listed([rows[16]]))
+    with pytest.raises(RunError, match=r"6 samples in a row could not be read, the last scenes/00016: not_an_image"):
+        Batches(hopeless, settings, seed=3, failure_budget=5)(0)
+
+
+def test_pictures_too_small_for_a_crop_are_passed_over_and_all_of_them_end_the_run(tmp_path: Path) -> None:
+    encoded = [*raw_samples.scenes(6, side=24), *raw_samples.scenes(1, side=64, first=50)]
+    rows = raw_samples.write_shard(tmp_path / "scenes", encoded)
+    opened = raw_samples.samples(tmp_path, raw_samples.listed(rows))
+    settings = TokenizerBatches(side=32, pictures=4, windows=0, larger={})
+    made = Batches(opened, settings, seed=0)(0)
+    assert made.pixels_BTCHW.shape == (4, 1, 3, 32, 32)
+    assert made.faults == ()
+    with pytest.raises(RunError, match="crop of 128 pixels"):
+        Batches(opened, TokenizerBatches(side=128, pictures=4, windows=0, larger={}), seed=0)(0)
+
+
+def test_picture_with_more_pixels_than_allowed_is_not_decoded(folder: Path) -> None:
+    opened = raw_samples.samples(folder, raw_samples.listed(rows_of(folder)[:1]), max_pixels=1000)
+    with pytest.raises(SampleError, match="too_many_pixels"):
+        opened.picture(0)
+
+
+def test_clip_reader_outlives_a_broken_clip_and_a_decoder_that_hangs(folder: Path) -> None:
+    reader = ClipReader(timeout_s=60, max_pixels=1 << 24)
+    place, ask = (str(folder / "clips"), {}), {"frames": 4, "short_side": 24}
+    with pytest.raises(SampleError):
+        reader.window(*place, "bad.mp4", seconds=0.0, **ask)
+    first, later = (reader.window(*place, "0.mp4", seconds=seconds, **ask) for seconds in (0.0, 1.5))
+    with pytest.raises(SampleError, match="no_frames"):
+        reader.window(*place, "0.mp4", seconds=1.75, **ask)
+    with pytest.raises(RunError, match="not there"):
+        reader.window(*place, "gone.mp4", seconds=0.0, **ask)
+    reader._timeout_s = 0.0
+    with pytest.raises(SampleError, match="timeout"):
+        reader.window(*place, "0.mp4", seconds=1.5, **ask)
+    reader._timeout_s = 60.0
+    assert np.array_equal(later, reader.window(*place, "0.mp4", seconds=1.5, **ask))
+    assert first.shape == later.shape == (4, 24, 24, 3)
+    assert not np.array_equal(first, later)
+    reader.close()
+
+
+def test_short_sides_go_from_the_crop_to_the_picture() -> None:
+    assert short_sides(64, 400) == [64, 96, 128, 192, 256, 384]
+    assert short_sides(64, 4000) == [64, 96, 128, 192, 256, 384, 512]
+    assert short_sides(512, 4000) == [512, 768, 1024]
+    assert short_sides(64, 63) == []
+
+
+def test_cache_keeps_what_fits_and_makes_the_rest_again() -> None:
+    cache, made = PixelCache(100), []
+
+    def make(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        made.append(name)
+        return np.zeros(60, np.uint8)
+
+    for name in ("a", "b", "a", "b"):
+        cache.get(name, lambda name=name: make(name))  # type: ignore[misc]
+    assert made == ["a", "b", "b"]
 
 
 def test_learning_rate_climbs_stays_and_ends_at_zero() -> None:
-    recipe = VisionRecipe(steps=100, rise_steps=10, fall_share=0.5, learning_rate=1.0)
-    rates = [learning_rate(recipe, step) for step in range(101)]
+    settings = tiny(steps=100, rise_steps=10, fall_share=0.5, learning_rate=1.0, warm_up_steps=0)
+    rates = [learning_rate(settings, step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[20] == rates[49] == 1.0
     assert rates[75] == pytest.approx(0.5)
     assert rates[100] == 0
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    assert learning_rate(cosine, 90) < rates[90]
+    assert learning_rate(settings.model_copy(update={"schedule": "constant"}), 99) == 1.0
 
 
 def test_codebook_follows_its_latents_and_revives_the_dead() -> None:
@@ -150,29 +252,30 @@ def test_psnr_of_a_known_error_is_known() -> None:
     assert psnr_db(black, black + np.uint8(16)) == pytest.approx(24.05, abs=0.01)
 
 
-def test_folder_of_photographs_is_read_and_an_empty_one_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures" / "below"
-    folder.mkdir(parents=True)
-    Image.new("RGB", (300, 200), (200, 30, 40)).save(folder / "red.png")
-    pool = load_pool(VisionRecipe(photographs=(str(tmp_path),)))
-    assert [size.shape for size in pool.photographs[0]] == [(96, 144, 3), (128, 192, 3), (192, 288, 3)]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(RecipeError, match="empty"):
-        load_pool(VisionRecipe(photographs=(str(tmp_path / "empty"),)))
+def test_ssim_is_one_for_equal_pictures_and_falls_with_what_is_lost() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (1, 32, 40, 3), dtype=np.uint8)
+    flat = np.full_like(picture, 128)
+    noisy = np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+    assert ssim(picture, picture) == pytest.approx(1)
+    assert 0.9 < ssim(picture, noisy) < 1
+    assert ssim(picture, flat) < 0.1
+    assert ssim(picture[:, :6, :6], picture[:, :6, :6]) == pytest.approx(1)
 
 
-def test_packaged_photographs_leave_out_the_heldout() -> None:
-    from tokenmill.demo.photographs import photographs
-
-    pool = load_pool(VisionRecipe(photographs=("packages",), clips=()))
-    assert 6 <= len(pool.photographs) <= len([p for p in photographs() if not p.heldout])
-
-
-def test_recipe_in_the_repository_is_valid_and_an_unknown_key_is_exit_code_2(tmp_path: Path) -> None:
-    recipe = load_recipe(RECIPES / "vision_tokenizer.yaml", steps=5)
-    assert (recipe.steps, recipe.shape.codebook_size) == (5, 2048)
-    wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("shape: {bass_channels: 32}\n")
-    with pytest.raises(RecipeError, match=r"wrong.yaml: shape.bass_channels"):
-        load_recipe(wrong)
-    assert main([str(wrong), "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"stepps": 3}, r"tokenizer.stepps: no such key; allowed: run, sources"),
+        ({"batches": {"pictures": 16}, "ranks": 2}, r"make 1 crops of 4 × side a step, which ranks \(2\) cannot share"),
+        ({"batches": {"windows": 0.9}}, "shares of the steps; together they are 1.25"),
+        ({"batches": {"larger": {1: 0.1}}}, "larger: 1: is how many times"),
+        ({"start": {"path": 3}}, r"tokenizer.start"),
+        ({"losses": {"perceptual": {"weight": 1}}}, "name the file of LPIPS"),
+        ({"sources": {"a": 0}}, r"tokenizer.sources.a: .*greater than 0"),
+    ],
+)
+def test_wrong_tokenizer_section_is_refused_with_its_key(section: dict[str, Any], message: str) -> None:
+    recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "tokenizer": section}
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, "r.yaml")

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.model import PackedModel, parameter_groups
 from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
-
-TIMEOUT = timedelta(minutes=10)
+from tokenmill.train.world import TIMEOUT
 
 
 def start_distributed(settings: TrainSettings) -> torch.device:
@@ -96,11 +93,6 @@ def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
         return float(torch.stack(norms).norm()) if norms else None
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
-
-
-def world() -> tuple[int, int]:
-    """Return (rank, number of ranks)."""
-    return dist.get_rank(), dist.get_world_size()
 
 
 def _device(settings: TrainSettings) -> torch.device:

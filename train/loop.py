@@ -32,7 +32,6 @@ from tokenmill.train.engine import (
     set_learning_rate,
     start_distributed,
     start_engine,
-    world,
 )
 from tokenmill.train.export import export_checkpoint
 from tokenmill.train.job import TrainJob, TrainResult
@@ -45,6 +44,7 @@ from tokenmill.train.run_log import RunLog
 from tokenmill.train.saving import restore, save
 from tokenmill.train.schedule import learning_rate, total_steps
 from tokenmill.train.stopping import StopRequest
+from tokenmill.train.world import world
 
 log = logging.getLogger(__name__)
 

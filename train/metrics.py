@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ _SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s",
 class Board:
     """TensorBoard event files, or nothing."""
 
-    def __init__(self, folder: Path, upto_step: int, *, enabled: bool) -> None:
+    def __init__(self, folder: Path, upto_step: int, *, enabled: bool, shown: Sequence[str] = _SHOWN) -> None:
         self._writer: Any = None
+        self._shown = shown
         if enabled:
             from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -26,7 +27,7 @@ class Board:
     def add(self, row: Mapping[str, Any]) -> None:
         if self._writer is None:
             return
-        for name in _SHOWN:
+        for name in self._shown:
             if row.get(name) is not None:
                 self._writer.add_scalar(f"train/{name}", row[name], row["step"])
 

@@ -18,10 +18,10 @@ import torch.distributed as dist
 
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.checkpoints import RunFolder
-from tokenmill.train.engine import world
 from tokenmill.train.loader import Step
 from tokenmill.train.metrics import Board
 from tokenmill.train.rows import RowFile
+from tokenmill.train.world import world
 
 _FILES = ("metrics.jsonl", "unreadable.jsonl", "samples.jsonl")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tokenmill.errors import RecipeError
 from tokenmill.faults import fault_point
 from tokenmill.train.checkpoints import Checkpoint, RunFolder, shares
-from tokenmill.train.engine import world
 from tokenmill.train.model import PackedModel, named_parameters
 from tokenmill.train.parameters import PARTS, link_states, set_step, set_whole, whole, whole_shape
+from tokenmill.train.world import world
 
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",

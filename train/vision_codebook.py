@@ -1,7 +1,8 @@
 """The codebook's own learning: k-means at the start, moving averages after, and no code left unused.
 
 The port has none of it (EMU3.md §2). Moving averages instead of a codebook loss: no learning rate to tune, and a code
-sits at the mean of what it stands for. N latents of width D, V codes.
+sits at the mean of what it stands for. N latents of width D, V codes. Every rank brings its own latents and ends with
+the same codebook.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 
 @dataclass(slots=True)
@@ -23,18 +25,21 @@ class Codebook:
     def of(embedding_VD: torch.Tensor) -> Codebook:
         """Begin with every code used once a step."""
         embedding = embedding_VD.detach()
-        return Codebook(embedding, torch.ones(len(embedding)), embedding.clone())
+        return Codebook(embedding, torch.ones(len(embedding), device=embedding.device), embedding.clone())
 
     @torch.no_grad()
     def follow(self, latents_ND: torch.Tensor, codes_N: torch.Tensor, *, decay: float) -> None:
         """Move every code towards the mean of the latents it was chosen for."""
-        self.uses_V.mul_(decay).add_(torch.bincount(codes_N, minlength=len(self.uses_V)), alpha=1 - decay)
-        self.sums_VD.mul_(decay).index_add_(0, codes_N, latents_ND, alpha=1 - decay)
+        uses = torch.bincount(codes_N, minlength=len(self.uses_V)).to(self.uses_V.dtype)
+        sums = torch.zeros_like(self.sums_VD).index_add_(0, codes_N, latents_ND)
+        self.uses_V.mul_(decay).add_(summed(uses), alpha=1 - decay)
+        self.sums_VD.mul_(decay).add_(summed(sums), alpha=1 - decay)
         self.embedding_VD.copy_(self.sums_VD / self.uses_V.clamp_min(1e-5)[:, None])
 
     @torch.no_grad()
     def revive(self, latents_ND: torch.Tensor, *, below: float, generator: torch.Generator) -> int:
         """Put codes used less than `below` times the mean onto latents drawn at random; returns how many."""
+        latents_ND = gathered(latents_ND)
         mean = self.uses_V.mean()
         dead = torch.nonzero(self.uses_V < below * mean).flatten()[: len(latents_ND)]
         drawn = torch.randperm(len(latents_ND), generator=generator)[: len(dead)]
@@ -46,7 +51,7 @@ class Codebook:
     @torch.no_grad()
     def settle(self, latents_ND: torch.Tensor, *, generator: torch.Generator, rounds: int = 12) -> None:
         """Lloyd's k-means over `latents`, an empty cluster starting again from a random latent."""
-        count = len(self.embedding_VD)
+        count, latents_ND = len(self.embedding_VD), gathered(latents_ND)
         centres = latents_ND[torch.randperm(len(latents_ND), generator=generator)[:count]].clone()
         if len(centres) < count:
             centres = centres.repeat(-(-count // len(centres)), 1)[:count]
@@ -54,11 +59,27 @@ class Codebook:
             codes = nearest(latents_ND, centres)
             uses = torch.bincount(codes, minlength=count)
             sums = torch.zeros_like(centres).index_add_(0, codes, latents_ND)
-            fresh = latents_ND[torch.randint(len(latents_ND), (count,), generator=generator)]
+            fresh = latents_ND[torch.randint(len(latents_ND), (count,), generator=generator).to(latents_ND.device)]
             centres = torch.where(uses[:, None] > 0, sums / uses.clamp_min(1)[:, None], fresh)
         self.embedding_VD.copy_(centres)
         self.uses_V.fill_(1.0)
         self.sums_VD.copy_(centres)
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """Add a tensor up over the ranks, in place."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gathered(rows_ND: torch.Tensor) -> torch.Tensor:
+    """Put the rows of all ranks together, in their order; each brings as many."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows_ND
+    parts = [torch.empty_like(rows_ND) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows_ND.contiguous())
+    return torch.cat(parts)
 
 
 def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int = 8192) -> torch.Tensor:

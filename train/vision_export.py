@@ -1,36 +1,33 @@
-"""Write a run's averaged weights as a folder that `from_pretrained` opens: half precision, safetensors, figures.
+"""A run's averaged weights as a folder that `Emu3VQVAE.from_pretrained` and `load_vision_tokenizer` open.
 
-Half precision halves the file to 1.8 MB; weights are loaded back as float32, and what is measured is what is shipped.
+In full precision: what was measured is what is written. The weights are one object, replaced in one step, and
+`training.json` beside them says of which step they are.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
-from tokenmill.errors import RunError
-from tokenmill.train.vision_measure import measure
-from tokenmill.train.vision_recipe import VisionRecipe
-from tokenmill.train.vision_run import CHECKPOINT, RECIPE, build_model
+from tokenmill.manifests.identity import sha256_hex
+from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.vision_launch import EXPORT, FIGURES
 
 
-def export_run(run: Path, folder: Path, *, scenes: int = 256) -> dict[str, Any]:
-    """Write `config.json`, `model.safetensors` and `training.json` (recipe, figures) to `folder`; returns the figures.
+def export_tokenizer(folder: RunFolder, model: Any, about: Mapping[str, Any]) -> str:
+    """Write `export/` of a run from a model; `about` (step, list, figures, settings) goes into `training.json`.
 
-    Raises:
-        RunError: the run has no checkpoint yet.
+    Returns its path relative to the root.
     """
-    if not (run / CHECKPOINT).exists():
-        raise RunError(f"{run}: no checkpoint; train first, or wait for the first one")
-    recipe = VisionRecipe.model_validate_json((run / RECIPE).read_bytes())
-    state = torch.load(run / CHECKPOINT, weights_only=True)
-    model = build_model(recipe.shape, seed=recipe.seed)
-    model.load_state_dict(state["average"])
-    model.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # save_pretrained makes it private
-    figures = {"step": state["step"], **measure(model.float(), scenes=scenes), "recipe": recipe.model_dump(mode="json")}
-    (folder / "training.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return figures
+    with TemporaryDirectory(prefix="tokenmill-") as scratch:
+        copy.deepcopy(model).cpu().save_pretrained(scratch)
+        files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
+    for name, data in files.items():
+        folder.store.put(folder.at(f"{EXPORT}/{name}"), data)
+    described = {**about, "files": {name: sha256_hex(data) for name, data in files.items()}}
+    folder.store.put(folder.at(f"{EXPORT}/{FIGURES}"), (json.dumps(described, indent=1) + "\n").encode())
+    return folder.at(EXPORT)

@@ -1,24 +1,33 @@
-"""What a vision tokenizer is judged by: PSNR of each picture, averaged over pictures never trained on."""
+"""What a vision tokenizer is judged by while it trains: PSNR and SSIM of pictures never trained on.
+
+Each picture counts once, whatever its size. `tokenmill evaluate tokenizer` measures more, and elsewhere.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
 from tokenmill.demo.photographs import photographs
 from tokenmill.demo.scenes import render, scene
+from tokenmill.errors import SampleError
+from tokenmill.settings_tokenizer import TokenizerTraining
 from tokenmill.tokenize.preprocess import resize, target_size
-from tokenmill.tokenize.vision_frames import embedded, latents, pixels
-from tokenmill.train.vision_codebook import perplexity
-from tokenmill.train.vision_data import HELDOUT_SEEDS, as_pixels
+from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, pixels
+from tokenmill.train.vision_codebook import summed
+from tokenmill.train.vision_data import as_pixels
+from tokenmill.train.vision_samples import Samples
 
 Pixels = NDArray[np.uint8]
+HELDOUT_SEEDS = 4_000_000
+"""Scenes from here on measure; training takes others (the demo's have seeds from 0 and 1,000,000,000 on)."""
 PHOTOGRAPH_AREA = 256 * 256
 """Held-out photographs are measured whole, at about this many pixels: the size at which the demo tokenizes them."""
 SCENE_SIDE = 64
@@ -47,36 +56,80 @@ def heldout_photographs() -> dict[str, Pixels]:
     return found
 
 
+def measure(model: Any, samples: Samples, settings: TokenizerTraining, *, rank: int, ranks: int) -> dict[str, float]:
+    """Mean PSNR and SSIM of the held-out part, shared out over the ranks; nothing where there is none."""
+    figures: dict[str, float] = {}
+    codes = torch.zeros(model.config.codebook_size, dtype=torch.float64, device=model.device)
+    for name, clips in (("", False), ("_video", True)):
+        rows = samples.held_out_rows(clips=clips)[: settings.measure_samples]
+        sums = torch.zeros(3, dtype=torch.float64, device=model.device)
+        for picture in _held_out(samples, rows[rank::ranks], settings, clips=clips):
+            back, used = through(model, picture)
+            sums += torch.tensor([psnr_db(picture, back), ssim(picture, back), 1.0], dtype=torch.float64).to(sums)
+            codes += torch.bincount(used.flatten(), minlength=len(codes))
+        psnr, similarity, count = summed(sums).tolist()
+        if count:
+            figures |= {f"psnr{name}_db": round(psnr / count, 3), f"ssim{name}": round(similarity / count, 4)}
+    if figures:
+        share = summed(codes) / codes.sum()
+        figures["heldout_perplexity"] = round(float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())), 1)
+    return figures
+
+
+def _held_out(samples: Samples, rows: Iterable[int], settings: TokenizerTraining, *, clips: bool) -> Iterator[Pixels]:
+    """Yield pictures (1, H, W, C), or first windows of clips; what cannot be read is left out."""
+    area = settings.measure_area
+    for row in rows:
+        try:
+            if clips:
+                found = samples.first_window(row, WINDOW, math.isqrt(area))
+            else:
+                found = samples.picture(row)[None]
+            size = target_size(*found.shape[1:3], min_area=64, max_area=area, max_aspect=math.inf)
+        except SampleError:
+            continue
+        yield np.stack([resize(frame, size) for frame in found])
+
+
 @torch.inference_mode()
-def through(model: Any, picture: Pixels, *, quantized: bool = True) -> tuple[Pixels, torch.Tensor]:
-    """Encode and decode one picture; without `quantized` the codebook is left out, to see what it costs."""
-    found = latents(model, as_pixels([picture[None]]))
-    codes = model.quantize(found)
-    decoded = pixels(model, embedded(model, codes) if quantized else found, frames=1)[0, 0]
-    return as_picture(decoded), codes
+def through(model: Any, picture_THWC: Pixels) -> tuple[Pixels, torch.Tensor]:
+    """Encode and decode a picture (T = 1) or a window (T = 4); returns what came back, and its codes."""
+    codes = model.quantize(latents(model, as_pixels([picture_THWC]).to(model.device)))
+    decoded = pixels(model, embedded(model, codes), frames=len(picture_THWC))[0]
+    return np.stack([as_picture(frame) for frame in decoded]), codes
 
 
 def as_picture(pixels_CHW: torch.Tensor) -> Pixels:
     """From -1..1 floats to an HWC uint8 picture."""
-    scaled: Pixels = pixels_CHW.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    return scaled
+    scaled = pixels_CHW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    picture: Pixels = scaled.permute(1, 2, 0).cpu().numpy()
+    return picture
 
 
-def measure(model: Any, *, scenes: int = 64) -> dict[str, float]:
-    """Mean PSNR of held-out scenes and photographs, with and without the codebook, and the codebook's use."""
-    sets: Mapping[str, Iterable[Pixels]] = {
-        "scenes": heldout_scenes(scenes),
-        "photographs": heldout_photographs().values(),
-    }
-    found = {}
-    for name, pictures in sets.items():
-        passed = [(picture, *through(model, picture)) for picture in pictures]
-        whole = [(picture, through(model, picture, quantized=False)[0]) for picture in pictures]
-        codes = torch.cat([codes.flatten() for _, _, codes in passed])
-        found[f"psnr_{name}_db"] = mean(psnr_db(picture, back) for picture, back, _ in passed)
-        found[f"psnr_{name}_unquantized_db"] = mean(psnr_db(picture, back) for picture, back in whole)
-        found[f"perplexity_{name}"] = perplexity(codes, model.quantize.embedding.num_embeddings)
-    return {name: round(value, 3) for name, value in found.items()}
+def ssim(reference_THWC: Pixels, other_THWC: Pixels) -> float:
+    """Structural similarity (Wang et al. 2004): Gaussian windows of deviation 1.5, 11 pixels wide, mean over colours.
+
+    A side under 11 pixels gets a window of that size.
+    """
+    one, two = (
+        torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
+        for x in (reference_THWC, other_THWC)
+    )
+    width = min(11, *one.shape[-2:])
+    offsets = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    bell = bell / bell.sum()
+
+    def blurred(x: torch.Tensor) -> torch.Tensor:
+        rows = functional.conv2d(x, bell[None, None, :, None])
+        return functional.conv2d(rows, bell[None, None, None, :])
+
+    mean_one, mean_two = blurred(one), blurred(two)
+    spread_one, spread_two = blurred(one * one) - mean_one**2, blurred(two * two) - mean_two**2
+    shared = blurred(one * two) - mean_one * mean_two
+    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    top = (2 * mean_one * mean_two + low) * (2 * shared + high)
+    return float((top / ((mean_one**2 + mean_two**2 + low) * (spread_one + spread_two + high))).mean())
 
 
 def mean(values: Iterable[float]) -> float:

@@ -1,191 +1,195 @@
-"""The training loop of a vision tokenizer: one object of state, a step, and checkpoints that resume exactly.
+"""A tokenizer's training at a step: weights, their average, optimizers, codebook; and what a step does to them.
 
-A batch is a function of the step, a generator of seed and step: the checkpoint holds tensors and one integer, and a run
-killed at any point ends with the weights of an uninterrupted one, bit for bit (on one thread).
+Nothing here is random but what hangs on (seed, step), so a checkpoint holds tensors and one integer, and a run killed
+at any point ends with the weights of an uninterrupted one, bit for bit on as many ranks and threads. Ranks hold the
+same weights: gradients are averaged, as the codebook's sums are.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import os
-import signal
-import threading
-import time
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from tokenmill.train.vision_codebook import Codebook, perplexity
-from tokenmill.train.vision_data import Pool, batch
-from tokenmill.train.vision_measure import measure
-from tokenmill.train.vision_objective import reconstruct
-from tokenmill.train.vision_recipe import Shape, VisionRecipe
-from tokenmill.train.vision_start import start_as_linear
+from tokenmill.errors import RunError
+from tokenmill.settings_tokenizer import TokenizerTraining
+from tokenmill.train.vision_codebook import Codebook, summed
+from tokenmill.train.vision_objective import Made, Objective
 
-log = logging.getLogger(__name__)
-CHECKPOINT = "checkpoint.pt"
-RECIPE = "recipe.json"
+_RECENT_STEPS = 100
+_BUCKET = 1 << 25  # gradients that are averaged at once
 
 
-def build_model(shape: Shape, *, seed: int) -> Any:
-    """A trainable Emu3VQVAE with our start weights; its batch norms stay in eval mode, where they are the identity."""
-    from transformers.models.emu3 import Emu3VQVAE, Emu3VQVAEConfig
-
-    torch.manual_seed(seed)
-    model = Emu3VQVAE(Emu3VQVAEConfig(**shape.model_dump()))
-    start_as_linear(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    model.quantize.embedding.weight.requires_grad_(False)
-    return model
+def learning_rate(settings: TokenizerTraining, step: int) -> float:
+    """Climb, stay, fall to zero: the end can be moved while the rate still stays."""
+    fall = max(1.0, settings.fall_share * settings.steps)
+    left = min(1.0, (settings.steps - step) / fall)
+    factor = {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[settings.schedule]
+    return settings.learning_rate * min((step + 1) / settings.rise_steps, factor, 1.0)
 
 
-def learning_rate(recipe: VisionRecipe, step: int) -> float:
-    """Climb, stay, fall linearly to zero: the end can be moved while the rate still stays."""
-    fall = max(1.0, recipe.fall_share * recipe.steps)
-    return recipe.learning_rate * min(1.0, (step + 1) / recipe.rise_steps, (recipe.steps - step) / fall)
+class TokenizerRun:
+    """A run at step `step`, on one rank."""
 
-
-class VisionRun:
-    """A run at a step: weights in training, their average, optimizer and codebook."""
-
-    def __init__(self, recipe: VisionRecipe, pool: Pool) -> None:
-        self.recipe, self.pool, self.step = recipe, pool, 0
-        self.model = build_model(recipe.shape, seed=recipe.seed)
+    def __init__(self, settings: TokenizerTraining, model: Any, device: torch.device) -> None:
+        self.settings, self.device, self.step = settings, device, 0
+        self.model = model.to(device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.objective = Objective(settings.losses, settings.codebook, device=device)
         self.codebook = Codebook.of(self.model.quantize.embedding.weight)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1.0, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
-
-    def advance(self) -> dict[str, float]:
-        """Take one step; returns what to log."""
-        recipe, step = self.recipe, self.step
-        if step == recipe.warm_up_steps:
-            self.codebook.settle(self._some_latents(), generator=self._generator())
-        quantized = step >= recipe.warm_up_steps
-        pixels = batch(self.pool, recipe.batches, seed=recipe.seed, step=step)
-        made = reconstruct(
-            self.model, pixels, commitment=recipe.commitment, quantized=quantized, bfloat16=recipe.decoder_bfloat16
+        self.optimizer = torch.optim.AdamW(
+            self._trained(), lr=1.0, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self._descend(made.loss)
-        row = {"loss": made.loss.item(), "l2": made.l2.item(), "frames": pixels.shape[1]}
+        self.judge = _judges_optimizer(self.objective, settings)
+        self._recent: deque[torch.Tensor] = deque(maxlen=_RECENT_STEPS)
+
+    def advance(self, pixels_BTCHW: torch.Tensor) -> dict[str, float]:
+        """Take one step over this rank's share of the batch; returns its figures, equal on all ranks.
+
+        Raises:
+            RunError: the loss is not a number any more.
+        """
+        settings, step = self.settings, self.step
+        torch.manual_seed(settings.seed * 1_000_003 + step)
+        pixels = pixels_BTCHW.to(self.device, non_blocking=True)
+        quantized = step >= settings.steps_without_codebook
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            made = self.objective.generator(self.model, pixels, step=step, quantized=quantized)
+        row = self._descend(made)
+        row |= self._descend_judge(pixels, made)
         if made.codes_N is not None:
             row |= self._learn_codes(made.latents_ND, made.codes_N)
         self._average()
         self.step += 1
         return row
 
-    def _descend(self, loss: torch.Tensor) -> None:
+    def needs_codebook(self) -> bool:
+        """Say whether the next step is the first with a codebook, after some without."""
+        return 0 < self.step == self.settings.steps_without_codebook
+
+    @torch.no_grad()
+    def settle_codebook(self, batches: Iterable[torch.Tensor]) -> None:
+        """Make the codebook by k-means over the latents of some batches (this rank's share of each)."""
+        found = [
+            self.objective.generator(self.model, pixels.to(self.device), step=self.step, quantized=False).latents_ND
+            for pixels in batches
+        ]
+        self.codebook.settle(torch.cat(found), generator=self._generator())
+
+    def named_trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the model's trained parameters, in their order."""
+        return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        learns = self.settings.codebook.learning == "loss"
+        self.model.quantize.embedding.weight.requires_grad_(learns)
+        return [parameter for _, parameter in self.named_trained()]
+
+    def _descend(self, made: Made) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
+            group["lr"] = learning_rate(self.settings, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], self.recipe.clip_norm)
+        made.loss.backward()  # type: ignore[no-untyped-call]
+        parameters = self.optimizer.param_groups[0]["params"]
+        average_gradients(parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
+        row = averaged({"loss": float(made.loss.detach()), **made.terms}, self.device)
+        if not math.isfinite(row["loss"]) or not math.isfinite(norm):
+            raise RunError(
+                f"tokenizer: the loss of step {self.step + 1} is not a number; resume with a smaller learning_rate"
+            )
         self.optimizer.step()
+        return {**row, "grad_norm": norm, "lr": learning_rate(self.settings, self.step)}
+
+    def _descend_judge(self, pixels: torch.Tensor, made: Made) -> dict[str, float]:
+        if self.judge is None:
+            return {}
+        loss = self.objective.discriminator(pixels, made, step=self.step)
+        if loss is None:
+            return {}
+        self.judge.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(self.judge.param_groups[0]["params"])
+        self.judge.step()
+        return averaged({"discriminator": float(loss.detach())}, self.device)
 
     def _learn_codes(self, latents_ND: torch.Tensor, codes_N: torch.Tensor) -> dict[str, float]:
-        recipe = self.recipe
-        self.codebook.follow(latents_ND, codes_N, decay=recipe.codebook_decay)
-        row = {"perplexity": perplexity(codes_N, recipe.shape.codebook_size)}
-        falling = self.step >= recipe.steps * (1 - recipe.fall_share / 2)
-        if self.step % recipe.revive_every == 0 and not falling:
-            row["revived"] = self.codebook.revive(latents_ND, below=recipe.revive_below, generator=self._generator())
+        settings, size = self.settings.codebook, len(self.model.quantize.embedding.weight)
+        uses = summed(torch.bincount(codes_N, minlength=size).double())
+        self._recent.append((uses > 0).cpu())
+        share = uses / uses.sum()
+        row = {
+            "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())),
+            "usage": float(torch.stack(list(self._recent)).any(0).double().mean()),
+        }
+        if settings.learning == "ema":
+            self.codebook.follow(latents_ND, codes_N, decay=settings.decay)
+        falling = self.step >= self.settings.steps * (1 - self.settings.fall_share / 2)
+        if settings.revive_every and self.step % settings.revive_every == 0 and not falling:
+            below = settings.revive_below
+            row["revived"] = self.codebook.revive(latents_ND, below=below, generator=self._generator())
         return row
 
     @torch.no_grad()
     def _average(self) -> None:
         """Average the weights; the first steps count less, so that the start is soon forgotten."""
-        decay = min(self.recipe.average_decay, self.step / (self.step + 10))
+        decay = min(self.settings.average_decay, self.step / (self.step + 10))
         for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(value, 1 - decay)
-        if self.step == self.recipe.warm_up_steps:
+        if self.needs_codebook():
             self.average.quantize.embedding.weight.copy_(self.model.quantize.embedding.weight)
 
-    @torch.no_grad()
-    def _some_latents(self) -> torch.Tensor:
-        """Latents of 32 batches, for k-means."""
-        seed, settings = self.recipe.seed + 1, self.recipe.batches
-        batches = (batch(self.pool, settings, seed=seed, step=step) for step in range(32))
-        return torch.cat([reconstruct(self.model, x, commitment=0, quantized=False).latents_ND for x in batches])
-
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "uses_V": self.codebook.uses_V,
-            "sums_VD": self.codebook.sums_VD,
-        }
-        temporary = folder / f"{CHECKPOINT}.part"
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            os.fsync(file.fileno())
-        temporary.replace(folder / CHECKPOINT)
-
-    def load(self, folder: Path) -> bool:
-        """Take up the folder's checkpoint; False if it has none."""
-        path = folder / CHECKPOINT
-        if not path.exists():
-            return False
-        state: Mapping[str, Any] = torch.load(path, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.codebook.uses_V.copy_(state["uses_V"])
-        self.codebook.sums_VD.copy_(state["sums_VD"])
-        return True
+        return torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
 
 
-def train(run: VisionRun, folder: Path, *, until: int | None = None) -> None:
-    """Run to the recipe's last step (or `until`), saving and logging to `folder`; resumes what lies there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(run.recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    if run.load(folder):
-        log.info("resumed at step %d", run.step)
-    recipe, saved = run.recipe, time.monotonic()
-    last = min(recipe.steps, until or recipe.steps)
-    since, rows = time.monotonic(), []
-    stop = _stopped_by_signal()
-    while run.step < last and not stop.is_set():
-        rows.append(run.advance())
-        if run.step % 50 == 0 or run.step == last:
-            _log(folder, _mean(rows) | {"step": run.step, "seconds_per_step": (time.monotonic() - since) / len(rows)})
-            since, rows = time.monotonic(), []
-        if recipe.measure_every and (run.step % recipe.measure_every == 0 or run.step == last):
-            _log(folder, {"step": run.step, "unix_s": int(time.time()), **measure(run.average)})
-            since = time.monotonic()
-        if time.monotonic() - saved > recipe.save_every_s or run.step == last:
-            run.save(folder)
-            saved = time.monotonic()
-    if stop.is_set():
-        run.save(folder)
-        log.info("stopped and saved at step %d", run.step)
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Make every rank's gradients the mean over the ranks; each has as many crops, so it is that of the batch.
+
+    Reduced after the backward pass, in buckets: simpler than overlapping both, and nothing has to be wrapped for it.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        size += parameter.numel()
+        if size >= _BUCKET:
+            _reduce(bucket)
+            bucket, size = [], 0
+    if bucket:
+        _reduce(bucket)
 
 
-def _stopped_by_signal() -> threading.Event:
-    """An event that SIGTERM sets, so that a run told to stop saves first."""
-    event = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: event.set())
-    return event
+def averaged(row: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Average figures over the ranks; all name the same ones."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return dict(row)
+    values = torch.tensor(list(row.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(row, (values / dist.get_world_size()).tolist(), strict=True))
 
 
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = sorted({name for row in rows for name in row})
-    columns = {name: [row[name] for row in rows if name in row] for name in names}
-    return {name: round(sum(values) / len(values), 5) for name, values in columns.items()}
+def _reduce(gradients: list[torch.Tensor]) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
-def _log(folder: Path, row: Mapping[str, float]) -> None:
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+def _judges_optimizer(objective: Objective, settings: TokenizerTraining) -> torch.optim.AdamW | None:
+    parameters = list(objective.parameters())
+    if not parameters:
+        return None
+    return torch.optim.AdamW(parameters, lr=settings.losses.adversarial.learning_rate, betas=(0.5, 0.9))

@@ -1,64 +1,28 @@
 """One rank of a training run: `python -m tokenmill.train.worker JOB REPORT`, started by the launcher.
 
-JOB is a file with a `TrainJob`. In the folder REPORT rank 0 leaves `result.json` and the rows of metrics
-(`rows.jsonl`), and a rank that fails leaves `error-<rank>.json`.
+JOB is a file with a `TrainJob`; REPORT is described in `rank_process.py`.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import signal
 import sys
-import time
-import traceback
-from dataclasses import asdict
 from pathlib import Path
 
-from tokenmill.errors import TokenmillError
-from tokenmill.train.job import TrainJob
+from tokenmill.train.job import TrainJob, TrainResult
+from tokenmill.train.rank_process import rank_main
 
 
-def main(arguments: list[str]) -> int:
-    """Run one rank to its end; returns the exit code."""
-    job = TrainJob.model_validate_json(Path(arguments[0]).read_text(encoding="utf-8"))
-    report = Path(arguments[1])
-    rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
-    try:
-        _train(job, report, rank)
-    except TokenmillError as error:
-        _tell(report, rank, str(error), error.exit_code)
-        logging.getLogger(__name__).error("%s", error)
-        return error.exit_code
-    except Exception as error:
-        _tell(report, rank, f"{type(error).__name__}: {error}", 1)
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _train(job: TrainJob, report: Path, rank: int) -> None:
+def train(text: str, rows: Path) -> TrainResult:
+    """Train the job that a JSON text describes; its rows also go to the file `rows`."""
+    job = TrainJob.model_validate_json(text)
     import torch
 
     if job.settings.threads_per_rank:
         torch.set_num_threads(job.settings.threads_per_rank)
-    from tokenmill.train.loop import train
+    from tokenmill.train import loop
 
-    result = train(job, report / "rows.jsonl")
-    # Python gives signals back their default while it shuts down; a second SIGTERM would then look like a failed rank.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one a node: the launcher of each waits for it
-        (report / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
-    torch.distributed.destroy_process_group()
-
-
-def _tell(report: Path, rank: int, message: str, exit_code: int) -> None:
-    value = {"message": message, "exit_code": exit_code, "at": time.time()}
-    (report / f"error-{rank:05d}.json").write_text(json.dumps(value), encoding="utf-8")
+    return loop.train(job, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(rank_main(sys.argv[1:], train))

@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    _add(commands, "train-tokenizer", "train the vision tokenizer on what was selected, resuming", recipe=True)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")

@@ -227,6 +227,25 @@ def export_clips(options: argparse.Namespace) -> int:
     return 1 if done.failed else 0
 
 
+def train_tokenizer(options: argparse.Namespace) -> int:
+    """The chain up to the selection, then the recipe's vision tokenizer on what was kept."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    if recipe.tokenizer is None:
+        raise RecipeError(f"{options.recipe}: tokenizer: is missing; it says what to train (docs/vision_tokenizer.md)")
+    before = ("ingest", "split", "score", "select")
+    chain = _chain(recipe, options, {name for stage in before for name in _WORK[stage]})
+    try:
+        from tokenmill.pipelines.sample_list import sources_of_training
+
+        sources_of_training(chain, recipe.tokenizer)
+    except RecipeError as error:
+        raise RecipeError(f"{options.recipe}: {error}") from error
+    rows = [_timed(name, recipe, chain, options) for name in before]
+    rows.append(_timed("train-tokenizer", recipe, chain, options))
+    _tell(options, {"root": recipe.root, "stages": rows})
+    return 0
+
+
 def demo(options: argparse.Namespace) -> int:
     """The whole way on the demo's data."""
     from tokenmill.demo.run import run_demo
@@ -279,6 +298,8 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
         return _data_row(chain.snapshots(name))
     if name == "train":
         return _train(recipe, chain)
+    if name == "train-tokenizer":
+        return _train_tokenizer(recipe, chain)
     if name in ("generate", "evaluate"):
         from tokenmill.pipelines.generation import evaluate_model, generate_pictures
 
@@ -323,20 +344,44 @@ def _train(recipe: Recipe, chain: Any) -> dict[str, Any]:
     return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
 
 
+def _train_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
+    """Write the list of what was kept, and train on it."""
+    from tokenmill.pipelines.sample_list import places_of, sources_of_training, write_sample_list
+    from tokenmill.train.vision_job import StorePlace, TokenizerJob
+    from tokenmill.train.vision_launch import figures, is_begun, launch_tokenizer, run_folder
+
+    assert recipe.tokenizer is not None
+    settings = recipe.tokenizer
+    places = places_of(chain, sources_of_training(chain, settings))
+    root = StorePlace(url=chain.store.url, options=recipe.storage)
+    given = {name: StorePlace(url=url, options=dict(options)) for name, (url, options) in places.items()}
+    job = TokenizerJob(root=root, places=given, settings=settings)
+    folder = run_folder(job)
+    listed = write_sample_list(chain, settings, folder.at("").rstrip("/"), is_begun=is_begun(folder))
+    shown = ("loss", "psnr_db", "usage", "images_per_s", "eta_s")
+    result = launch_tokenizer(job, on_row=_TrainingLog("train-tokenizer", shown))
+    if result.stopped:
+        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
+    measured = figures(folder).get("measured", {})
+    samples = {"samples": sum(listed.samples.values()), "held_out": sum(listed.held_out.values())}
+    return {**samples, "step": result.step, "total_steps": result.total_steps, **measured, "export": result.export}
+
+
 class _TrainingLog:
     """Tells how training goes, every thirty seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str = "train", shown: tuple[str, ...] = ("loss", "tokens_per_s", "eta_s")) -> None:
         self._told = time.monotonic()
+        self._title, self._shown = title, shown
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         if time.monotonic() - self._told < 30:
             return
         self._told = time.monotonic()
         figures = "  ".join(
-            f"{key} {row[key]:.4g}" for key in ("loss", "tokens_per_s", "eta_s") if isinstance(row.get(key), float)
+            f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float)
         )
-        log.info("train: step %s  %s", row.get("step"), figures)
+        log.info("%s: step %s  %s", self._title, row.get("step"), figures)
 
 
 def _plan_row(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
+from tokenmill.settings_tokenizer import TokenizerTraining
 from tokenmill.settings_train import PlanSettings, TrainSettings
 
 Modality = Literal["image", "video", "text"]
@@ -264,6 +265,7 @@ class Recipe(Section):
     tokenize: TokenizeSettings = Field(default_factory=TokenizeSettings)
     plan: PlanSettings = Field(default_factory=PlanSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
+    tokenizer: TokenizerTraining | None = Field(default=None, description="what train-tokenizer trains")
     generate: GenerateSettings = Field(default_factory=GenerateSettings)
 
     @model_validator(mode="after")

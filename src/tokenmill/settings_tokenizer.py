@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+WINDOW_FRAMES = 4
 
 
 class _Settings(BaseModel):
@@ -87,3 +88,97 @@ class TokenizerBatches(_Settings):
         description="times `side` → share of steps with crops so much larger, and so many fewer",
     )
     recolour: Fraction = Field(default=0.0, description="share of crops whose colours are shifted")
+
+    @model_validator(mode="after")
+    def _shares_make_a_whole(self) -> TokenizerBatches:
+        total = self.windows + sum(self.larger.values())
+        if total > 1 + 1e-9:
+            raise ValueError(f"windows and larger are shares of the steps; together they are {total:g}, more than 1")
+        for times in self.larger:
+            if times < 2:
+                raise ValueError(f"larger: {times}: is how many times `side`, 2 or more")
+        return self
+
+    def crops(self) -> dict[str, int]:
+        """Return, by kind of step, how many crops one has over all ranks: `1` for crops of `side`, `windows`, …"""
+        kinds = {"1": self.pictures}
+        kinds |= {str(times): self.pictures // times**2 for times, share in self.larger.items() if share > 0}
+        return kinds | ({"windows": self.pictures // WINDOW_FRAMES} if self.windows > 0 else {})
+
+
+class TokenizerStart(_Settings):
+    """Weights to begin from: a folder of `Emu3VQVAE`, or a MoVQGAN image model (a file, or a folder of diffusers)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    path: str = Field(alias="from", description="local path of a folder or a file; safetensors, or no code inside")
+
+
+class TokenizerTraining(_Settings):
+    """One run that trains a vision tokenizer on the kept samples of the recipe's image and video sources."""
+
+    run: str = Field(default="main", pattern=r"^[A-Za-z0-9_-]+$", description="name of the run, and of its folder")
+    sources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="source → its share of the crops; absent: all image and video sources, by their numbers of samples",
+    )
+    held_out: Fraction = Field(default=0.02, description="share of the samples that is measured and never trained on")
+    start: TokenizerStart | Literal["scratch"] = "scratch"
+    shape: TokenizerShape | None = Field(default=None, description="absent: that of `start`, else a small one")
+    losses: TokenizerLosses = TokenizerLosses()
+    codebook: CodebookSettings = CodebookSettings()
+    batches: TokenizerBatches = TokenizerBatches()
+    steps: int = Field(default=4000, ge=1)
+    warm_up_steps: int | None = Field(
+        default=None,
+        ge=0,
+        description="autoencoder without codebook, which k-means then makes; absent: 200 from scratch, else 0",
+    )
+    learning_rate: float = Field(default=2e-3, gt=0)
+    rise_steps: int = Field(default=100, ge=1, description="learning rate climbs linearly")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="how it falls at the end")
+    fall_share: Fraction = Field(default=0.75, description="last share of the steps, in which it falls to 0")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip: float = Field(default=1.0, ge=0.0, description="largest norm of the gradient; 0 = no clipping")
+    average_decay: float = Field(default=0.998, ge=0, lt=1, description="of the averaged weights, which are exported")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: products under autocast")
+    seed: int = Field(default=17, ge=0, description="of weights and draws")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ranks: int = Field(default=1, ge=1, description="processes on this machine: one a GPU, or a share of the cores")
+    threads_per_rank: int = Field(default=0, ge=0, description="CPU threads of a rank; 0 = cores ÷ ranks")
+    decode_threads: int = Field(default=1, ge=1, description="of a rank")
+    cache_mb: int = Field(default=1024, ge=0, description="decoded pictures a rank keeps; small sets fit")
+    max_pixels: int = Field(default=100_000_000, ge=1, description="of a picture or frame, checked before decoding")
+    clip_timeout_s: float = Field(default=60.0, gt=0, description="for decoding one window of a clip")
+    failure_budget: int = Field(default=100, ge=1, description="samples in a row that may fail before the run stops")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps; each is exported too")
+    keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    measure_every: int = Field(default=500, ge=0, description="steps; 0 measures at the end alone")
+    measure_samples: int = Field(default=64, ge=1, description="held-out pictures, and clips, to measure, at most")
+    measure_area: int = Field(default=65_536, ge=64, description="pixels that held-out pictures are shrunk to")
+    tensorboard: bool = True
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder under `checkpoints/`."""
+        return f"tokenizers/{self.run}"
+
+    @property
+    def steps_without_codebook(self) -> int:
+        """Steps of plain autoencoding at the start."""
+        if self.warm_up_steps is None:
+            return 200 if self.start == "scratch" else 0
+        return self.warm_up_steps
+
+    @model_validator(mode="after")
+    def _ranks_share_evenly(self) -> TokenizerTraining:
+        for kind, crops in self.batches.crops().items():
+            if crops == 0 or crops % self.ranks:
+                what = "windows of 4 frames" if kind == "windows" else f"crops of {kind} × side"
+                per = WINDOW_FRAMES if kind == "windows" else int(kind) ** 2
+                raise ValueError(
+                    f"batches.pictures: {self.batches.pictures} make {crops} {what} a step, which ranks "
+                    f"({self.ranks}) cannot share evenly; take a multiple of {per * self.ranks}, or no such steps"
+                )
+        return self
