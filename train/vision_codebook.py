@@ -37,16 +37,40 @@ class Codebook:
         self.embedding_VD.copy_(self.sums_VD / self.uses_V.clamp_min(1e-5)[:, None])
 
     @torch.no_grad()
+    def count(self, codes_N: torch.Tensor, *, decay: float) -> None:
+        """Keep count of the uses alone, where a loss moves the codes."""
+        uses = torch.bincount(codes_N, minlength=len(self.uses_V)).to(self.uses_V.dtype)
+        self.uses_V.mul_(decay).add_(summed(uses), alpha=1 - decay)
+
+    @torch.no_grad()
     def revive(self, latents_ND: torch.Tensor, *, below: float, generator: torch.Generator) -> int:
-        """Put codes used less than `below` times the mean onto latents drawn at random; returns how many."""
-        latents_ND = gathered(latents_ND)
+        """Give new places to codes used less than `below` times the mean; returns how many.
+
+        Latents of all ranks' batch are drawn for them, each once. More dead codes than latents go near the codes used
+        most, at a distance like that between a code and its latents, so that these are split.
+        """
         mean = self.uses_V.mean()
-        dead = torch.nonzero(self.uses_V < below * mean).flatten()[: len(latents_ND)]
-        drawn = torch.randperm(len(latents_ND), generator=generator)[: len(dead)]
+        dead = torch.nonzero(self.uses_V < below * mean).flatten()
+        if not len(dead):
+            return 0
+        latents_ND = gathered(latents_ND)
+        drawn = torch.randperm(len(latents_ND), generator=generator)[: len(dead)].to(latents_ND.device)
+        places = torch.cat([latents_ND[drawn], self._beside(latents_ND, len(dead) - len(drawn), generator)])
         self.uses_V[dead] = mean
-        self.sums_VD[dead] = latents_ND[drawn] * mean
-        self.embedding_VD[dead] = latents_ND[drawn]
+        self.sums_VD[dead] = places * mean
+        self.embedding_VD[dead] = places
         return len(dead)
+
+    def _beside(self, latents_ND: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Return `count` places around the codes used most, in their order."""
+        width = self.embedding_VD.shape[1]
+        noise = torch.randn((count, width), generator=generator).to(latents_ND.device)
+        if not count:
+            return noise
+        chosen = self.embedding_VD[nearest(latents_ND, self.embedding_VD)]
+        spread = (latents_ND - chosen).square().mean().sqrt()
+        most = self.uses_V.argsort(descending=True, stable=True)
+        return self.embedding_VD[most[torch.arange(count, device=most.device) % len(most)]] + spread * noise
 
     @torch.no_grad()
     def settle(self, latents_ND: torch.Tensor, *, generator: torch.Generator, rounds: int = 12) -> None:

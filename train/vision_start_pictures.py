@@ -1,0 +1,262 @@
+"""Start weights fitted to pictures: the network begins as a transform coder, a little better than k-means on patches.
+
+Gradient descent from random weights spends its first hour learning what linear algebra knows: an encoder that gives the
+principal components of 8x8 patches, and a decoder that predicts patches from the codes of a cell and its neighbours.
+Here both are solved for and written into the network's convolutions; every residual branch starts at zero. Training
+then only adds what a linear coder lacks.
+
+Group norms remove the level of whatever they see, and with two channels a group nothing about a flat picture survives.
+With four, two can hold +K and -K and two the signal and its negative: mean 0, deviation K/√2 whatever the picture, and
+swish(x) - swish(-x) = x. So this start wants 128 channels (32 groups of four), 32 signals at most, and no residual
+blocks in the encoder's levels; other shapes start by `vision_start.start_as_linear`.
+
+Shapes: N pictures, C channels, H W pixels, h w cells (H/8, W/8), D latent channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tokenmill.tokenize.vision_frames import embedded, latents, swish, temporal_features
+from tokenmill.train.vision_codebook import Codebook
+
+GROUP, GROUPS = 4, 32
+LEVEL = 5.0
+"""K of the constant channels, in deviations of the signal beside them."""
+SHIFT = 3.0
+"""Where swish is nearly linear: the temporal layers, whose every output passes through one, work around it."""
+RIDGE = 1e-4
+
+
+def fits(model: Any) -> bool:
+    """Whether the network has the channels this start needs."""
+    config = model.config
+    width = config.base_channels * config.channel_multiplier[-1]
+    return (
+        config.num_res_blocks == 0
+        and len(config.channel_multiplier) == 4
+        and width >= GROUP * GROUPS
+        and config.latent_channels == config.embed_dim <= GROUPS
+    )
+
+
+@torch.no_grad()
+def start_from_pictures(model: Any, pixels_NCHW: torch.Tensor, *, generator: torch.Generator) -> None:
+    """Set the weights of an `Emu3VQVAE` in place, its codebook included, from pictures of one size in -1..1."""
+    _quiet_branches(model)
+    deviations_D = _encoder(model, pixels_NCHW)
+    found = latents(model, pixels_NCHW[:, None])
+    flat_ND = found.permute(0, 1, 3, 4, 2).flatten(0, 3)
+    Codebook.of(model.quantize.embedding.weight).settle(flat_ND, generator=generator)
+    del deviations_D
+    quantized = embedded(model, model.quantize(found))
+    _decoder(model, quantized, pixels_NCHW)
+
+
+def _quiet_branches(model: Any) -> None:
+    """Residual branches begin at zero, convolutions beside the signal's channels small."""
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith("ResnetBlock"):
+            convolution = getattr(module.conv2, "conv", module.conv2)
+            convolution.weight.zero_()
+            convolution.bias.zero_()
+        elif kind == "Emu3VQVAEAttentionBlock":
+            module.out_proj.weight.zero_()
+            module.out_proj.bias.zero_()
+
+
+def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+    """Principal components of 8x8 patches, from space to depth three times; returns their deviations."""
+    encoder = model.encoder
+    _identity(encoder.conv_in, 3)
+    downs = [level.downsample.conv for level in encoder.down_block.down[:3]]
+    for down, channels in zip(downs[:2], (3, 12), strict=True):
+        _space_to_depth(down, channels)
+    hidden = encoder.down_block.down[0].downsample(encoder.conv_in(pixels_NCHW))
+    quarter_NCHW = encoder.down_block.down[1].downsample(hidden)[:, :48]
+    patches_ND = functional.pixel_unshuffle(quarter_NCHW, 2).permute(0, 2, 3, 1).flatten(0, 2)
+    mean, components_DK, deviations_D = _principal(patches_ND, GROUPS)
+    last = downs[2]
+    last.weight.zero_()
+    last.bias.zero_()
+    rows = (components_DK / deviations_D[:, None]).reshape(-1, 48, 2, 2)
+    offsets = -(components_DK @ mean) / deviations_D
+    count = len(rows)
+    signal = torch.arange(count) * GROUP
+    for channel, sign in ((2, 1.0), (3, -1.0)):
+        last.weight[signal + channel, :48, :2, :2] = sign * rows
+        last.bias[signal + channel] = sign * offsets
+    _levels(last.bias, encoder.norm_out, count)
+    scale = deviations_D / deviations_D[0]
+    _from_pairs(encoder.conv_out, scale[: model.config.latent_channels])
+    _through_time(model)
+    return deviations_D
+
+
+def _principal(rows_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean, the first `count` principal directions (rows) and the deviations along them."""
+    mean = rows_ND.mean(0)
+    centred = (rows_ND - mean).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    order = values.argsort(descending=True)[:count]
+    return mean, vectors[:, order].T.float(), values[order].clamp_min(1e-8).sqrt().float()
+
+
+def _levels(bias: torch.Tensor, norm: nn.GroupNorm, count: int) -> None:
+    """Constant channels of +K and -K beside each signal, and a norm that undoes its own division."""
+    for channel, sign in ((0, LEVEL), (1, -LEVEL)):
+        bias[torch.arange(GROUPS) * GROUP + channel] = sign
+    deviation = ((LEVEL**2 + 1.0) / 2) ** 0.5
+    norm.weight.fill_(deviation)
+    norm.bias.zero_()
+    for channel in (0, 1):
+        norm.weight[torch.arange(GROUPS) * GROUP + channel] = 1.0
+
+
+def _from_pairs(convolution: nn.Conv2d, scale_D: torch.Tensor) -> None:
+    """Output d is `scale` times signal d, from swish of the signal less swish of its negative."""
+    convolution.weight.zero_()
+    assert convolution.bias is not None
+    convolution.bias.zero_()
+    for index, scale in enumerate(scale_D):
+        convolution.weight[index, index * GROUP + 2, 1, 1] = scale
+        convolution.weight[index, index * GROUP + 3, 1, 1] = -scale
+
+
+def _identity(convolution: nn.Conv2d, channels: int) -> None:
+    """The first `channels` outputs are the inputs."""
+    convolution.weight[:channels].zero_()
+    assert convolution.bias is not None
+    convolution.bias[:channels].zero_()
+    for channel in range(channels):
+        convolution.weight[channel, channel, 1, 1] = 1.0
+
+
+def _space_to_depth(convolution: nn.Conv2d, channels: int) -> None:
+    """Four outputs for each of `channels`: the pixels of a 2x2 block (as `pixel_unshuffle` orders them)."""
+    convolution.weight[: 4 * channels].zero_()
+    assert convolution.bias is not None
+    convolution.bias[: 4 * channels].zero_()
+    for channel in range(channels):
+        for place in range(4):
+            convolution.weight[4 * channel + place, channel, place // 2, place % 2] = 1.0
+
+
+def _through_time(model: Any) -> None:
+    """Temporal layers as averages around SHIFT; what two swishes make of it is undone behind them."""
+    curve = torch.linspace(-1.5, 1.5, 301)
+    after = swish(swish(curve + SHIFT))
+    slope, start = _line(curve, after)
+    for layers, taps in ((model.encoder.time_conv, 2), (model.decoder.time_conv, 1)):
+        for index, layer in enumerate(layers):
+            _average(layer.conv.conv, taps=taps, gain=1.0, bias=SHIFT if index == 0 else 0.0)
+    _average(model.quant_conv.conv, taps=1, gain=1.0 / slope, bias=-start / slope)
+    _average(model.post_quant_conv.conv, taps=1, gain=1.0, bias=0.0)
+
+
+def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return slope, float(y.mean() - slope * x.mean())
+
+
+def _average(convolution: nn.Conv3d, *, taps: int, gain: float, bias: float) -> None:
+    """Each channel the mean of its own last `taps` frames, times `gain`, plus `bias`."""
+    convolution.weight.zero_()
+    middle = [size // 2 for size in convolution.kernel_size[1:]]
+    for channel in range(convolution.out_channels):
+        convolution.weight[channel, channel, -taps:, middle[0], middle[1]] = gain / taps
+    assert convolution.bias is not None
+    convolution.bias.fill_(bias)
+
+
+def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tensor) -> None:
+    """Solve each upsampling convolution for the patches of the next finer grid, from codes to pixels."""
+    decoder = model.decoder
+    transposed = quantized_N1Dhw.transpose(1, 2)
+    hidden, guide = (temporal_features(decoder, x)[:, :, 0] for x in (model.post_quant_conv(transposed), transposed))
+    _calm_guides(decoder, guide.mean((0, 2, 3)))
+    _with_neighbours(decoder.conv_in, hidden)
+    hidden = decoder.conv_in(hidden)
+    for level, block in ((3, 4), (2, 2), (1, 1)):
+        upsample = decoder.up_block.up[level].upsample
+        wanted = functional.pixel_unshuffle(pixels_NCHW, block) if block > 1 else pixels_NCHW
+        weight, bias = _solve(hidden, wanted)
+        _write(upsample.conv, weight, bias, pairs=block == 1)
+        hidden = upsample(hidden)
+    signal = hidden[:, 2 : 2 + GROUP * 3 : GROUP]
+    _levels(upsample.conv.bias, decoder.norm_out.norm_layer, 3)
+    spread = float(signal.square().mean())
+    decoder.norm_out.norm_layer.weight[: GROUP * GROUPS].mul_(((LEVEL**2 + spread) / (LEVEL**2 + 1)) ** 0.5)
+    _from_pairs(decoder.conv_out, torch.ones(3))
+
+
+def _calm_guides(decoder: nn.Module, mean_D: torch.Tensor) -> None:
+    """The codes' say in each norm begins small: a factor near one, an offset near zero."""
+    for module in decoder.modules():
+        if type(module).__name__ == "Emu3VQVAESpatialNorm":
+            module.conv_y.weight.mul_(0.1)
+            module.conv_b.weight.mul_(0.1)
+            module.conv_y.bias.copy_(1.0 - module.conv_y.weight[:, :, 0, 0] @ mean_D)
+            module.conv_b.bias.copy_(-module.conv_b.weight[:, :, 0, 0] @ mean_D)
+    last: Any = decoder.norm_out
+    last.conv_y.weight.zero_()
+    last.conv_b.weight.zero_()
+    last.conv_y.bias.fill_(1.0)
+    last.conv_b.bias.zero_()
+
+
+def _with_neighbours(convolution: nn.Conv2d, hidden_NDhw: torch.Tensor, kinds: int = 1) -> None:
+    """Each latent channel by itself, and its slopes down and across as far as there are channels for them."""
+    count = hidden_NDhw.shape[1]
+    mean, deviation = hidden_NDhw.mean((0, 2, 3)), hidden_NDhw.std((0, 2, 3)).clamp_min(1e-3)
+    assert convolution.bias is not None
+    for index in range(min(convolution.out_channels, kinds * count)):
+        kind, channel = divmod(index, count)
+        convolution.weight[index].zero_()
+        places = (
+            ((1, 1, 1.0),) if kind == 0 else ((0, 1, -0.5), (2, 1, 0.5)) if kind == 1 else ((1, 0, -0.5), (1, 2, 0.5))
+        )
+        for row, column, factor in places:
+            convolution.weight[index, channel, row, column] = factor / deviation[channel]
+        convolution.bias[index] = -mean[channel] / deviation[channel] if kind == 0 else 0.0
+
+
+def _solve(
+    hidden_NCHW: torch.Tensor, wanted_NKHW: torch.Tensor, *, rows: int = 60_000
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least squares for a 3x3 convolution of the doubled `hidden`: weight (K, C, 3, 3) and bias (K)."""
+    channels = hidden_NCHW.shape[1]
+    per_picture = wanted_NKHW.shape[-1] * wanted_NKHW.shape[-2]
+    pictures = max(1, min(len(hidden_NCHW), rows // per_picture))
+    step = max(1, len(hidden_NCHW) // pictures)
+    size = 9 * channels + 1
+    left, right = torch.zeros(size, size), torch.zeros(size, wanted_NKHW.shape[1])
+    for one, other in zip(hidden_NCHW[::step].split(8), wanted_NKHW[::step].split(8), strict=True):
+        doubled = functional.interpolate(one, scale_factor=2.0, mode="nearest")
+        columns = functional.unfold(doubled, 3, padding=1).transpose(1, 2).flatten(0, 1)
+        columns = functional.pad(columns, (0, 1), value=1.0)
+        left.addmm_(columns.T, columns)
+        right.addmm_(columns.T, other.flatten(2).transpose(1, 2).flatten(0, 1))
+    diagonal = left.diagonal()
+    diagonal += RIDGE * diagonal.mean()
+    solved = torch.linalg.solve(left.double(), right.double()).float()
+    return solved[:-1].T.reshape(-1, channels, 3, 3), solved[-1]
+
+
+def _write(convolution: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor, *, pairs: bool) -> None:
+    """Put a solved convolution into the first channels, or into the third and fourth of each group, negated."""
+    assert convolution.bias is not None
+    count = len(weight)
+    places = [(torch.arange(count) * GROUP + c, sign) for c, sign in ((2, 1.0), (3, -1.0))]
+    if pairs:
+        constant = torch.arange(GROUPS) * GROUP
+        convolution.weight[constant] = 0.0
+        convolution.weight[constant + 1] = 0.0
+    for index, sign in places if pairs else [(torch.arange(count), 1.0)]:
+        convolution.weight[index] = sign * weight
+        convolution.bias[index] = sign * bias
