@@ -87,7 +87,7 @@ def _held_out(samples: Samples, rows: Iterable[int], settings: TokenizerTraining
                 found = samples.first_window(row, WINDOW, math.isqrt(area))
             else:
                 found = samples.picture(row)[None]
-            size = target_size(*found.shape[1:3], min_area=64, max_area=area, max_aspect=math.inf)
+            size = target_size(*found.shape[1:3], min_area=64, max_area=area, max_aspect=math.inf, multiple=8)
         except SampleError:
             continue
         yield np.stack([resize(frame, size) for frame in found])
