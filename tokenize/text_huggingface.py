@@ -2,7 +2,7 @@
 
 Ids are those of the tokenizer, gaps and special tokens included, so that embeddings of a model trained with it fit; the
 markers of documents come behind them. No text gives a special id (text_huggingface_file.py). A document is encoded in
-pieces where the tokenizer certainly splits in front of a blank, else as a whole up to 8 MiB, beyond which it is refused.
+pieces where the tokenizer certainly splits in front of a blank, else as a whole: up to 8 MiB, which take 1 GB.
 
 What a tokenizer loses it loses here as well: the unknown id, letter case, accents, runs of blanks.
 """

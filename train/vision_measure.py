@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from tokenmill.demo.photographs import photographs
 from tokenmill.demo.scenes import render, scene
+from tokenmill.tokenize import picture_quality
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.vision_frames import embedded, latents, pixels
 from tokenmill.train.vision_codebook import perplexity
@@ -26,8 +26,7 @@ SCENE_SIDE = 64
 
 def psnr_db(reference: Pixels, other: Pixels) -> float:
     """Peak signal-to-noise ratio of one uint8 picture, in dB; equal pictures count as 99."""
-    error = float(np.mean((reference.astype(np.float64) - other) ** 2))
-    return 99.0 if error == 0 else 10 * math.log10(255**2 / error)
+    return min(99.0, picture_quality.psnr_db(reference, other))
 
 
 def heldout_scenes(count: int = 64) -> list[Pixels]:
