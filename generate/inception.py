@@ -22,25 +22,25 @@ NUM_FEATURES = 2048
 _NUM_CLASSES = 1008
 
 
-class _A(InceptionA):
+class _A(InceptionA):  # type: ignore[misc]
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         branches: list[torch.Tensor] = super()._forward(x)
         return [*branches[:-1], self.branch_pool(_mean_pool(x))]
 
 
-class _C(InceptionC):
+class _C(InceptionC):  # type: ignore[misc]
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         branches: list[torch.Tensor] = super()._forward(x)
         return [*branches[:-1], self.branch_pool(_mean_pool(x))]
 
 
-class _E1(InceptionE):
+class _E1(InceptionE):  # type: ignore[misc]
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         branches: list[torch.Tensor] = super()._forward(x)
         return [*branches[:-1], self.branch_pool(_mean_pool(x))]
 
 
-class _E2(InceptionE):
+class _E2(InceptionE):  # type: ignore[misc]
     def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         branches: list[torch.Tensor] = super()._forward(x)
         return [*branches[:-1], self.branch_pool(functional.max_pool2d(x, kernel_size=3, stride=1, padding=1))]

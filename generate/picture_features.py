@@ -98,7 +98,8 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     vision = getattr(model, "vision_model", model)
     output = vision(pixel_values=pixels)
     pooled = getattr(output, "pooler_output", None)
-    return (output.last_hidden_state[:, 0] if pooled is None else pooled).flatten(1)
+    rows: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
+    return rows.flatten(1)
 
 
 def _as_array(values: torch.Tensor) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +41,7 @@ class Tally:
 
     def __init__(self, codebook_size: int, measures: Measures) -> None:
         self._measures = measures
-        self._sums: Counter[str] = Counter()
+        self._sums: dict[str, float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
         self._codes = np.zeros(codebook_size, np.int64)
         self._moments = (Moments(), Moments())

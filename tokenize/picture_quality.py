@@ -63,4 +63,5 @@ def _blurred(planes_NCHW: torch.Tensor) -> torch.Tensor:
     planes = planes_NCHW.flatten(0, 1)[:, None]
     planes = torch.nn.functional.conv2d(planes, weights[None, None, :, None])
     planes = torch.nn.functional.conv2d(planes, weights[None, None, None, :])
-    return planes[:, 0].unflatten(0, planes_NCHW.shape[:2])
+    blurred: torch.Tensor = planes[:, 0].reshape(*planes_NCHW.shape[:2], *planes.shape[-2:])
+    return blurred

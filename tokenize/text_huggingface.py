@@ -61,7 +61,8 @@ class HuggingFaceTokenizer:
         self.fingerprint = digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_array(text).tolist()
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """Give the ids of a text; raises SampleError `unsplittable` for over 8 MiB that cannot be cut."""

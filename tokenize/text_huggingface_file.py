@@ -58,8 +58,9 @@ def unknown_id(description: Mapping[str, Any]) -> int | None:
     """Return the id that stands for what the model does not know."""
     model = description["model"]
     if isinstance(model.get("vocab"), list):
-        return model.get("unk_id")
-    unknown: int | None = model.get("vocab", {}).get(model.get("unk_token"))
+        unknown: int | None = model.get("unk_id")
+    else:
+        unknown = model.get("vocab", {}).get(model.get("unk_token"))
     return unknown
 
 
