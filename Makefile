@@ -11,7 +11,7 @@ OUT ?= demo-out
 ARGS ?=
 LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet dev# not vllm: it pins another torch
 
-.PHONY: setup demo test lint types check bench docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate report status estimate export-clips train-tokenizer gc takedown submit help
+.PHONY: setup demo test lint types check bench docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ lock: setup  ## pin again what pyproject.toml asks for
 # One a stage: make filter RECIPE=my.yaml ARGS="execution.workers=8"
 run ingest score select filter caption tokenize plan train generate evaluate report status gc takedown estimate export-clips train-tokenizer: setup
 	@$(TOKENMILL) $@ $(RECIPE) $(ARGS)
+
+evaluate-tokenizer: setup  ## make evaluate-tokenizer SPEC=scenes DATA="photos clips"
+	@$(TOKENMILL) evaluate-tokenizer $(SPEC) --data $(DATA) $(ARGS)
 
 submit: setup  ## make submit STAGE=tokenize RECIPE=my.yaml ADDRESS=http://head:8265
 	@$(TOKENMILL) submit $(STAGE) $(RECIPE) --address $(ADDRESS) $(ARGS)

@@ -5,7 +5,6 @@ The mean of the PSNR per picture is what a vision tokenizer is judged by (EMU3.m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,9 +79,3 @@ def decoded_runs(segment: VisionSegment, codes_THW: NDArray[np.uint32], vision: 
 def fitted(original: Pixels, decoded: Pixels) -> Pixels:
     """Resize an original to the size at which it was tokenized."""
     return resize(original, decoded.shape[:2])
-
-
-def psnr(one: Pixels, two: Pixels) -> float:
-    """Return the peak signal-to-noise ratio of two pictures (or clips) in dB; infinite for equal ones."""
-    error = float(np.mean((one.astype(np.float64) - two.astype(np.float64)) ** 2))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -14,7 +14,7 @@ import polars as pl
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.pipelines.reconstruction import Decoded, fitted, psnr, reconstruct
+from tokenmill.pipelines.reconstruction import Decoded, fitted, reconstruct
 from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
 from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, size, table
@@ -22,6 +22,7 @@ from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.pipelines.tokens_settings import open_vision
 from tokenmill.pipelines.write_video import side_by_side
+from tokenmill.tokenize.picture_quality import psnr_db
 
 _SHOWN = {"image": 8, "video": 4}
 
@@ -129,7 +130,7 @@ class _Pair:
 
     @property
     def psnr(self) -> float:
-        return psnr(self.original, self.decoded)
+        return psnr_db(self.original, self.decoded)
 
 
 def _pairs(samples: SourceTable, snapshot: Snapshot, vision: Any, originals: Originals) -> Iterator[_Pair]:

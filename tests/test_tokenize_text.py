@@ -21,8 +21,7 @@ from tests import tiny
 from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.recipe import check_recipe
-from tokenmill.tokenize import text
-from tokenmill.tokenize.text import checked_ids
+from tokenmill.tokenize.text import BUILT_IN, checked_ids
 from tokenmill.tokenize.text_bytes import ByteTokenizer
 from tokenmill.tokenize.text_cuts import QWEN_CUTS, cut
 from tokenmill.tokenize.text_nfc import nfc
@@ -217,7 +216,7 @@ def tokenized(tmp_path: Path, vocabulary: dict[str, Any]) -> Any:
 def test_archive_of_ids_outside_the_vocabulary_is_never_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(cast(dict[str, str], text.BUILT_IN), "theirs", f"{__name__}:Wrong")
+    monkeypatch.setitem(cast(dict[str, str], BUILT_IN), "theirs", f"{__name__}:Wrong")
     with pytest.raises(RunError, match="'theirs' gave the id 12"):
         tokenized(tmp_path, {"name": "theirs", "ids": [3, 12]})
     assert not list((tmp_path / "root" / "tokenize").rglob("*.tar"))

@@ -4,8 +4,8 @@ A text tokenizer owns the ids 0 .. size-1 and knows nothing of markers: `<|endof
 ordinary characters, never the padding id. A third party adds one in a file of its own, named by an entry point of the
 group `tokenmill.text_tokenizers` whose target is called with the recipe's settings as keywords.
 
-It may also have `encode_array(text)`, which gives the ids as a uint32 array: a document of 50 million ids is then 200 MB
-in place of the 1.8 GB of a list.
+It may also have `encode_array(text)`, which gives the ids as a uint32 array: 50 million ids are 200 MB then, and 1.8 GB
+as a list.
 """
 
 from __future__ import annotations

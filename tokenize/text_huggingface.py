@@ -2,7 +2,7 @@
 
 Ids are those of the tokenizer, gaps and special tokens included, so that embeddings of a model trained with it fit; the
 markers of documents come behind them. No text gives a special id (text_huggingface_file.py). A document is encoded in
-pieces where the tokenizer certainly splits in front of a blank, else as a whole up to 8 MiB, beyond which it is refused.
+pieces where the tokenizer certainly splits in front of a blank, else as a whole: up to 8 MiB, which take 1 GB.
 
 What a tokenizer loses it loses here as well: the unknown id, letter case, accents, runs of blanks.
 """
@@ -61,7 +61,8 @@ class HuggingFaceTokenizer:
         self.fingerprint = digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_array(text).tolist()
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """Give the ids of a text; raises SampleError `unsplittable` for over 8 MiB that cannot be cut."""

@@ -2,7 +2,7 @@
 
 The library's own switch (`encode_special_tokens`) only stops its search for special tokens; a Unigram model whose table
 holds `<s>` finds it again by itself, and so does a word-level one. So the special tokens are taken out of the search,
-and their names in the model's table are replaced by ones that no text has: the ids stay, the characters `<s>` are three.
+and their names in the model's table are replaced by ones that no text has: the ids stay, `<s>` is three characters.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def unknown_id(description: Mapping[str, Any]) -> int | None:
     """Return the id that stands for what the model does not know."""
     model = description["model"]
     if isinstance(model.get("vocab"), list):
-        return model.get("unk_id")
-    unknown: int | None = model.get("vocab", {}).get(model.get("unk_token"))
+        unknown: int | None = model.get("unk_id")
+    else:
+        unknown = model.get("vocab", {}).get(model.get("unk_token"))
     return unknown
 
 

@@ -65,7 +65,8 @@ class QwenTokenizer:
         return {"path": self._path, **named}
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_array(text).tolist()
+        ids: list[int] = self.encode_array(text).tolist()
+        return ids
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """Give the ids of a text of any length; raises SampleError `unsplittable` for one word of over 8 MiB."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn import functional
 
 from tokenmill.demo.photographs import photographs
 from tokenmill.demo.scenes import render, scene
 from tokenmill.errors import SampleError
 from tokenmill.settings_tokenizer import TokenizerTraining
+from tokenmill.tokenize import picture_quality
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, pixels
 from tokenmill.train.vision_codebook import summed
@@ -35,8 +35,7 @@ SCENE_SIDE = 64
 
 def psnr_db(reference: Pixels, other: Pixels) -> float:
     """Peak signal-to-noise ratio of one uint8 picture, in dB; equal pictures count as 99."""
-    error = float(np.mean((reference.astype(np.float64) - other) ** 2))
-    return 99.0 if error == 0 else 10 * math.log10(255**2 / error)
+    return min(99.0, picture_quality.psnr_db(reference, other))
 
 
 def heldout_scenes(count: int = 64) -> list[Pixels]:
@@ -67,7 +66,7 @@ def measure(model: Any, samples: Samples, settings: TokenizerTraining, *, rank: 
         sums = torch.zeros(3, dtype=torch.float64, device=model.device)
         for picture in _held_out(samples, rows[rank::ranks], settings, clips=clips):
             back, used = through(model, picture)
-            sums += torch.tensor([psnr_db(picture, back), ssim(picture, back), 1.0], dtype=torch.float64).to(sums)
+            sums += torch.tensor([psnr_db(picture, back), float(picture_quality.ssim(picture, back).mean()), 1.0], dtype=torch.float64).to(sums)
             codes += torch.bincount(used.flatten(), minlength=len(codes))
         psnr, similarity, count = summed(sums).tolist()
         if count:
@@ -90,6 +89,8 @@ def _held_out(samples: Samples, rows: Iterable[int], settings: TokenizerTraining
             size = target_size(*found.shape[1:3], min_area=64, max_area=area, max_aspect=math.inf, multiple=8)
         except SampleError:
             continue
+        if min(size) < picture_quality.WINDOW_PX:
+            continue
         yield np.stack([resize(frame, size) for frame in found])
 
 
@@ -106,32 +107,6 @@ def as_picture(pixels_CHW: torch.Tensor) -> Pixels:
     scaled = pixels_CHW.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     picture: Pixels = scaled.permute(1, 2, 0).cpu().numpy()
     return picture
-
-
-def ssim(reference_THWC: Pixels, other_THWC: Pixels) -> float:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of deviation 1.5, 11 pixels wide, mean over colours.
-
-    A side under 11 pixels gets a window of that size.
-    """
-    one, two = (
-        torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
-        for x in (reference_THWC, other_THWC)
-    )
-    width = min(11, *one.shape[-2:])
-    offsets = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
-    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    bell = bell / bell.sum()
-
-    def blurred(x: torch.Tensor) -> torch.Tensor:
-        rows = functional.conv2d(x, bell[None, None, :, None])
-        return functional.conv2d(rows, bell[None, None, None, :])
-
-    mean_one, mean_two = blurred(one), blurred(two)
-    spread_one, spread_two = blurred(one * one) - mean_one**2, blurred(two * two) - mean_two**2
-    shared = blurred(one * two) - mean_one * mean_two
-    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    top = (2 * mean_one * mean_two + low) * (2 * shared + high)
-    return float((top / ((mean_one**2 + mean_two**2 + low) * (spread_one + spread_two + high))).mean())
 
 
 def mean(values: Iterable[float]) -> float:

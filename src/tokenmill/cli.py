@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
+from tokenmill import commands_tokenizer
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -80,7 +81,10 @@ def _end_if_threads_are_left(code: int) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read a command line; overrides may stand before, between and behind the options, which argparse alone refuses."""
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:2] == ["evaluate", "tokenizer"]:
+        given[:2] = ["evaluate-tokenizer"]
+    options, rest = parser.parse_known_args(given)
     late = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest != late or (late and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -102,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--until", metavar="STAGE", choices=[*STAGES, "report"], help="stop after this stage")
     for name, text in STAGES.items():
         _add(commands, name, text, recipe=True)
+    evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
+    commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
@@ -224,6 +230,8 @@ def _hours(text: str) -> float:
 
 
 def _command(name: str) -> Command:
+    if name == "evaluate-tokenizer":
+        return commands_tokenizer.evaluate_tokenizer
     from tokenmill import commands
 
     found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")
