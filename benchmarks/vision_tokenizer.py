@@ -4,29 +4,32 @@
 
 Held-out scenes at 64x64 and the demo's held-out photographs, whole, at about 256² pixels; PSNR of each picture (uint8),
 then their mean. The k-means quantizer replaces each 8x8x3 patch by the nearest of 2,048 patches: as many codes per
-picture and as large a codebook, learned by Lloyd's algorithm from 200,000 patches of the tokenizer's own training data.
+picture and as large a codebook, learned by Lloyd's algorithm from 200,000 patches of scenes and photographs that are
+not measured, in the shares that the shipped tokenizer was trained on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from tokenmill.demo.scenes import motion, render_motion
+from tokenmill.demo.photographs import training_photographs
+from tokenmill.demo.scenes import motion, render, render_motion, scene
 from tokenmill.tokenize.vision import Codes, Pixels, VisionTokenizer, load_vision_tokenizer
 from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
-from tokenmill.train.vision_data import HELDOUT_SEEDS, Pool, batch
-from tokenmill.train.vision_measure import SCENE_SIDE, as_picture, heldout_photographs, heldout_scenes, mean, psnr_db
-from tokenmill.train.vision_recipe import VisionRecipe, load_recipe
-from tokenmill.train.vision_sources import load_pool
+from tokenmill.train.vision_measure import HELDOUT_SEEDS, SCENE_SIDE, heldout_photographs, heldout_scenes, mean, psnr_db
+from tokenmill.train.vision_pictures import short_sides, shrunk
 
-RECIPE = Path(__file__).parent.parent / "train" / "recipes" / "vision_tokenizer.yaml"
 PATCH = 8
+SCENES_SHARE = 0.585  # of the patches that the shipped tokenizer's steps had, pictures of all sizes together
+TRAINING_SEEDS = 5_000_000
+SUFFIXES = {".jpg", ".jpeg", ".png"}
 Passes = Callable[[Pixels], tuple[Pixels, Codes]]
 
 
@@ -36,8 +39,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--tokenizer", default="scenes", help="name or folder")
     parser.add_argument("--scenes", type=int, default=256)
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--photographs", nargs="*", help="what the k-means learns from, in place of the recipe's")
+    parser.add_argument("--photographs", nargs="*", type=Path, default=[], help="folders the k-means learns from, too")
+    parser.add_argument("--seed", type=int, default=19)
     parser.add_argument("--patches", type=int, default=200_000, help="for k-means; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -55,8 +58,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, float | str]:
     found |= scores("tokenizer", passes_of(tokenizer), tokenizer.codebook_size, options.scenes)
     found["tokenizer_psnr_moving_db"] = round(moving_psnr_db(tokenizer), 2)
     if options.patches:
-        recipe = load_recipe(options.recipe, **({"photographs": options.photographs} if options.photographs else {}))
-        centres = learn_patches(recipe, load_pool(recipe), options.patches, tokenizer.codebook_size)
+        crops = training_crops(options.photographs, options.seed)
+        centres = learn_patches(crops, options.patches, tokenizer.codebook_size, options.seed)
         found |= scores("kmeans", passes_of_patches(centres), len(centres), options.scenes)
     return found
 
@@ -107,16 +110,35 @@ def passes_of_patches(centres_VD: torch.Tensor) -> Passes:
     return passes
 
 
-def learn_patches(recipe: VisionRecipe, pool: Pool, count: int, size: int) -> torch.Tensor:
+def training_crops(folders: Sequence[Path], seed: int) -> Iterator[Pixels]:
+    """Yield 64-pixel scenes and crops of photographs at several sizes, without end; never of what is measured."""
+    rng = np.random.default_rng(seed)
+    paths = [photograph.path for photograph in training_photographs()]
+    paths += [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    pictures = [picture for picture in map(_opened, paths) if min(picture.shape[:2]) >= SCENE_SIDE]
+    while True:
+        if rng.random() < SCENES_SHARE:
+            yield render(scene(TRAINING_SEEDS + int(rng.integers(900_000_000))), SCENE_SIDE)
+            continue
+        picture = pictures[rng.integers(len(pictures))]
+        small = shrunk(picture, int(rng.choice(short_sides(SCENE_SIDE, min(picture.shape[:2])))))
+        top, left = (int(rng.integers(length - SCENE_SIDE + 1)) for length in small.shape[:2])
+        yield small[top : top + SCENE_SIDE, left : left + SCENE_SIDE]
+
+
+def learn_patches(crops: Iterator[Pixels], count: int, size: int, seed: int) -> torch.Tensor:
     """K-means over `count` patches of training pictures."""
-    settings = recipe.batches.model_copy(update={"windows": 0.0})
-    patches: list[torch.Tensor] = []
-    while sum(map(len, patches)) < count:
-        pixels = batch(pool, settings, seed=recipe.seed + 2, step=len(patches))
-        patches.append(torch.cat([as_patches(as_picture(picture)) for picture in pixels[:, 0]]))
+    needed = -(-count // (SCENE_SIDE // PATCH) ** 2)
+    patches = [as_patches(next(crops)) for _ in range(needed)]
     codebook = Codebook.of(torch.zeros(size, PATCH * PATCH * 3))
-    codebook.settle(torch.cat(patches), generator=torch.Generator().manual_seed(recipe.seed), rounds=20)
+    codebook.settle(torch.cat(patches), generator=torch.Generator().manual_seed(seed), rounds=20)
     return codebook.embedding_VD
+
+
+def _opened(path: Path) -> Pixels:
+    with Image.open(path) as image:
+        image.thumbnail((2048, 2048))
+        return np.asarray(image.convert("RGB"))
 
 
 def as_patches(picture: Pixels) -> torch.Tensor:

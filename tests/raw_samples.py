@@ -1,4 +1,4 @@
-"""Raw shards of scenes and moving scenes, with the list that training a tokenizer reads: what ingest would have found."""
+"""Raw shards of scenes and moving scenes, with the list that training a tokenizer reads: as if ingest had found it."""
 
 from __future__ import annotations
 

@@ -92,7 +92,10 @@ def _storage(server: S3Server) -> list[str]:
     ("changes", "message"),
     [
         ({"tokenizer": None}, "tokenizer: is missing"),
-        ({"tokenizer": {"sources": {"nowhere": 1}}}, "tokenizer.sources.nowhere: no image or video source of that name"),
+        (
+            {"tokenizer": {"sources": {"nowhere": 1}}},
+            "tokenizer.sources.nowhere: no image or video source of that name",
+        ),
     ],
 )
 def test_command_refuses_a_recipe_before_anything_starts(

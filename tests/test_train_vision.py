@@ -94,7 +94,9 @@ def test_training_lowers_the_loss_and_moves_the_codebook(samples: Samples, learn
 def test_bfloat16_learns_with_codes_of_full_precision(samples: Samples) -> None:
     settings = tiny(precision="bf16", warm_up_steps=0)
     pixels = Batches(samples, settings.batches, seed=1)(0).pixels_BTCHW
-    exact, rounded = (TokenizerRun(tiny(warm_up_steps=0, precision=p), build_model(settings), CPU) for p in ("fp32", "bf16"))
+    exact, rounded = (
+        TokenizerRun(tiny(warm_up_steps=0, precision=p), build_model(settings), CPU) for p in ("fp32", "bf16")
+    )
     one, two = exact.advance(pixels), rounded.advance(pixels)
     assert two["l2"] == pytest.approx(one["l2"], rel=0.05)
     assert two["l2"] != one["l2"]

@@ -38,7 +38,9 @@ def test_video_model_begun_from_an_image_model_gives_its_codes_and_pixels_for_st
 ) -> None:
     state = image_model.state_dict()
     if layout == "movqgan":
-        torch.save({"state_dict": {**state, "loss.discriminator.main.0.weight": torch.zeros(3)}}, tmp_path / "movq.ckpt")
+        torch.save(
+            {"state_dict": {**state, "loss.discriminator.main.0.weight": torch.zeros(3)}}, tmp_path / "movq.ckpt"
+        )
     elif layout == "diffusers":
         save_file(diffusers_names(state), tmp_path / "diffusion_pytorch_model.safetensors")
     else:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+_LEAST_USE = 1e-5
+
 
 @dataclass(slots=True)
 class Codebook:
@@ -34,7 +36,9 @@ class Codebook:
         sums = torch.zeros_like(self.sums_VD).index_add_(0, codes_N, latents_ND)
         self.uses_V.mul_(decay).add_(summed(uses), alpha=1 - decay)
         self.sums_VD.mul_(decay).add_(summed(sums), alpha=1 - decay)
-        self.embedding_VD.copy_(self.sums_VD / self.uses_V.clamp_min(1e-5)[:, None])
+        means_VD = self.sums_VD / self.uses_V.clamp_min(_LEAST_USE)[:, None]
+        # A code long unused stays where it is: its sum and its use are both nearly nothing.
+        self.embedding_VD.copy_(torch.where(self.uses_V[:, None] > _LEAST_USE, means_VD, self.embedding_VD))
 
     @torch.no_grad()
     def count(self, codes_N: torch.Tensor, *, decay: float) -> None:
@@ -55,22 +59,19 @@ class Codebook:
             return 0
         latents_ND = gathered(latents_ND)
         drawn = torch.randperm(len(latents_ND), generator=generator)[: len(dead)].to(latents_ND.device)
-        places = torch.cat([latents_ND[drawn], self._beside(latents_ND, len(dead) - len(drawn), generator)])
+        most = self.uses_V.argsort(descending=True, stable=True)[: max(1, len(self.uses_V) - len(dead))]
+        beside = most[torch.arange(len(dead) - len(drawn), device=most.device) % len(most)]
+        places = torch.cat([latents_ND[drawn], self._near(beside, latents_ND, generator)])
         self.uses_V[dead] = mean
         self.sums_VD[dead] = places * mean
         self.embedding_VD[dead] = places
         return len(dead)
 
-    def _beside(self, latents_ND: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Return `count` places around the codes used most, in their order."""
-        width = self.embedding_VD.shape[1]
-        noise = torch.randn((count, width), generator=generator).to(latents_ND.device)
-        if not count:
-            return noise
+    def _near(self, codes: torch.Tensor, latents_ND: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return a place near each of `codes`."""
+        noise = torch.randn((len(codes), self.embedding_VD.shape[1]), generator=generator).to(latents_ND.device)
         chosen = self.embedding_VD[nearest(latents_ND, self.embedding_VD)]
-        spread = (latents_ND - chosen).square().mean().sqrt()
-        most = self.uses_V.argsort(descending=True, stable=True)
-        return self.embedding_VD[most[torch.arange(count, device=most.device) % len(most)]] + spread * noise
+        return self.embedding_VD[codes] + (latents_ND - chosen).square().mean().sqrt() * noise
 
     @torch.no_grad()
     def settle(self, latents_ND: torch.Tensor, *, generator: torch.Generator, rounds: int = 12) -> None:

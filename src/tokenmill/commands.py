@@ -390,9 +390,7 @@ class _TrainingLog:
         if time.monotonic() - self._told < 30:
             return
         self._told = time.monotonic()
-        figures = "  ".join(
-            f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float)
-        )
+        figures = "  ".join(f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float))
         log.info("%s: step %s  %s", self._title, row.get("step"), figures)
 
 
