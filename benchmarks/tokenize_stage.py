@@ -2,7 +2,10 @@
 
 The stage runs as it does in a recipe, over pictures (JPEGs of some sizes, resized to `--side-px` squared pixels) and
 clips, with the tokenizer that ships (`scenes`), in this process and on Ray. A worker's first unit loads the model on
-one thread (8 s of imports), so figures are given with it and without: `steady` are the units behind it.
+one thread (8 s of imports), so figures are given with it and without: `steady` are the units behind it. On a machine
+that others use as well the wall time is mostly theirs; `ready` (of the run in this process) is what the ratio hangs on
+there: how many threads were ready to run, at most as many as cores, over the cores. 1 / ready is the ratio to expect
+on a quiet machine.
 
     python -m benchmarks.tokenize_stage --json
 """
@@ -10,8 +13,11 @@ one thread (8 s of imports), so figures are given with it and without: `steady` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +56,8 @@ def write_clips(folder: Path, number: int) -> None:
     for seed in range(number):
         frames = render_motion(motion(seed), 48, 240)
         encode_mp4(folder / f"{seed:05d}.mp4", np.concatenate([frames, frames[::-1]] * 2), 24)
+    rows = [{"file": f"{seed:05d}.mp4", "caption": captions(motion(seed))[0]} for seed in range(number)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def recipe(folder: Path, source: str, options: argparse.Namespace, executor: str) -> dict[str, Any]:
@@ -81,11 +89,61 @@ def run(folder: Path, source: str, options: argparse.Namespace, executor: str) -
     value["execution"]["executor"] = executor
     chain = Chain(recipe=check_recipe(value, "benchmark"), options=ChainOptions(quiet=True))
     started = time.perf_counter()
-    (snapshot,) = chain.tokenize.values()
+    with Ready() as ready:
+        (snapshot,) = chain.tokenize.values()
     wall_s = time.perf_counter() - started
     workers = options.workers if executor == "ray" else 1
     cores = workers if executor == "ray" else available_cpus()
-    return {"source": source, "executor": executor, "workers": workers, **figures(snapshot, wall_s, cores)}
+    return {
+        "source": source,
+        "executor": executor,
+        "workers": workers,
+        **figures(snapshot, wall_s, cores),
+        **ready.told(snapshot, executor),
+    }
+
+
+class Ready:
+    """Looks fifty times a second how many threads of this process and its children run or want to."""
+
+    def __enter__(self) -> Ready:
+        self._found: list[tuple[float, int]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def told(self, snapshot: Snapshot, executor: str) -> Row:
+        """Return the share of the cores that was asked for while the steady units were at work."""
+        begun = sorted(row["started"] for row in logged(snapshot))[1:]
+        some = [number for at, number in self._found if begun and at >= begun[0]]
+        return {"ready": round(sum(some) / len(some) / available_cpus(), 3)} if some and executor == "inline" else {}
+
+    def _watch(self) -> None:
+        me = threading.get_native_id()
+        while not self._over.wait(0.02):
+            number = sum(_runs(task) for pid in _family() for task in Path(f"/proc/{pid}/task").iterdir()
+                         if task.name != str(me))  # fmt: skip
+            self._found.append((time.time(), min(number, available_cpus())))
+
+
+def _family() -> list[int]:
+    found = [os.getpid()]
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, thread.read_text().split())
+    return found
+
+
+def _runs(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # ended just now
+        return False
 
 
 def figures(snapshot: Snapshot, wall_s: float, cores: int) -> Row:

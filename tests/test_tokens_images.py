@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,10 +18,12 @@ from tests import counted_vision, tiny
 
 from tokenmill.errors import RunError, SampleError
 from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.tokens_clip import TokenArea
 from tokenmill.pipelines.tokens_images import Buckets, ImageEncoder, Sized, Waiting
 from tokenmill.pipelines.tokens_model import Pixels, SharedVision
+from tokenmill.pipelines.tokens_worker import CHANGED, COMPARED
 from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.preprocess import resize
 from tokenmill.tokenize.vision import load_vision_tokenizer
@@ -114,26 +117,47 @@ def test_thread_settings_of_torch_are_as_before_once_the_encoder_is_closed() -> 
     assert torch.get_num_threads() == before
 
 
+def test_less_precision_notes_once_how_many_codes_float32_changes(tmp_path: Path) -> None:
+    _write(tmp_path, {f"{number}": _file(one) for number, one in enumerate(pictures(6))})
+    changes = {"tokenize.vision": {"name": "scenes", "dtype": "bfloat16"}, "execution.unit_rows": 3}
+    notes = [row.get("notes", {}) for row in _logged(_chained(tmp_path, str(tmp_path / "root"), changes))]
+    assert [row.get(COMPARED, 0) > 0 for row in notes] == [True, False]
+    assert 0 < notes[0][CHANGED] < notes[0][COMPARED]  # of noise in few bits, a good part
+
+
+def _logged(snapshot: Snapshot) -> list[dict[str, Any]]:
+    store, folder = snapshot.folder.store, snapshot.folder
+    rows = [json.loads(line) for name in store.names(folder.at("logs")) for line in store.read_bytes(name).splitlines()]
+    return [row for row in rows if row["kind"] == "unit"]
+
+
 def _file(pixels: Pixels) -> bytes:
     stream = BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
-def _tokens(folder: Path, root: str, files: dict[str, bytes], **changes: Any) -> pl.DataFrame:
+def _write(folder: Path, files: dict[str, bytes]) -> None:
     (folder / "scenes").mkdir(parents=True)
     with ArchiveWriter(folder / "scenes" / "00000.tar") as writer:
         for key, data in files.items():
             writer.add(key, {"png": data, "txt": b"a picture"})
-    every = {
+
+
+def _chained(folder: Path, root: str, changes: dict[str, Any]) -> Snapshot:
+    every = {"execution.failure_budget": 2, "filter.image": {"scorers": {}, "rules": {}}}
+    recipe = check_recipe(tiny.recipe(folder, root, every | changes, sources=["scenes"]), "r")
+    return Chain(recipe=recipe, options=ChainOptions(quiet=True)).tokenize["scenes"]
+
+
+def _tokens(folder: Path, root: str, files: dict[str, bytes]) -> pl.DataFrame:
+    _write(folder, files)
+    changes = {
         "execution.unit_rows": 100,
-        "execution.failure_budget": 2,
-        "filter.image": {"scorers": {}, "rules": {}},
         "tokenize.vision": {"name": counted_vision.NAME, "log": str(folder / "log")},
         "tokenize.vocabulary": {"name": "bytes", "codebook_size": 256},
     }
-    recipe = check_recipe(tiny.recipe(folder, root, every | changes, sources=["scenes"]), "r")
-    (snapshot,) = Chain(recipe=recipe, options=ChainOptions(quiet=True)).tokenize.values()
+    snapshot = _chained(folder, root, changes)
     return pl.concat(snapshot.folder.read_rows(commit) for commit in snapshot.commits)
 
 
