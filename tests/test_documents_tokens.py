@@ -345,3 +345,10 @@ def test_archive_members_are_what_the_index_says(done):
         stored = json.loads(archive.extractfile("page.json").read())  # type: ignore[union-attr]
     assert names[:3] == ["page.codes.npy", "page.json", "page.text.npy"]
     assert stored["captions"] == [] and "This was the page" not in json.dumps(stored)
+
+
+def test_archives_of_documents_are_the_same_bytes_whatever_reads_them(done, tmp_path):
+    changed = recipe(done.folder, tmp_path)
+    changed["execution"] = {"executor": "inline", "decode_threads": 1}
+    chain = Chain(recipe=check_recipe(changed, "documents"), options=ChainOptions(quiet=True))
+    assert chain.tokenize["pages"].digest == done.chain.tokenize["pages"].digest

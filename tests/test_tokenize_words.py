@@ -173,6 +173,4 @@ def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path, monk
     assert pair["answer"].startswith("A picture")
     assert document["caption_columns"] == ["dense"]
     second = segments_from_json(json.loads(rows[1]["segments"]))
-    assert [one.role or "vision" for one in second] == ["vision", "user", "assistant"], (
-        "no caption of its own"
-    )
+    assert [one.role or "vision" for one in second] == ["vision", "user", "assistant"], "no caption of its own"
