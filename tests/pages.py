@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from tokenmill.demo.scenes import captions, render, scene
@@ -73,6 +75,28 @@ def page_members(key: str, first: int, pictures: int = 2, kind: str = "PNG") -> 
     ending = "jpg" if kind == "JPEG" else kind.lower()
     shown = [(f"{key}.{n}.{ending}", drawn(first + n, kind)) for n in range(pictures)]
     return [*shown, (f"{key}.json", encoded_json(page(first, pictures)))]
+
+
+def write_llava(folder: Path, count: int = 6, name: str = "chats/mix.json") -> None:
+    """Write conversations as LLaVA's data set has them: one array, and a folder of pictures."""
+    for number in range(count):
+        place = folder / "images" / f"scenes/{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(drawn(number))
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(encoded_json([talk(number) for number in range(count)]))
+
+
+def write_obelics(path: Path, count: int = 4) -> None:
+    """Write pages as Hugging Face's Parquet has them: pictures as bytes in their rows, some rows to a group."""
+    rows = []
+    for first in range(count):
+        told = page(first)
+        numbers = iter(range(first, first + 2))
+        images = [None if one is None else {"bytes": drawn(next(numbers)), "path": None} for one in told["images"]]
+        rows.append({**told, "images": images, "general_metadata": json.dumps(told["general_metadata"])})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
 
 
 def index_of(url: Path | str, kind: str = "webdataset", **settings: Any) -> list[IndexRow]:

@@ -9,6 +9,7 @@ import pytest
 from tests.pages import drawn, encoded_json, index_of, page, page_members, reason_of, talk, write_tar
 
 from tokenmill.errors import RecipeError
+from tokenmill.pipelines.sources import laid_out
 
 
 def test_index_gives_the_place_of_the_json_and_of_every_picture(tmp_path):
@@ -77,6 +78,12 @@ def test_index_takes_one_bare_member_for_the_one_picture(tmp_path):
 def test_index_says_why_a_document_is_none(tmp_path, members, reason):
     write_tar(tmp_path / "0.tar", [*members, *page_members("z", 4)])
     assert [reason_of(row) for row in index_of(tmp_path)] == [reason, None]
+
+
+def test_document_of_more_bytes_than_a_worker_is_to_hold_is_too_large(tmp_path, monkeypatch):
+    write_tar(tmp_path / "0.tar", [*page_members("a", 0), *page_members("b", 2, 1)])
+    monkeypatch.setattr(laid_out, "MOST_BYTES", len(drawn(0)) + len(drawn(1)) - 1)
+    assert [reason_of(row) for row in index_of(tmp_path)] == ["too_large", None]
 
 
 def test_layout_is_refused_where_it_is_unknown_or_no_document_is_meant(tmp_path):

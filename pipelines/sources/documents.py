@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of, sha256_hex
@@ -20,8 +20,7 @@ from tokenmill.pipelines.sources.raw_document import RawDocument, RawPart
 from tokenmill.pipelines.sources.source import IndexRow, PicturePlace, Source
 
 PACKED_LAYOUT = "segments"  # of documents that ingest packs
-_LONGEST_TEXT, _LONGEST_LIST = 1024, 64  # of metadata: what is longer is told by its length
-T = TypeVar("T")
+_LONGEST_TEXT, _LONGEST_LIST, _DEEPEST = 1024, 64, 16  # of metadata: what is longer is told by its length
 
 
 @runtime_checkable
@@ -41,6 +40,14 @@ def parsed(data: bytes) -> Any:
         raise SampleError("bad_json", "it is not JSON") from error
 
 
+def parsed_or_error(data: bytes) -> Any:
+    """Return what `parsed` returns or raises."""
+    try:
+        return parsed(data)
+    except SampleError as error:
+        return error
+
+
 def document_digest(parts: Sequence[RawPart], pictures: Sequence[str]) -> str:
     """Return the SHA-256 that a document is known by: of its parts and its pictures' own digests."""
     return digest_of([segments_json(parts), list(pictures)])
@@ -50,42 +57,53 @@ def document_metadata(value: Mapping[str, Any], laid: LaidOut) -> dict[str, Any]
     """Return what a JSON says besides its parts, and by which names it knew the pictures (`pictures`)."""
     told = {key: short(part) for key, part in value.items() if key not in laid.used}
     names = [reference.names[-1] for reference in laid.references if reference.names]
-    return {**told, "pictures": names} if names else told
+    named = [name for name in names if not name.startswith("data:")]
+    return {**told, "pictures": named} if named else told
 
 
-def short(value: Any) -> Any:
-    """Return a value without its long texts and lists, which are told by their length."""
+def short(value: Any, depth: int = 0) -> Any:
+    """Return a value without its long texts and lists, which are told by their length, and without its depths."""
     if isinstance(value, str):
         return value if len(value) <= _LONGEST_TEXT else {"characters": len(value)}
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if len(value) > _LONGEST_LIST or depth > _DEEPEST:
+        return {"items": len(value)}
     if isinstance(value, Mapping):
-        return {str(key): short(part) for key, part in list(value.items())[:_LONGEST_LIST]}
-    if isinstance(value, list | tuple):
-        return [short(part) for part in value] if len(value) <= _LONGEST_LIST else {"items": len(value)}
-    return value
+        return {str(key): short(part, depth + 1) for key, part in value.items()}
+    return [short(part, depth + 1) for part in value]
 
 
 def document_row(
-    key: str, path: str, data: bytes, layout: str, find: Callable[[LaidOut], Sequence[T]],
-    place: Callable[[T], PicturePlace], described: Mapping[str, Any],
+    key: str, path: str, value: Any, layout: str, find: Callable[[LaidOut], Sequence[PicturePlace]], *,
+    described: Mapping[str, Any] | None = None, packs: bool = False,
 ) -> IndexRow:  # fmt: skip
-    """Index one document: read its JSON, find its pictures, take the digest; what is wrong with it becomes a failure.
+    """Index one document: lay out its JSON, find its pictures, take the digest; what is wrong becomes a failure.
 
     Args:
+        value: the parsed JSON, or why it cannot be parsed.
         find: returns the pictures that the references mean, in their order; raises SampleError.
-        place: says where such a picture lies.
         described: what else is known, for the metadata.
+        packs: whether ingest is to pack it.
     """
-    metadata = metadata_text(described)
+    told = described or {}
     try:
-        value = parsed(data)
+        if isinstance(value, SampleError):
+            raise value
         laid = lay_out(value, layout)
-        metadata = metadata_text({**described, **document_metadata(value, laid)})
-        pictures = tuple(map(place, find(laid)))
+        told = {**told, **document_metadata(value, laid)}
+        pictures = tuple(find(laid))
     except SampleError as error:
-        return IndexRow(key=key, path=path, metadata=metadata, error=error)
-    digest = document_digest(laid.parts, [picture.sha256 for picture in pictures])
+        return IndexRow(key=key, path=path, metadata=metadata_text(told), error=error)
+    metadata = metadata_text(told)
     return IndexRow(
-        key=key, path=path, length=len(data), extension="json", sha256=digest, metadata=metadata, pictures=pictures
+        key=key,
+        path=path,
+        extension="json",
+        sha256=document_digest(laid.parts, [picture.sha256 for picture in pictures]),
+        metadata=metadata,
+        payload=packed_json(key, laid.parts, json.loads(metadata)) if packs else None,
+        pictures=pictures,
     )
 
 
@@ -102,7 +120,8 @@ def read_document(data: bytes, pictures: Sequence[bytes], layout: str, sha256: s
 
 def packed_json(key: str, parts: Sequence[RawPart], metadata: Mapping[str, Any]) -> bytes:
     """Return the JSON that ingest packs for a document: tokenmill's layout, and the metadata."""
-    return json.dumps({**metadata, "key": key, PACKED_LAYOUT: segments_json(parts)}, ensure_ascii=False).encode()
+    told = {name: value for name, value in metadata.items() if name != "images"}  # of the layout: a list of names
+    return json.dumps({**told, "key": key, PACKED_LAYOUT: segments_json(parts)}, ensure_ascii=False).encode()
 
 
 def names_of(reference: Reference) -> tuple[str, ...]:

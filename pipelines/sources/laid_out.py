@@ -14,6 +14,7 @@ from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.raw_document import RawPart, RawPicture, RawText
 
 MOST_PICTURES = 1024  # of a document
+MOST_BYTES = 512 * 2**20  # of a document's pictures, encoded
 _LEARN_KEYS = ("learn", "loss", "weight")  # tokenmill's own, and what others call it
 
 
@@ -80,6 +81,12 @@ def _reference(value: Any, slot: int) -> Reference | None:
     if value is not None and not isinstance(value, bytes):
         raise SampleError("bad_picture", f"a picture is told by {type(value).__name__}")
     return Reference(names=names, slot=slot, data=value) if names or value else None
+
+
+def check_bytes(total: int) -> None:
+    """Raise SampleError where a document's pictures are more than a worker is to hold."""
+    if total > MOST_BYTES:
+        raise SampleError("too_large", f"its pictures have more than {MOST_BYTES} bytes")
 
 
 def learn_of(item: Mapping[str, Any], usual: bool) -> bool:

@@ -18,12 +18,12 @@ from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.sources.image_bytes import image_extension
 from tokenmill.pipelines.sources.metadata import key_or_none, metadata_text, text_or_none
+from tokenmill.pipelines.sources.named_files import named_file
 from tokenmill.pipelines.sources.source import IndexRow, Modality, RawFile, list_files
 from tokenmill.pipelines.sources.tables import ARROW, JSON_LINES, PARQUET, Row, matching, table_columns, table_rows
 from tokenmill.pipelines.sources.text import text_bytes
 
 Strings = Literal["base64", "path"]
-_LONGEST_NAME_BYTES, _LONGEST_PART_BYTES = 1024, 255  # of object stores' keys, and of file systems' names
 
 
 class ParquetRows:
@@ -124,15 +124,7 @@ class ParquetRows:
         """Read the file a table names; one that is not below the source, or not there, is the sample's fault."""
         if not name:
             return None
-        place = posixpath.normpath(posixpath.join(posixpath.dirname(table), str(name)))
-        parts = [part.encode("utf-8", "replace") for part in place.split("/")]
-        if len(b"/".join(parts)) > _LONGEST_NAME_BYTES or max(map(len, parts)) > _LONGEST_PART_BYTES or "\0" in place:
-            raise SampleError("bad_path", "no file has a name so long, or with a zero byte")
-        if str(name).startswith("/") or "://" in str(name) or "\\" in str(name) or place.split("/")[0] == "..":
-            raise SampleError("bad_path", "leads out of the source")
-        if not self.store.exists(place):
-            raise SampleError("missing_file", "the file that the table names is not there")
-        return self.store.read_bytes(place)
+        return named_file(self.store, posixpath.dirname(table), str(name))
 
 
 class ArrowRows(ParquetRows):

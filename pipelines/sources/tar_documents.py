@@ -14,8 +14,8 @@ from typing import Any
 from tokenmill.errors import SampleError
 from tokenmill.manifests.archive import Member, split_name
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.pipelines.sources.documents import document_row, names_of
-from tokenmill.pipelines.sources.laid_out import LaidOut, Reference
+from tokenmill.pipelines.sources.documents import document_row, names_of, parsed_or_error
+from tokenmill.pipelines.sources.laid_out import LaidOut, Reference, check_bytes
 from tokenmill.pipelines.sources.source import IndexRow, PicturePlace
 
 _Found = tuple[Member, bytes]
@@ -32,9 +32,11 @@ def tar_document(
         error = SampleError("no_document", f"its members are: {', '.join(sorted(members))}")
         return IndexRow(key=key, path=path, error=error)
     pictures = {ending: one for ending, one in members.items() if ending.lower().rpartition(".")[2] in endings}
-    row = document_row(
-        key, path, found[1], layout, lambda laid: _matched(laid, pictures), lambda one: _place(path, one), described
-    )
+
+    def find(laid: LaidOut) -> list[PicturePlace]:
+        return [_place(path, one) for one in _matched(laid, pictures)]
+
+    row = document_row(key, path, parsed_or_error(found[1]), layout, find, described=described)
     return row if row.error is not None else replace(row, offset=found[0].offset, length=found[0].length)
 
 
@@ -61,6 +63,7 @@ def _matched(laid: LaidOut, members: Mapping[str, _Found]) -> list[_Found]:
         raise SampleError("unshown_picture", f"shows {len(references)} of its pictures: {', '.join(lost[:8])}")
     if chosen is None:
         raise _missing(references, members)
+    check_bytes(sum(members[name][0].length for name in chosen))
     return [members[name] for name in chosen]
 
 

@@ -47,7 +47,7 @@ class JsonLines:
 
     def index(self, file: RawFile) -> Iterator[IndexRow]:
         with self.store.open(file.path) as stream:
-            for offset, line in _lines(stream, file.start or 0, file.end):
+            for offset, line in lines_of(stream, file.start or 0, file.end):
                 if line.strip():
                     yield self._row(file.path, offset, line)
 
@@ -72,7 +72,7 @@ class JsonLines:
         )
 
 
-def _lines(stream: IO[bytes], start: int, end: int | None) -> Iterator[tuple[int, bytes]]:
+def lines_of(stream: IO[bytes], start: int, end: int | None) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, line) of every line that starts in [start, end)."""
     if start:
         stream.seek(start - 1)
