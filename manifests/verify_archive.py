@@ -33,12 +33,17 @@ class _Expected:
     check: Callable[[bytes], str | None]
 
 
-def archive_faults(path: str, stream: IO[bytes], rows: pl.DataFrame | None) -> list[Fault]:
-    """Read an archive front to back and compare it with its index (None: only that it is a whole tar)."""
+def archive_faults(
+    path: str, stream: IO[bytes], rows: pl.DataFrame | None, sizes: Mapping[str, int] | None = None
+) -> list[Fault]:
+    """Read an archive front to back and compare it with its index (None: only that it is a whole tar).
+
+    `sizes` says how many `codes` and `text_ids` there are, of which none may lie beyond.
+    """
     expected: dict[str, _Expected] = {}
     exact = rows is not None and "codes_offset" in rows.columns
     if rows is not None:
-        expected = dict(_token_members(rows) if exact else _packed_members(rows))
+        expected = dict(_token_members(rows, sizes or {}) if exact else _packed_members(rows))
     faults = []
     try:
         for member, data in iterate_members(stream):
@@ -60,12 +65,12 @@ def _member_fault(member: Member, data: bytes, expected: _Expected | None, *, mu
     return expected.check(data)
 
 
-def _token_members(rows: pl.DataFrame) -> Iterator[tuple[str, _Expected]]:
+def _token_members(rows: pl.DataFrame, sizes: Mapping[str, int]) -> Iterator[tuple[str, _Expected]]:
     for row in rows.filter(pl.col("codes_offset").is_not_null()).iter_rows(named=True):
         key = escape_key(row["key"])
         checks: Mapping[str, tuple[str, Callable[[bytes], str | None]]] = {
-            "codes.npy": ("codes", partial(_array_fault, count=row["num_codes"], kinds=_CODES)),
-            "text.npy": ("text", partial(_array_fault, count=row["num_text"], kinds=("uint32",))),
+            "codes.npy": ("codes", partial(_codes_fault, count=row["num_codes"], limit=sizes.get("codes"))),
+            "text.npy": ("text", partial(_text_fault, count=row["num_text"], limit=sizes.get("text_ids"))),
             "json": ("json", partial(_document_fault, row=row)),
         }
         for extension, (column, check) in checks.items():
@@ -97,6 +102,23 @@ def _json_fault(data: bytes) -> str | None:
 
 def _content_fault(data: bytes, *, digest: str) -> str | None:
     return None if sha256_hex(data) == digest else "sha256 differs from its index"
+
+
+def _codes_fault(data: bytes, *, count: int, limit: int | None) -> str | None:
+    return _array_fault(data, count=count, kinds=_CODES) or _range_fault(data, limit, "codes", "codebook")
+
+
+def _text_fault(data: bytes, *, count: int, limit: int | None) -> str | None:
+    return _array_fault(data, count=count, kinds=("uint32",)) or _range_fault(data, limit, "ids", "text tokenizer")
+
+
+def _range_fault(data: bytes, limit: int | None, what: str, of: str) -> str | None:
+    """Say whether some value of a sound array lies beyond what there is; of old folders nobody knows."""
+    begin = 10 + int.from_bytes(data[8:10], "little")
+    values = np.frombuffer(data, _array_header(data[:begin])[1], offset=begin)
+    if limit is None or not len(values) or int(values.max()) < limit:
+        return None
+    return f"its {what} reach {int(values.max())}, the {of} ends at {limit - 1}"
 
 
 def _array_fault(data: bytes, *, count: int, kinds: tuple[str, ...]) -> str | None:
@@ -143,8 +165,11 @@ def _segments_fault(segments: list[dict[str, Any]], num_text: int, num_codes: in
             if not 0 <= start <= end:
                 return f"a segment takes the text [{start}, {end})"
             text = max(text, end)
-        else:
-            codes = max(codes, segment["offset"] + int(np.prod(segment["vision"])))
+            continue
+        sides = segment["vision"]
+        if len(sides) != 3 or min(sides) < 1 or segment["offset"] < 0:
+            return f"a segment takes a grid {sides} at code {segment['offset']}"
+        codes = max(codes, segment["offset"] + int(np.prod(sides)))
     if (text, codes) != (num_text, num_codes):
         return f"its segments reach to text id {text} and code {codes}; its index counts {num_text} and {num_codes}"
     return None

@@ -150,10 +150,15 @@ def _archive_faults(folder: StageDir, commit: Commit, entry: FileEntry) -> list[
     rows = _index(folder, commit)
     with folder.store.open(path) as stream:
         reader: Any = HashingReader(stream)
-        faults = archive_faults(path, reader, rows)
+        faults = archive_faults(path, reader, rows, _sizes(folder))
         if reader.finish() != entry.sha256:
             faults.insert(0, Fault(path, "sha256 differs from its record", RERUN_RECORD))
     return faults
+
+
+def _sizes(folder: StageDir) -> dict[str, int]:
+    """Return how many codes and text ids a folder of tokens says there are; nothing of one that does not."""
+    return {name: size for name, size in folder.config.about.items() if isinstance(size, int)}
 
 
 def _index(folder: StageDir, commit: Commit) -> pl.DataFrame | None:

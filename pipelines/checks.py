@@ -76,7 +76,9 @@ def _check_codes(chain: Chain) -> None:
 
 
 def _check_areas(recipe: Recipe) -> None:
-    for name, area in (("image", recipe.tokenize.image), ("video", recipe.tokenize.video)):
+    for name, area in (
+        ("image", recipe.tokenize.image), ("video", recipe.tokenize.video), ("document", recipe.tokenize.document)
+    ):  # fmt: skip
         if area.min_area > area.max_area:
             raise RecipeError(f"tokenize.{name}: min_area {area.min_area} is above max_area {area.max_area}")
 

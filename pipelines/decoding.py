@@ -125,11 +125,21 @@ class SampleReader:
     def documents(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[RawDocument | SampleError]:
         """Yield every row's document, its pictures as encoded bytes; digests are checked in the decoding threads."""
 
-        def read(found: tuple[DocumentBytes, str, str]) -> RawDocument | SampleError:
-            (data, pictures), layout, sha256 = found
-            return _attempt(read_document, data, pictures, layout, sha256)
+        return self.from_documents(piece, rows, lambda document: document)
 
-        return self._counted(self.ahead(read, self._found_documents(piece, rows)))
+    def from_documents(
+        self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[RawDocument], T]
+    ) -> Generator[T | SampleError]:
+        """Apply `make(document)` to every document of a slice, in the decoding threads.
+
+        What comes as SampleError is `make`'s, or it is not the document that was indexed.
+        """
+
+        def made(found: tuple[DocumentBytes, str, str]) -> T | SampleError:
+            (data, pictures), layout, sha256 = found
+            return _attempt(lambda: make(read_document(data, pictures, layout, sha256)))
+
+        return self._counted(self.ahead(made, self._found_documents(piece, rows)))
 
     def pages(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Pages, float], T]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tokenmill.errors import ManifestError, SampleError
 from tokenmill.generate.evaluate import Sample
 from tokenmill.manifests.plans import Plan, read_named_table
-from tokenmill.pipelines.plan_documents import Document, Drawer, uniform
+from tokenmill.pipelines.plan_documents import Drawer, uniform
+from tokenmill.pipelines.plan_spans import Document
 from tokenmill.pipelines.stored import read_stored
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import assemble
@@ -99,7 +100,7 @@ def _candidates(
     for archive, index in shards if epochs else ():
         for number, row in enumerate(read_named_table(plan.folder.store, index).iter_rows(named=True)):
             for document in _documents(drawer, number, row):
-                place = uniform("evaluation", source, row["key"], str(document.frame))
+                place = uniform("evaluation", source, row["key"], str(document.frame or document.start))
                 yield _Candidate(archive=archive, row=row, document=document, weight=max(1.0, epochs), place=place)
                 found += 1
         if found >= limit:
@@ -127,7 +128,9 @@ def _read(plan: Plan, vocabulary: Vocabulary, chosen: Iterable[_Candidate]) -> I
     for candidate in chosen:
         by_archive[candidate.archive].append(candidate)
     for archive, group in sorted(by_archive.items()):
-        group.sort(key=lambda candidate: (candidate.document.sample, candidate.document.frame))
+        group.sort(
+            key=lambda candidate: (candidate.document.sample, candidate.document.frame, candidate.document.start)
+        )
         stored = read_stored(plan.folder.store, archive, [candidate.row for candidate in group])
         for candidate, sample in zip(group, stored, strict=True):
             yield _drawn(candidate, sample, plan, vocabulary)
@@ -144,5 +147,5 @@ def _drawn(candidate: _Candidate, sample: Sample, plan: Plan, vocabulary: Vocabu
         template=document.template,
         weight=candidate.weight,
         sample=sample,
-        ids=found.ids[: plan.context],
+        ids=found.ids[document.start :][: min(document.length, plan.context)],
     )

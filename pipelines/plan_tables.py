@@ -12,7 +12,7 @@ import polars as pl
 from tokenmill.manifests.plans import DOCUMENT_COLUMNS, DROPPED_COLUMNS, PACK_COLUMNS
 from tokenmill.manifests.records import Counts
 from tokenmill.pipelines.packing import Piece
-from tokenmill.pipelines.plan_documents import Document, piece_weights
+from tokenmill.pipelines.plan_spans import Document, piece_weights
 from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.templates import LossClass
@@ -50,8 +50,8 @@ def window_tables(
             weight = classes["text"] * settings.text_weight + classes["vision"] * settings.vision_weight
             total_weight += weight
             rows.append((number, slot, shard.source, shard.archive, document.sample, shard.repetition, document.frame,
-                         document.frames, piece.start, piece.length, document.template, document.variant,
-                         weight))  # fmt: skip
+                         document.frames, document.start + piece.start, piece.length, document.template,
+                         document.variant, weight))  # fmt: skip
             totals.update(_piece_totals(shard, document, piece, classes))
         lengths = [piece.length for piece in pieces]
         costs.append((number, len(pieces), sum(lengths), sum(n * n for n in lengths), total_weight))

@@ -18,10 +18,11 @@ from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.scoring_pass import ScorerSpec
 from tokenmill.pipelines.split import SplitSettings
 from tokenmill.pipelines.tokens_clip import ClipPolicy
+from tokenmill.pipelines.tokens_page import PagePolicy
 from tokenmill.pipelines.tokens_settings import TokenSettings, fingerprint_of_vision
 from tokenmill.recipe import ClipFrames, Execution, Recipe, ScorerSettings
 from tokenmill.settings_scenes import Scenes
-from tokenmill.settings_tokenize import ClipSettings, TokenizeSettings
+from tokenmill.settings_tokenize import ClipSettings, DocumentSettings, TokenizeSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -72,7 +73,7 @@ def split_settings(section: Scenes) -> SplitSettings:
 def token_settings(recipe: Recipe, source: str, modality: str) -> TokenSettings:
     """Return how a source is tokenized."""
     tokens = recipe.tokenize
-    area = tokens.video if modality == "video" else tokens.image
+    area = {"video": tokens.video, "document": tokens.document}.get(modality, tokens.image)
     return TokenSettings(
         modality=modality,
         vocabulary=tokens.vocabulary,
@@ -81,6 +82,7 @@ def token_settings(recipe: Recipe, source: str, modality: str) -> TokenSettings:
         max_area=area.max_area,
         max_aspect=area.max_aspect,
         clip=clip_policy(tokens.video) if modality == "video" else None,
+        page=page_policy(tokens.document) if modality == "document" else None,
         licence=recipe.sources[source].licence,
         mask=personal_mask(tokens),
     )
@@ -94,6 +96,15 @@ def clip_policy(section: ClipSettings) -> ClipPolicy:
         max_ids=section.max_ids,
         min_fps=section.min_fps,
         max_seconds=section.max_seconds,
+    )
+
+
+def page_policy(section: DocumentSettings) -> PagePolicy:
+    """Return what becomes of the parts of a page or conversation."""
+    return PagePolicy(
+        leave_out=section.broken_pictures == "leave_out",
+        max_pictures=section.max_pictures,
+        between_texts=section.between_texts,
     )
 
 

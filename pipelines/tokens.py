@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from tokenmill.errors import RecipeError
 from tokenmill.manifests.records import InputRef
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
@@ -20,8 +19,9 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_before import EarlierCodes
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.pipelines.tokens_worker import TokenWorker
+from tokenmill.tokenize.vocabulary import build_vocabulary
 
-VERSIONS = {"image": 3, "text": 2, "video": 4}
+VERSIONS = {"image": 3, "text": 2, "video": 4, "document": 1}
 SCHEMA = 1
 
 
@@ -40,15 +40,14 @@ def tokenize_work(
 
     `cpus` is what a worker may use of them for a model that computes on CPUs.
     """
-    piece = selected[0].piece
-    if settings.modality not in VERSIONS:
-        raise RecipeError(f"sources.{piece.source}.modality: a {settings.modality} is not tokenized yet")
+    piece, vocabulary = selected[0].piece, build_vocabulary(settings.vocabulary)
     config = StageConfig(
         stage="tokenize",
         version=VERSIONS[settings.modality],
         schema=SCHEMA,
         settings={**settings.identity, **(limits.settings if settings.modality != "text" else {})},
         fingerprints=fingerprints,
+        about={"text_ids": vocabulary.text.size, "codes": vocabulary.codebook_size},
     )
     folder = StageDir(store=store, source=piece.source, config=config)
     earlier = EarlierCodes.of(folder) if settings.modality in ("image", "video") else None

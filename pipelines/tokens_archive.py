@@ -52,6 +52,7 @@ class TokenSample:
         words: what is said of a picture or clip; body: what a text says.
         codes: (t, h, w) of each of its pictures or of its clip, in the order in which they are stored.
         clip: which frames were taken; of video alone.
+        left_out: why pictures of a page are not shown, by their numbers.
         segments: of the document, pointing into `text_ids` and the stored codes; made last.
     """
 
@@ -60,6 +61,7 @@ class TokenSample:
     body: str | None = None
     codes: list[NDArray[np.uint32]] = field(default_factory=list)
     clip: Sampling | None = None
+    left_out: Mapping[int, str] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     text_ids: NDArray[np.uint32] | None = None
     error: SampleError | None = None
@@ -112,14 +114,17 @@ def _stored_codes(codes: Sequence[NDArray[np.uint32]], codebook_size: int) -> ND
     return np.concatenate([np.zeros(0, np.uint32), *(grid.ravel() for grid in codes)]).astype(kind)
 
 
-def archive_output(frame: pl.DataFrame, failed: Mapping[str, int], archive: StagedArchive) -> UnitOutput:
-    """Return what a unit became; `failed` counts its samples without tokens by reason."""
+def archive_output(
+    frame: pl.DataFrame, failed: Mapping[str, int], archive: StagedArchive, left_out: int = 0
+) -> UnitOutput:
+    """Return what a unit became; `failed` counts its samples without tokens by reason, `left_out` pictures of pages."""
     kept = len(frame) - sum(failed.values())
     totals = {
         "text_ids": int(frame["num_text"].sum() or 0),
         "codes": int(frame["num_codes"].sum() or 0),
         "bytes": archive.bytes,
     }
+    totals |= {"pictures.left_out": left_out} if left_out else {}
     if "fit" in frame.columns:
         fits = Counter(frame["fit"].drop_nulls())
         totals |= {f"clips.{fit}": number for fit, number in sorted(fits.items())}

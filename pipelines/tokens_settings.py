@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.pipelines.tokens_clip import ClipPolicy
+from tokenmill.pipelines.tokens_page import PagePolicy
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
 
 
@@ -19,6 +20,7 @@ class TokenSettings:
         vocabulary, vision: specifications that `build_vocabulary` and `load_vision_tokenizer` take.
         min_area, max_area: pixels of a picture (or frame) after resizing; max_aspect: longer ones fail.
         clip: what becomes of clips of different lengths; of video alone.
+        page: what becomes of the parts of a page or conversation; of documents alone.
         licence: of the source, stored with every sample.
         mask: replaces personal data in bodies, captions and metadata; None leaves them as they are.
     """
@@ -30,6 +32,7 @@ class TokenSettings:
     max_area: int
     max_aspect: float
     clip: ClipPolicy | None = None
+    page: PagePolicy | None = None
     licence: str = ""
     mask: PersonalMask | None = None
 
@@ -48,6 +51,8 @@ class TokenSettings:
             value["area"] = [self.min_area, self.max_area, self.max_aspect]
         if self.clip is not None:
             value["clip"] = self.clip.identity
+        if self.page is not None:
+            value["page"] = self.page.identity
         return value
 
 

@@ -29,6 +29,7 @@ from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_archive import TokenSample, archive_output, archive_row, index_columns
 from tokenmill.pipelines.tokens_before import Coded, codes_before
 from tokenmill.pipelines.tokens_clip import REFUSALS, ClipEncoder, TokenArea
+from tokenmill.pipelines.tokens_documents import DocumentEncoder
 from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_model import SharedVision
 from tokenmill.pipelines.tokens_settings import TokenSettings, open_exact_vision, open_vision
@@ -36,6 +37,7 @@ from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
+LEFT_OUT = "pictures of pages left out"
 TAKEN_OVER, COMPARED = "samples with codes taken over", "codes compared with those of float32"
 CHANGED = "codes that float32 changes"
 Fill = Callable[[Selected, pl.DataFrame, Sequence[TokenSample]], Iterator[TokenSample]]
@@ -84,6 +86,9 @@ class TokenWorker:
             self._clips = ClipEncoder(shared, settings.clip, area, self._vocabulary)
             return self._encode_clips
         self._images = ImageEncoder(shared, area, max_pixels=limits.max_pixels)
+        if settings.page is not None:
+            self._documents = DocumentEncoder(self._images, settings.page, self._ids, self._shown)
+            return self._encode_documents
         return self._encode_images
 
     def close(self) -> None:
@@ -155,6 +160,15 @@ class TokenWorker:
                 sample.segments = with_vision(self._said(sample), VisionSegment(1, height, width, 0))
             yield sample
 
+    def _encode_documents(
+        self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]
+    ) -> Iterator[TokenSample]:
+        self._images.seconds = self._seconds
+        for sample in self._documents(self._reader, part.piece, rows, samples):
+            if sample.left_out:
+                self._notes[LEFT_OUT] += len(sample.left_out)
+            yield sample
+
     def _encode_clips(
         self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]
     ) -> Iterator[TokenSample]:
@@ -203,7 +217,7 @@ class TokenWorker:
             started = time.perf_counter()
             frame = pl.DataFrame(rows, schema=index_columns(modality), orient="row")
             archive = StagedArchive(path=path, bytes=writer.bytes, sha256=writer.sha256)
-            commit = publish(job, target, archive_output(frame, failed, archive))
+            commit = publish(job, target, archive_output(frame, failed, archive, self._notes[LEFT_OUT]))
             self._seconds["write"] += time.perf_counter() - started
         return commit
 
@@ -216,6 +230,7 @@ class TokenWorker:
         described = {"source_caption": sample.row["caption"], "metadata": finite(json.loads(sample.row["metadata"]))}
         return {
             **sample.words.described,
+            **({"left_out": {str(n): why for n, why in sample.left_out.items()}} if sample.left_out else {}),
             "source": self._reader.name,
             "key": sample.row["key"],
             "scores": {name: finite(sample.row[name]) for name in carried},

@@ -13,7 +13,8 @@ from tests.asked_captioner import install
 from tests.asking import AskedRoot
 
 from tokenmill.errors import ManifestError, SampleError
-from tokenmill.pipelines.plan_documents import Document, Drawer
+from tokenmill.pipelines.plan_documents import Drawer
+from tokenmill.pipelines.plan_spans import Document
 from tokenmill.pipelines.tokens_clip import document_length
 from tokenmill.pipelines.tokens_words import Words, with_vision
 from tokenmill.settings_train import PlanSettings
@@ -164,7 +165,7 @@ def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path, monk
     (commit, *_) = (snapshot := asked.run().tokenize["scenes"]).commits
     rows = snapshot.folder.read_rows(commit).rows(named=True)
     first = segments_from_json(json.loads(rows[0]["segments"]))
-    assert [getattr(one, "role", "vision") for one in first] == ["caption", "vision", "user", "assistant"]
+    assert [one.role or "vision" for one in first] == ["caption", "vision", "user", "assistant"]
     path = snapshot.folder.at(commit.file("data").name)
     document = json.loads(snapshot.folder.store.read_range(path, rows[0]["json_offset"], rows[0]["json_length"]))
     (pair,) = document["questions"]
@@ -172,6 +173,4 @@ def test_pairs_go_from_answers_to_the_archive_and_its_index(tmp_path: Path, monk
     assert pair["answer"].startswith("A picture")
     assert document["caption_columns"] == ["dense"]
     second = segments_from_json(json.loads(rows[1]["segments"]))
-    assert [getattr(one, "role", "vision") for one in second] == ["vision", "user", "assistant"], (
-        "no caption of its own"
-    )
+    assert [one.role or "vision" for one in second] == ["vision", "user", "assistant"], "no caption of its own"

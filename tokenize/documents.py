@@ -35,6 +35,7 @@ __all__ = [
     "VisionSegment",
     "assemble",
     "assembled_length",
+    "document_atoms",
     "document_spans",
     "segment_from_json",
     "segment_to_json",
@@ -72,6 +73,31 @@ def document_spans(
 ) -> list[tuple[int, LossClass]]:
     """Give length and loss class of the document's parts in order, so that a plan can weigh pieces without any id."""
     return [(_part_length(part), _loss_class(part)) for part in lay_out(segments, template, vocabulary, variant)]
+
+
+def document_atoms(
+    segments: Sequence[Segment], template: str, vocabulary: Vocabulary, variant: int = 0
+) -> list[tuple[int, bool]]:
+    """Give the document as stretches that belong together: how many ids, and whether it may be cut inside (a text).
+
+    A picture is one with the markers around it; BOS and the words of a template go with what follows, EOS with what it
+    ends. Raises as `lay_out` does.
+    """
+    atoms: list[tuple[int, bool]] = []
+    ahead = 0
+    for part in lay_out(segments, template, vocabulary, variant):
+        length = _part_length(part)
+        if isinstance(part, TextSegment):
+            atoms.append((ahead + length, True))
+            ahead = 0
+        elif isinstance(part, VisionSegment):
+            atoms.append((ahead + length, False))
+            ahead = 0
+        elif atoms and part.ids in ((vocabulary.eov,), (vocabulary.eos,)):
+            atoms[-1] = (atoms[-1][0] + length, atoms[-1][1])
+        else:
+            ahead += length
+    return atoms
 
 
 def assemble(

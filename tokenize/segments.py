@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeAlias, get_args
 from tokenmill.errors import ManifestError
 
 Role: TypeAlias = Literal["caption", "body", "system", "user", "assistant", "stretch"]
+Speaker: TypeAlias = Literal["user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+SPEAKERS: tuple[str, ...] = get_args(Speaker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class TextSegment:
 
 @dataclass(frozen=True, slots=True)
 class VisionSegment:
-    """Codes [offset, offset + t·h·w) of the sample: one image, or a clip (then `fps` and `seconds` are set)."""
+    """Codes [offset, offset + t·h·w) of the sample: one image, or a clip (then `fps` and `seconds` are set).
+
+    `role` says in whose turn of a conversation it is shown; None where nobody said.
+    """
 
     t: int
     h: int
@@ -55,8 +60,11 @@ class VisionSegment:
     fps: float | None = None
     seconds: float | None = None
     learn: bool = True
+    role: Speaker | None = None
 
     def __post_init__(self) -> None:
+        if self.role is not None and self.role not in SPEAKERS:
+            raise ManifestError(f"vision segment has role {self.role!r}; known are {', '.join(SPEAKERS)}")
         if min(self.t, self.h, self.w) < 1 or self.offset < 0:
             raise ManifestError(f"vision segment {self.t}×{self.h}×{self.w} at {self.offset} is not a grid of codes")
         if (self.fps is None) != (self.seconds is None):
@@ -86,6 +94,7 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
     fields: dict[str, Any] = {"vision": [segment.t, segment.h, segment.w], "offset": segment.offset}
     if segment.fps is not None:
         fields |= {"fps": segment.fps, "seconds": segment.seconds}
+    fields |= {} if segment.role is None else {"role": segment.role}
     return fields if segment.learn else fields | {"learn": False}
 
 
@@ -100,7 +109,7 @@ def segment_from_json(fields: Mapping[str, Any]) -> Segment:
             return TextSegment(start, end, fields["role"], learn, variant, seconds)
         t, h, w = fields["vision"]
         clip = (fields.get("fps"), fields.get("seconds"))
-        return VisionSegment(t, h, w, fields["offset"], *clip, learn=fields.get("learn", True))
+        return VisionSegment(t, h, w, fields["offset"], *clip, fields.get("learn", True), fields.get("role"))
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"not a segment: {str(dict(fields))[:200]}") from error
 

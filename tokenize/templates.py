@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Literal, TypeAlias
 
 from tokenmill.errors import RecipeError, SampleError
-from tokenmill.tokenize.segments import Role, Segment, TextSegment, VisionSegment
+from tokenmill.tokenize.segments import Role, Segment, Speaker, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 LossClass: TypeAlias = Literal["text", "vision", "none"]
@@ -29,6 +29,7 @@ LossClass: TypeAlias = Literal["text", "vision", "none"]
 DEFAULT_SYSTEM = "You are a helpful assistant."
 USER_OPENS = " USER: "
 USER_CLOSES = ". ASSISTANT:"
+BETWEEN_TEXTS = "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,30 +65,69 @@ def unconditional(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[P
 
 
 def interleaved(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
-    """`BOS … EOS` with text and pictures in the order of the page."""
+    """`BOS … EOS` with text and pictures in the order of the page; refused for what is a conversation alone."""
+    if any(_is_turn(segment) for segment in segments) and not _texts(segments):
+        raise SampleError("no_page", "the interleaved template needs a page, the sample is a conversation")
     return _framed([segment for segment in segments if not _is_turn(segment)], vocabulary)
 
 
 def chat(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
     """`BOS` system ` USER: ` picture and text `. ASSISTANT:` answer `EOS`, and so on for more turns.
 
-    Pictures belong to the user's turn; every answer ends in an EOS of its own; captions and bodies are left out. Raises
-    SampleError when the conversation does not open with the user and end with the assistant.
+    A picture stands in the turn that its role says (`_speakers`), an answer may be one; every answer ends in an EOS of
+    its own. Captions and bodies are left out. A system's words later on are part of the question that they precede.
+    Raises SampleError when the conversation does not open with the user and end with the assistant.
     """
-    system = [segment for segment in segments if _has_role(segment, "system")]
     shown = [segment for segment in segments if _is_turn(segment) or _is_vision(segment)]
-    turns = [segment for segment in shown if not _has_role(segment, "system")]
-    if not turns or _has_role(turns[0], "assistant") or not _has_role(turns[-1], "assistant"):
+    if not any(_is_turn(segment) for segment in shown):
+        raise SampleError("no_answer", "the chat template needs turns of a conversation")
+    opening = list(takewhile(lambda segment: _has_role(segment, "system"), shown))
+    turns = shown[len(opening) :]
+    speakers = _speakers(turns)
+    if not turns or speakers[0] == "assistant" or speakers[-1] != "assistant":
         raise SampleError("no_answer", "a chat opens with the user and ends with the assistant")
     parts: list[Part] = [Marker((vocabulary.bos,), "none")]
-    parts += system or [_words(DEFAULT_SYSTEM, vocabulary)]
-    for is_answer, run in groupby(turns, lambda segment: _has_role(segment, "assistant")):
-        turn = list(run)
-        parts.append(_words(USER_CLOSES if is_answer else USER_OPENS, vocabulary))
-        parts += [part for segment in turn for part in _expand(segment, vocabulary)]
-        if is_answer:
+    parts += _turn(opening, vocabulary) or [_words(DEFAULT_SYSTEM, vocabulary)]
+    for speaker, run in groupby(zip(speakers, turns, strict=True), lambda pair: pair[0]):
+        turn = [segment for _, segment in run]
+        parts.append(_words(USER_CLOSES if speaker == "assistant" else USER_OPENS, vocabulary))
+        parts += _turn(turn, vocabulary)
+        if speaker == "assistant":
             parts.append(Marker((vocabulary.eos,), _loss(turn[-1])))
     return parts
+
+
+def _turn(turn: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """Give what one side says, texts that follow each other on lines of their own."""
+    parts: list[Part] = []
+    for before, segment in zip([None, *turn], turn, strict=False):
+        if isinstance(before, TextSegment) and isinstance(segment, TextSegment):
+            parts.append(Marker(vocabulary.encode_literal(BETWEEN_TEXTS), _loss(segment)))
+        parts += _expand(segment, vocabulary)
+    return parts
+
+
+def _speakers(turns: Sequence[Segment]) -> list[Speaker]:
+    """Say who shows or says each segment.
+
+    A picture without a role is part of the question; where no answer follows its question, one that is learned is it.
+    """
+    speakers: list[Speaker] = []
+    following: Role | None = None
+    for number in range(len(turns) - 1, -1, -1):
+        segment = turns[number]
+        if isinstance(segment, TextSegment):
+            following = segment.role
+            speakers.append("assistant" if segment.role == "assistant" else "user")
+        elif segment.role is not None:
+            following = segment.role
+            speakers.append(segment.role)
+        else:
+            said = next((one.role for one in reversed(turns[:number]) if one.role is not None), None)
+            is_answer = segment.learn and said in ("user", "system") and following != "assistant"
+            is_rest = segment.learn and said == "assistant" and following is None
+            speakers.append("assistant" if is_answer or is_rest else "user")
+    return speakers[::-1]
 
 
 TEMPLATES: Mapping[str, Template] = {

@@ -153,4 +153,6 @@ def _check_turns(parts: Sequence[RawPart]) -> None:
 
 
 def _may_answer(part: RawPart) -> bool:
-    return isinstance(part, RawText) or part.learn
+    if isinstance(part, RawText):
+        return True
+    return part.learn if part.role is None else part.role == "assistant"

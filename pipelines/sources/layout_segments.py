@@ -14,7 +14,7 @@ from typing import Any, cast
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.laid_out import MOST_PICTURES, Gallery, LaidOut, Reference, learn_of, list_at
 from tokenmill.pipelines.sources.raw_document import RawPart, RawPicture, RawText
-from tokenmill.tokenize.segments import ROLES, Role
+from tokenmill.tokenize.segments import ROLES, SPEAKERS, Role
 
 _ALLOWED = tuple(role for role in ROLES if role != "stretch")  # that one is a clip's, and has seconds
 _LAST_VARIANT = 2**15
@@ -34,7 +34,7 @@ def segments(value: Mapping[str, Any]) -> LaidOut:
 def segments_json(parts: Sequence[RawPart]) -> list[dict[str, Any]]:
     """Return a document's parts in this layout."""
     return [
-        {"image": part.number, "learn": part.learn}
+        {"image": part.number, "learn": part.learn, **({"role": part.role} if part.role else {})}
         if isinstance(part, RawPicture)
         else {"text": part.text, "role": part.role, "learn": part.learn, "variant": part.variant}
         for part in parts
@@ -50,7 +50,10 @@ def _part(item: Any) -> RawPart:
     if text is None:
         if type(number) is not int or not 0 <= number < MOST_PICTURES:
             raise SampleError("bad_lists", f"a segment shows picture {str(number)[:40]!r}")
-        return RawPicture(number=number, learn=learn_of(item, True))
+        role = item.get("role")
+        if role is not None and role not in SPEAKERS:
+            raise SampleError("unknown_role", f"a picture has role {str(role)[:40]!r}")
+        return RawPicture(number=number, learn=learn_of(item, role != "user"), role=role)
     return _text(item, text)
 
 
@@ -75,6 +78,6 @@ def _by_list(parts: Sequence[RawPart], images: Sequence[Any]) -> tuple[tuple[Raw
         number = numbers[part.number] if part.number < len(numbers) else None
         if number is None:
             raise SampleError("missing_picture", f"it shows picture {part.number} of {len(numbers)}")
-        return RawPicture(number=number, learn=part.learn)
+        return RawPicture(number=number, learn=part.learn, role=part.role)
 
     return tuple(map(named, parts)), gallery.references

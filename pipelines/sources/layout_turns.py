@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.laid_out import Gallery, LaidOut, learn_of, list_at
 from tokenmill.pipelines.sources.raw_document import RawPart, RawPicture, RawText
-from tokenmill.tokenize.segments import Role
+from tokenmill.tokenize.segments import SPEAKERS, Role, Speaker
 
 PLACEHOLDER = "<image>"
 _ROLES: dict[str, Role] = {
@@ -97,7 +97,7 @@ def _inline(text: str, role: Role, learn: bool, pictures: _Pictures) -> Iterator
     last = len(pieces) - 1
     for place, piece in enumerate(pieces):
         if place:
-            yield RawPicture(number=pictures.next(), learn=learn)
+            yield RawPicture(number=pictures.next(), learn=learn, role=_speaker(role))
             piece = piece.lstrip()
         piece = piece.rstrip() if place < last else piece
         if piece.strip():
@@ -118,8 +118,13 @@ def _piece(piece: Any, role: Role, learn: bool, pictures: _Pictures) -> RawPart:
         raise SampleError("unknown_part", f"a part of type {str(kind)[:40]!r}")
     told = next((piece[key] for key in ("image", "image_url", "url", "path", "bytes") if piece.get(key)), None)
     if told is None:
-        return RawPicture(number=pictures.next(), learn=learn)
+        return RawPicture(number=pictures.next(), learn=learn, role=_speaker(role))
     number = pictures.gallery.add(told, len(pictures.gallery.references))
     if number is None:
         raise SampleError("bad_picture", "a part of type image names none")
-    return RawPicture(number=number, learn=learn)
+    return RawPicture(number=number, learn=learn, role=_speaker(role))
+
+
+def _speaker(role: Role) -> Speaker | None:
+    """Return whose turn a picture stands in; a system's is nobody's."""
+    return cast(Speaker, role) if role in SPEAKERS else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tokenmill.tokenize.segments import Role
+from tokenmill.tokenize.segments import Role, Speaker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,14 @@ class RawText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawPicture:
-    """Picture `number` of the document's own, from 0; one may be shown more than once."""
+    """Picture `number` of the document's own, from 0; one may be shown more than once.
+
+    `role` says in whose turn of a conversation it is shown.
+    """
 
     number: int
     learn: bool = True
+    role: Speaker | None = None
 
 
 RawPart: TypeAlias = RawText | RawPicture

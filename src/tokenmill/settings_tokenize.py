@@ -56,6 +56,19 @@ class ClipSettings(Area):
         return self
 
 
+class DocumentSettings(Area):
+    """How pages and conversations are tokenized (docs/documents.md): the area is that of each of their pictures."""
+
+    broken_pictures: Literal["leave_out", "fail"] = Field(
+        default="leave_out",
+        description="what becomes of a page with a picture that is broken, too long or too small; a conversation fails",
+    )
+    max_pictures: Positive = Field(default=100, description="pages and conversations with more are refused")
+    between_texts: str = Field(
+        default="\n", description="stands between two texts of a page or turn that follow each other"
+    )
+
+
 class MaskSettings(Section):
     """Personal data that is replaced in every text before it is tokenized: `<EMAIL>`, `<PHONE>`, …."""
 
@@ -73,3 +86,4 @@ class TokenizeSettings(Section):
     mask: MaskSettings = Field(default_factory=MaskSettings)
     image: Area = Field(default_factory=Area)
     video: ClipSettings = Field(default_factory=ClipSettings)
+    document: DocumentSettings = Field(default_factory=DocumentSettings)

@@ -17,6 +17,7 @@ DEFAULT_TEMPLATES: dict[str, dict[str, float]] = {
     "image": {"generation": 0.6, "understanding": 0.35, "unconditional": 0.05},
     "video": {"generation": 0.6, "understanding": 0.35, "unconditional": 0.05},
     "text": {"language": 1.0},
+    "document": {"interleaved": 0.5, "chat": 0.5},
 }
 
 
@@ -39,7 +40,7 @@ class PlanSettings(_Settings):
     )
     templates: dict[str, dict[str, Share]] = Field(
         default_factory=lambda: {modality: dict(shares) for modality, shares in DEFAULT_TEMPLATES.items()},
-        description="modality → template → share of its documents",
+        description="modality → template → share of its documents; a sample draws among those that fit it",
     )
     vision_weight: float = Field(default=0.5, ge=0.0, description="loss weight of an id of a picture or clip")
     text_weight: float = Field(default=1.0, ge=0.0, description="loss weight of an id of text")
@@ -49,6 +50,12 @@ class PlanSettings(_Settings):
     min_piece: int = Field(default=16, ge=2, description="ids; a text is never cut into pieces shorter than this")
     split_long_clips: bool = Field(
         default=False, description="take a clip longer than the context as several documents of whole latent frames"
+    )
+    split_long_pages: bool = Field(
+        default=False, description="take a page longer than the context as several documents, no picture cut"
+    )
+    shorten_long_chats: bool = Field(
+        default=False, description="take the leading turns of a conversation longer than the context"
     )
     held_out: Fraction = Field(default=0.0, description="share of the samples kept out of training, for evaluation")
     part: Literal["training", "held_out"] = Field(
