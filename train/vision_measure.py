@@ -66,7 +66,9 @@ def measure(model: Any, samples: Samples, settings: TokenizerTraining, *, rank: 
         sums = torch.zeros(3, dtype=torch.float64, device=model.device)
         for picture in _held_out(samples, rows[rank::ranks], settings, clips=clips):
             back, used = through(model, picture)
-            sums += torch.tensor([psnr_db(picture, back), float(picture_quality.ssim(picture, back).mean()), 1.0], dtype=torch.float64).to(sums)
+            sums += torch.tensor(
+                [psnr_db(picture, back), float(picture_quality.ssim(picture, back).mean()), 1.0], dtype=torch.float64
+            ).to(sums)
             codes += torch.bincount(used.flatten(), minlength=len(codes))
         psnr, similarity, count = summed(sums).tolist()
         if count:
