@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.sample_list import read_list
+from tokenmill.settings_tokenizer import TokenizerTraining
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.job import TrainResult
 from tokenmill.train.stopping import RENDEZVOUS_VARIABLE, StopRequest
@@ -32,6 +33,7 @@ from tokenmill.train.world import TIMEOUT, world
 
 log = logging.getLogger(__name__)
 _SETTLING_STEPS = 32
+_STARTING_PICTURES = 1200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,9 @@ def _steps(training: Training, stop: StopRequest, progress: Path | None) -> None
 def _step(training: Training, data: Generator[StepData], stop: StopRequest) -> tuple[dict[str, Any], Any, bool]:
     """Take one step; returns its row, this rank's faults, and whether any rank was asked to stop."""
     run, started = training.run, time.perf_counter()
+    if run.needs_pictures():
+        rank, ranks = world()
+        run.start_from(starting_pictures(training.samples, training.job.settings, rank=rank, ranks=ranks))
     if run.needs_codebook():
         settling = batches_of(training.samples, training.job, seed=training.job.settings.seed + 1)
         run.settle_codebook(settling(step).pixels_BTCHW for step in range(_SETTLING_STEPS))
@@ -171,6 +176,19 @@ def _step(training: Training, data: Generator[StepData], stop: StopRequest) -> t
         "images_per_s": kind.crops * kind.frames / seconds,
     }
     return row, made.faults, bool(sums[2])
+
+
+def starting_pictures(
+    samples: Samples, settings: TokenizerTraining, *, rank: int = 0, ranks: int = 1
+) -> Iterator[torch.Tensor]:
+    """Yield a rank's share of batches of single pictures, none of a larger side, until there are enough."""
+    only = settings.batches.model_copy(update={"windows": 0.0, "larger": {}})
+    batches = Batches(
+        samples, only, seed=settings.seed + 1, rank=rank, ranks=ranks, shares=settings.sources,
+        failure_budget=settings.failure_budget,
+    )  # fmt: skip
+    for step in range(-(-_STARTING_PICTURES // only.pictures)):
+        yield batches(step).pixels_BTCHW
 
 
 def _publish(training: Training, records: TokenizerLog, measured: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from tokenmill.tokenize.vision_frames import WINDOW
 from tokenmill.train.vision_image_model import read_image_model
 from tokenmill.train.vision_image_start import from_image_model
 from tokenmill.train.vision_start import start_as_linear
+from tokenmill.train.vision_start_pictures import check_shape
 
 
 def build_model(settings: TokenizerTraining, config: Mapping[str, Any] | None = None) -> Any:
@@ -28,9 +29,12 @@ def build_model(settings: TokenizerTraining, config: Mapping[str, Any] | None = 
     torch.manual_seed(settings.seed)
     if config is not None:
         return Emu3VQVAE(Emu3VQVAEConfig.from_dict(dict(config))).eval()
-    if settings.start == "scratch":
+    if isinstance(settings.start, str):
         model = Emu3VQVAE(Emu3VQVAEConfig(**(settings.shape or TokenizerShape()).model_dump()))
-        start_as_linear(model)
+        if settings.start == "scratch":
+            start_as_linear(model)
+        else:
+            check_shape(model.config)
         return model.eval()
     model = _started(Path(settings.start.path).expanduser())
     _check_shape(settings, model.config)

@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from tokenmill.errors import RunError
 from tokenmill.settings_tokenizer import TokenizerTraining
-from tokenmill.train.vision_codebook import Codebook, summed
+from tokenmill.train.vision_codebook import Codebook, gathered, summed
 from tokenmill.train.vision_objective import Made, Objective
+from tokenmill.train.vision_start_pictures import start_from_pictures
 
 _RECENT_STEPS = 100
 _BUCKET = 1 << 25  # gradients that are averaged at once
@@ -71,6 +72,20 @@ class TokenizerRun:
     def needs_codebook(self) -> bool:
         """Say whether the next step is the first with a codebook, after some without."""
         return 0 < self.step == self.settings.steps_without_codebook
+
+    def needs_pictures(self) -> bool:
+        """Say whether the next step is the first, and the weights are yet to be solved for."""
+        return self.step == 0 and self.settings.start == "pictures"
+
+    @torch.no_grad()
+    def start_from(self, batches: Iterable[torch.Tensor]) -> None:
+        """Solve for the first weights, from pictures of some batches (this rank's share of each), equal in size."""
+        found = torch.cat([gathered(pixels[:, 0].to(self.device)) for pixels in batches])
+        start_from_pictures(self.model, found, generator=self._generator())
+        for tensor in self.model.state_dict().values():
+            from_first_rank(tensor)
+        self.average.load_state_dict(self.model.state_dict())
+        self.codebook = Codebook.of(self.model.quantize.embedding.weight)
 
     @torch.no_grad()
     def settle_codebook(self, batches: Iterable[torch.Tensor]) -> None:
@@ -171,6 +186,12 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             bucket, size = [], 0
     if bucket:
         _reduce(bucket)
+
+
+def from_first_rank(tensor: torch.Tensor) -> None:
+    """Make every rank's tensor that of the first: what was solved for twice may differ in its last bits."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast(tensor, src=0)
 
 
 def averaged(row: Mapping[str, float], device: torch.device) -> dict[str, float]:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
+from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_frames import embedded, latents, swish, temporal_features
 from tokenmill.train.vision_codebook import Codebook
 
@@ -30,31 +30,44 @@ LEVEL = 5.0
 SHIFT = 3.0
 """Where swish is nearly linear: the temporal layers, whose every output passes through one, work around it."""
 RIDGE = 1e-4
+SOLVED_PICTURES = 192
 
 
-def fits(model: Any) -> bool:
-    """Whether the network has the channels this start needs."""
-    config = model.config
-    width = config.base_channels * config.channel_multiplier[-1]
-    return (
-        config.num_res_blocks == 0
-        and len(config.channel_multiplier) == 4
-        and width >= GROUP * GROUPS
-        and config.latent_channels == config.embed_dim <= GROUPS
-    )
+def check_shape(config: Any) -> None:
+    """Raise RecipeError where the network is not of the form this start needs."""
+    multiplier, width = tuple(config.channel_multiplier), config.base_channels
+    if len(multiplier) != 4 or set(multiplier) != {1} or config.num_res_blocks:
+        raise RecipeError(
+            "tokenizer.start: pictures needs shape.channel_multiplier [1, 1, 1, 1] and num_res_blocks 0 "
+            f"(found {list(multiplier)} and {config.num_res_blocks}); or start from scratch"
+        )
+    if width < GROUP * GROUPS:
+        raise RecipeError(f"tokenizer.start: pictures needs shape.base_channels of {GROUP * GROUPS} (found {width})")
+    if config.hidden_size != width:
+        raise RecipeError(
+            f"tokenizer.start: pictures needs shape.hidden_size of {width}, its channels (found {config.hidden_size})"
+        )
+    if config.latent_channels != config.embed_dim or config.embed_dim > GROUPS:
+        raise RecipeError(
+            f"tokenizer.start: pictures needs shape.latent_channels = embed_dim, {GROUPS} at most "
+            f"(found {config.latent_channels} and {config.embed_dim})"
+        )
 
 
 @torch.no_grad()
 def start_from_pictures(model: Any, pixels_NCHW: torch.Tensor, *, generator: torch.Generator) -> None:
-    """Set the weights of an `Emu3VQVAE` in place, its codebook included, from pictures of one size in -1..1."""
+    """Set the weights of an `Emu3VQVAE` in place, its codebook included, from pictures of one size in -1..1.
+
+    Convolutions are solved for from some of the pictures, the codebook (k-means) sees all.
+    """
+    some_NCHW = pixels_NCHW[:: -(-len(pixels_NCHW) // SOLVED_PICTURES)]
     _quiet_branches(model)
-    deviations_D = _encoder(model, pixels_NCHW)
-    found = latents(model, pixels_NCHW[:, None])
-    flat_ND = found.permute(0, 1, 3, 4, 2).flatten(0, 3)
+    _encoder(model, some_NCHW)
+    found = [latents(model, part[:, None]) for part in torch.split(pixels_NCHW, 32)]
+    flat_ND = torch.cat(found).permute(0, 1, 3, 4, 2).flatten(0, 3)
     Codebook.of(model.quantize.embedding.weight).settle(flat_ND, generator=generator)
-    del deviations_D
-    quantized = embedded(model, model.quantize(found))
-    _decoder(model, quantized, pixels_NCHW)
+    quantized = embedded(model, model.quantize(latents(model, some_NCHW[:, None])))
+    _decoder(model, quantized, some_NCHW)
 
 
 def _quiet_branches(model: Any) -> None:
@@ -70,8 +83,8 @@ def _quiet_branches(model: Any) -> None:
             module.out_proj.bias.zero_()
 
 
-def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-    """Principal components of 8x8 patches, from space to depth three times; returns their deviations."""
+def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> None:
+    """Principal components of 8x8 patches, from space to depth three times."""
     encoder = model.encoder
     _identity(encoder.conv_in, 3)
     downs = [level.downsample.conv for level in encoder.down_block.down[:3]]
@@ -95,7 +108,6 @@ def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> torch.Tensor:
     scale = deviations_D / deviations_D[0]
     _from_pairs(encoder.conv_out, scale[: model.config.latent_channels])
     _through_time(model)
-    return deviations_D
 
 
 def _principal(rows_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,7 +119,7 @@ def _principal(rows_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
     return mean, vectors[:, order].T.float(), values[order].clamp_min(1e-8).sqrt().float()
 
 
-def _levels(bias: torch.Tensor, norm: nn.GroupNorm, count: int) -> None:
+def _levels(bias: torch.Tensor, norm: Any, count: int) -> None:
     """Constant channels of +K and -K beside each signal, and a norm that undoes its own division."""
     for channel, sign in ((0, LEVEL), (1, -LEVEL)):
         bias[torch.arange(GROUPS) * GROUP + channel] = sign
@@ -118,29 +130,26 @@ def _levels(bias: torch.Tensor, norm: nn.GroupNorm, count: int) -> None:
         norm.weight[torch.arange(GROUPS) * GROUP + channel] = 1.0
 
 
-def _from_pairs(convolution: nn.Conv2d, scale_D: torch.Tensor) -> None:
+def _from_pairs(convolution: Any, scale_D: torch.Tensor) -> None:
     """Output d is `scale` times signal d, from swish of the signal less swish of its negative."""
     convolution.weight.zero_()
-    assert convolution.bias is not None
     convolution.bias.zero_()
     for index, scale in enumerate(scale_D):
         convolution.weight[index, index * GROUP + 2, 1, 1] = scale
         convolution.weight[index, index * GROUP + 3, 1, 1] = -scale
 
 
-def _identity(convolution: nn.Conv2d, channels: int) -> None:
+def _identity(convolution: Any, channels: int) -> None:
     """The first `channels` outputs are the inputs."""
     convolution.weight[:channels].zero_()
-    assert convolution.bias is not None
     convolution.bias[:channels].zero_()
     for channel in range(channels):
         convolution.weight[channel, channel, 1, 1] = 1.0
 
 
-def _space_to_depth(convolution: nn.Conv2d, channels: int) -> None:
+def _space_to_depth(convolution: Any, channels: int) -> None:
     """Four outputs for each of `channels`: the pixels of a 2x2 block (as `pixel_unshuffle` orders them)."""
     convolution.weight[: 4 * channels].zero_()
-    assert convolution.bias is not None
     convolution.bias[: 4 * channels].zero_()
     for channel in range(channels):
         for place in range(4):
@@ -164,13 +173,12 @@ def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     return slope, float(y.mean() - slope * x.mean())
 
 
-def _average(convolution: nn.Conv3d, *, taps: int, gain: float, bias: float) -> None:
+def _average(convolution: Any, *, taps: int, gain: float, bias: float) -> None:
     """Each channel the mean of its own last `taps` frames, times `gain`, plus `bias`."""
     convolution.weight.zero_()
     middle = [size // 2 for size in convolution.kernel_size[1:]]
     for channel in range(convolution.out_channels):
         convolution.weight[channel, channel, -taps:, middle[0], middle[1]] = gain / taps
-    assert convolution.bias is not None
     convolution.bias.fill_(bias)
 
 
@@ -180,7 +188,7 @@ def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tenso
     transposed = quantized_N1Dhw.transpose(1, 2)
     hidden, guide = (temporal_features(decoder, x)[:, :, 0] for x in (model.post_quant_conv(transposed), transposed))
     _calm_guides(decoder, guide.mean((0, 2, 3)))
-    _with_neighbours(decoder.conv_in, hidden)
+    _each_by_itself(decoder.conv_in, hidden)
     hidden = decoder.conv_in(hidden)
     for level, block in ((3, 4), (2, 2), (1, 1)):
         upsample = decoder.up_block.up[level].upsample
@@ -195,7 +203,7 @@ def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tenso
     _from_pairs(decoder.conv_out, torch.ones(3))
 
 
-def _calm_guides(decoder: nn.Module, mean_D: torch.Tensor) -> None:
+def _calm_guides(decoder: Any, mean_D: torch.Tensor) -> None:
     """The codes' say in each norm begins small: a factor near one, an offset near zero."""
     for module in decoder.modules():
         if type(module).__name__ == "Emu3VQVAESpatialNorm":
@@ -210,20 +218,13 @@ def _calm_guides(decoder: nn.Module, mean_D: torch.Tensor) -> None:
     last.conv_b.bias.zero_()
 
 
-def _with_neighbours(convolution: nn.Conv2d, hidden_NDhw: torch.Tensor, kinds: int = 1) -> None:
-    """Each latent channel by itself, and its slopes down and across as far as there are channels for them."""
-    count = hidden_NDhw.shape[1]
+def _each_by_itself(convolution: Any, hidden_NDhw: torch.Tensor) -> None:
+    """The first channels are the latent ones, mean 0 and deviation 1."""
     mean, deviation = hidden_NDhw.mean((0, 2, 3)), hidden_NDhw.std((0, 2, 3)).clamp_min(1e-3)
-    assert convolution.bias is not None
-    for index in range(min(convolution.out_channels, kinds * count)):
-        kind, channel = divmod(index, count)
-        convolution.weight[index].zero_()
-        places = (
-            ((1, 1, 1.0),) if kind == 0 else ((0, 1, -0.5), (2, 1, 0.5)) if kind == 1 else ((1, 0, -0.5), (1, 2, 0.5))
-        )
-        for row, column, factor in places:
-            convolution.weight[index, channel, row, column] = factor / deviation[channel]
-        convolution.bias[index] = -mean[channel] / deviation[channel] if kind == 0 else 0.0
+    for channel in range(len(mean)):
+        convolution.weight[channel] = 0.0
+        convolution.weight[channel, channel, 1, 1] = 1.0 / deviation[channel]
+        convolution.bias[channel] = -mean[channel] / deviation[channel]
 
 
 def _solve(
@@ -236,7 +237,7 @@ def _solve(
     step = max(1, len(hidden_NCHW) // pictures)
     size = 9 * channels + 1
     left, right = torch.zeros(size, size), torch.zeros(size, wanted_NKHW.shape[1])
-    for one, other in zip(hidden_NCHW[::step].split(8), wanted_NKHW[::step].split(8), strict=True):
+    for one, other in zip(torch.split(hidden_NCHW[::step], 8), torch.split(wanted_NKHW[::step], 8), strict=True):
         doubled = functional.interpolate(one, scale_factor=2.0, mode="nearest")
         columns = functional.unfold(doubled, 3, padding=1).transpose(1, 2).flatten(0, 1)
         columns = functional.pad(columns, (0, 1), value=1.0)
@@ -248,9 +249,8 @@ def _solve(
     return solved[:-1].T.reshape(-1, channels, 3, 3), solved[-1]
 
 
-def _write(convolution: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor, *, pairs: bool) -> None:
+def _write(convolution: Any, weight: torch.Tensor, bias: torch.Tensor, *, pairs: bool) -> None:
     """Put a solved convolution into the first channels, or into the third and fourth of each group, negated."""
-    assert convolution.bias is not None
     count = len(weight)
     places = [(torch.arange(count) * GROUP + c, sign) for c, sign in ((2, 1.0), (3, -1.0))]
     if pairs:

@@ -123,7 +123,10 @@ class TokenizerTraining(_Settings):
         description="source → its share of the crops; absent: all image and video sources, by their numbers of samples",
     )
     held_out: Fraction = Field(default=0.02, description="share of the samples that is measured and never trained on")
-    start: TokenizerStart | Literal["scratch"] = "scratch"
+    start: TokenizerStart | Literal["scratch", "pictures"] = Field(
+        default="scratch",
+        description="`pictures`: from scratch, its first weights solved for from some of the pictures (128 channels)",
+    )
     shape: TokenizerShape | None = Field(default=None, description="absent: that of `start`, else a small one")
     losses: TokenizerLosses = TokenizerLosses()
     codebook: CodebookSettings = CodebookSettings()
