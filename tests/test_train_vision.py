@@ -16,7 +16,7 @@ from tests.conftest import S3Server
 
 from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.manifests.storage import open_store
-from tokenmill.recipe import check_recipe
+from tokenmill.recipe import check_recipe, load_recipe
 from tokenmill.settings_tokenizer import TokenizerBatches, TokenizerTraining
 from tokenmill.train.vision_clips import ClipReader
 from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
@@ -307,3 +307,9 @@ def test_wrong_tokenizer_section_is_refused_with_its_key(section: dict[str, Any]
     recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "tokenizer": section}
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe, "r.yaml")
+
+
+def test_recipe_in_the_repository_is_valid() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "train" / "recipes" / "vision_tokenizer.yaml")
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.sources.keys() <= recipe.sources.keys()

@@ -131,6 +131,8 @@ class TokenizerRun:
         }
         if settings.learning == "ema":
             self.codebook.follow(latents_ND, codes_N, decay=settings.decay)
+        else:  # it moves by its gradient; how often codes are used is what tells the dead
+            self.codebook.uses_V.mul_(settings.decay).add_(uses.to(self.codebook.uses_V), alpha=1 - settings.decay)
         falling = self.step >= self.settings.steps * (1 - self.settings.fall_share / 2)
         if settings.revive_every and self.step % settings.revive_every == 0 and not falling:
             below = settings.revive_below
