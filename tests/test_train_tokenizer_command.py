@@ -93,8 +93,8 @@ def _storage(server: S3Server) -> list[str]:
     [
         ({"tokenizer": None}, "tokenizer: is missing"),
         (
-            {"tokenizer": {"sources": {"nowhere": 1}}},
-            "tokenizer.sources.nowhere: no image or video source of that name",
+            {"tokenizer": {"sources": {"gone": 1}}},
+            "tokenizer.sources.gone: no image or video source of that name",
         ),
     ],
 )

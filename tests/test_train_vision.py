@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from tests import raw_samples
+from tests.conftest import S3Server
 
 from tokenmill.errors import RecipeError, RunError, SampleError
-from tokenmill.recipe import check_recipe
+from tokenmill.manifests.storage import open_store
+from tokenmill.recipe import check_recipe, load_recipe
 from tokenmill.settings_tokenizer import TokenizerBatches, TokenizerTraining
 from tokenmill.train.vision_clips import ClipReader
 from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
@@ -23,7 +26,7 @@ from tokenmill.train.vision_model import build_model
 from tokenmill.train.vision_objective import Objective
 from tokenmill.train.vision_pictures import PixelCache, short_sides
 from tokenmill.train.vision_run import TokenizerRun, learning_rate
-from tokenmill.train.vision_samples import Samples
+from tokenmill.train.vision_samples import Place, Samples
 
 CPU = torch.device("cpu")
 
@@ -52,10 +55,15 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return raw_samples.write_shard(folder / "scenes", [*raw_samples.scenes(16), b"no picture at all"])
 
 
+def table_of(folder: Path) -> pl.DataFrame:
+    """The scenes and both clips, one scene held out."""
+    rows = rows_of(folder)[:16] + [raw_samples.clip_row(f"{number}.mp4") for number in range(2)]
+    return raw_samples.listed(rows, held_out=(2,))
+
+
 @pytest.fixture
 def samples(folder: Path) -> Iterator[Samples]:
-    rows = rows_of(folder)[:16] + [raw_samples.clip_row(f"{n}.mp4") for n in range(2)]
-    opened = raw_samples.samples(folder, raw_samples.listed(rows, held_out=(2,)))
+    opened = raw_samples.samples(folder, table_of(folder))
     yield opened
     opened.close()
 
@@ -92,12 +100,9 @@ def test_training_lowers_the_loss_and_moves_the_codebook(samples: Samples, learn
 
 
 def test_bfloat16_learns_with_codes_of_full_precision(samples: Samples) -> None:
-    settings = tiny(precision="bf16", warm_up_steps=0)
-    pixels = Batches(samples, settings.batches, seed=1)(0).pixels_BTCHW
-    exact, rounded = (
-        TokenizerRun(tiny(warm_up_steps=0, precision=p), build_model(settings), CPU) for p in ("fp32", "bf16")
-    )
-    one, two = exact.advance(pixels), rounded.advance(pixels)
+    pixels = Batches(samples, tiny().batches, seed=1)(0).pixels_BTCHW
+    both = [tiny(warm_up_steps=0, precision=precision) for precision in ("fp32", "bf16")]
+    one, two = (TokenizerRun(settings, build_model(settings), CPU).advance(pixels) for settings in both)
     assert two["l2"] == pytest.approx(one["l2"], rel=0.05)
     assert two["l2"] != one["l2"]
     assert two["perplexity"] == one["perplexity"]
@@ -114,8 +119,7 @@ def test_loss_that_is_no_number_ends_the_run_before_the_weights_change(samples: 
 def test_step_is_a_function_of_list_settings_seed_and_step_and_ranks_share_it(folder: Path, samples: Samples) -> None:
     settings = TokenizerBatches(side=16, pictures=16, windows=0.3, larger={2: 0.3}, recolour=0.5)
     whole = [Batches(samples, settings, seed=1)(step).pixels_BTCHW for step in range(10)]
-    uncached = raw_samples.samples(folder, raw_samples.listed(
-        rows_of(folder)[:16] + [raw_samples.clip_row(f"{n}.mp4") for n in range(2)], held_out=(2,)), cache_bytes=0)  # fmt: skip
+    uncached = raw_samples.samples(folder, table_of(folder), cache_bytes=0)
     halves = [Batches(uncached, settings, seed=1, rank=rank, ranks=2) for rank in (0, 1)]
     again = {step: torch.cat([half(step).pixels_BTCHW for half in halves]) for step in reversed(range(10))}
     ahead = steps_ahead(Batches(uncached, settings, seed=1), 3, 10, threads=2)
@@ -195,6 +199,28 @@ def test_clip_reader_outlives_a_broken_clip_and_a_decoder_that_hangs(folder: Pat
     reader.close()
 
 
+def test_pictures_and_clips_on_an_object_store_are_read_in_ranges(folder: Path, s3_server: S3Server) -> None:
+    root = s3_server.new_root()
+    store = open_store(root, s3_server.options)
+    for name in ("scenes/00000.tar", "clips/0.mp4"):
+        store.put(name, (folder / name).read_bytes())
+    here, there = (
+        {name: Place(url=f"{base}/{name}", options=options) for name in ("scenes", "clips")}
+        for base, options in ((str(folder), {}), (root, s3_server.options))
+    )
+    table = raw_samples.listed([rows_of(folder)[1], raw_samples.clip_row("0.mp4")])
+    opened = [
+        Samples(table, Place(url=root), places, cache_bytes=0, max_pixels=1 << 24, clip_timeout_s=60)
+        for places in (here, there)
+    ]
+    pictures, windows = ([read(one) for one in opened] for read in (
+        lambda one: one.picture(0), lambda one: one.first_window(1, 4, 32)))  # fmt: skip
+    assert np.array_equal(*pictures)
+    assert np.array_equal(*windows)
+    for one in opened:
+        one.close()
+
+
 def test_short_sides_go_from_the_crop_to_the_picture() -> None:
     assert short_sides(64, 400) == [64, 96, 128, 192, 256, 384]
     assert short_sides(64, 4000) == [64, 96, 128, 192, 256, 384, 512]
@@ -270,3 +296,9 @@ def test_wrong_tokenizer_section_is_refused_with_its_key(section: dict[str, Any]
     recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "tokenizer": section}
     with pytest.raises(RecipeError, match=message):
         check_recipe(recipe, "r.yaml")
+
+
+def test_recipe_in_the_repository_is_valid() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "train" / "recipes" / "vision_tokenizer.yaml")
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.sources.keys() <= recipe.sources.keys()

@@ -105,11 +105,11 @@ def test_tokenizer_trained_earlier_is_taken_up_and_an_incomplete_one_refused(tmp
     earlier.save_pretrained(tmp_path / "earlier")
     again = build_model(started(tmp_path / "earlier"))
     assert all(torch.equal(a, b) for a, b in zip(earlier.parameters(), again.parameters(), strict=True))
-    with pytest.raises(RecipeError, match="tokenizer.shape.codebook_size: 64, but the model"):
+    with pytest.raises(RecipeError, match=r"tokenizer.shape.codebook_size: 64, but the model"):
         build_model(started(tmp_path / "earlier", shape={**shape, "codebook_size": 64}))
     state = {name: value for name, value in earlier.state_dict().items() if name != "encoder.conv_in.bias"}
     save_file(state, tmp_path / "earlier" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match="1 missing keys: encoder.conv_in.bias"):
+    with pytest.raises(RecipeError, match=r"1 missing keys: encoder.conv_in.bias"):
         build_model(started(tmp_path / "earlier"))
 
 

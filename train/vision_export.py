@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenmill.manifests.identity import sha256_hex
+from tokenmill.tokenize.loading import without_progress_bar
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.vision_launch import EXPORT, FIGURES
 
@@ -23,7 +24,7 @@ def export_tokenizer(folder: RunFolder, model: Any, about: Mapping[str, Any]) ->
 
     Returns its path relative to the root.
     """
-    with TemporaryDirectory(prefix="tokenmill-") as scratch:
+    with TemporaryDirectory(prefix="tokenmill-") as scratch, without_progress_bar():
         copy.deepcopy(model).cpu().save_pretrained(scratch)
         files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
     for name, data in files.items():

@@ -22,7 +22,7 @@ from tokenmill.train.stopping import RENDEZVOUS_VARIABLE, StopRequest
 from tokenmill.train.vision_data import Batches, StepData, steps_ahead
 from tokenmill.train.vision_export import export_tokenizer
 from tokenmill.train.vision_job import TokenizerJob
-from tokenmill.train.vision_launch import run_folder
+from tokenmill.train.vision_launch import figures, run_folder
 from tokenmill.train.vision_log import TokenizerLog
 from tokenmill.train.vision_measure import measure
 from tokenmill.train.vision_model import build_model
@@ -124,7 +124,7 @@ def batches_of(samples: Samples, job: TokenizerJob, *, seed: int) -> Batches:
 def _steps(training: Training, stop: StopRequest, progress: Path | None) -> None:
     run, settings = training.run, training.job.settings
     records = TokenizerLog(training.folder, run.step, progress, tensorboard=settings.tensorboard)
-    saved, measured = run.step, {}
+    saved, measured = run.step, dict(figures(training.folder).get("measured", {}))  # until there are newer ones
     data = steps_ahead(training.batches, run.step, settings.steps, threads=settings.decode_threads)
     try:
         while run.step < settings.steps:
@@ -159,14 +159,14 @@ def _step(training: Training, data: Generator[StepData], stop: StopRequest) -> t
     made = next(data)
     waited_s = time.perf_counter() - waiting
     fault_point(f"tokenizer:step-{run.step}")
-    figures = run.advance(made.pixels_BTCHW)
+    learned = run.advance(made.pixels_BTCHW)
     sums = torch.tensor([waited_s, len(made.faults), float(bool(stop))], dtype=torch.float64, device=run.device)
     dist.all_reduce(sums)
     seconds = time.perf_counter() - started
     kind = training.batches.kind(made.step)
     row = {
         "step": run.step,
-        **figures,
+        **learned,
         "crops": kind.crops,
         "side": kind.side,
         "frames": kind.frames,
