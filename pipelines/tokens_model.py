@@ -24,6 +24,7 @@ from tokenmill.tokenize.vision import VisionTokenizer
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
 T = TypeVar("T")
+_REMEMBERED = 16  # pictures or windows
 
 
 class SharedVision:
@@ -34,6 +35,8 @@ class SharedVision:
 
     Attributes:
         at_once: pictures or windows of a call; calls: how many calls go on side by side.
+        first: windows (B T H W C; a picture is one of T = 1) of the first calls, and their codes (B t h w);
+            remembers: whether calls are still added to it.
     """
 
     def __init__(self, vision: VisionTokenizer, cpus: int = 1) -> None:
@@ -43,13 +46,15 @@ class SharedVision:
         self.calls = max(1, cpus) if self._on_cpu else 1
         self._restore: Callable[[], None] | None = None
         self._pool = ThreadPoolExecutor(self.calls, "vision", self._begin if self._on_cpu else None)
+        self.first: list[tuple[Pixels, Codes]] = []
+        self.remembers = True
         self._lock = Lock()
         self._model_s = 0.0
 
     def images(self, images: Sequence[Pixels]) -> Future[list[Codes]]:
         """Return codes (h, w) of at most `at_once` pictures (H W C) of one size, when they are there."""
         batch = [*images, *[images[-1]] * (self.at_once - len(images))]
-        return self._pool.submit(self._timed, lambda: list(self.vision.encode_images(np.stack(batch))[: len(images)]))
+        return self._pool.submit(self._timed, lambda: self._images(np.stack(batch), len(images)))
 
     def windows(self, frames_THWC: Pixels) -> list[Future[Codes]]:
         """Return codes (t, h, w) of a clip's frames, a whole number of windows, piece by piece."""
@@ -57,12 +62,32 @@ class SharedVision:
         parts = [frames_THWC[first : first + step] for first in range(0, len(frames_THWC), step)]
         return [self._pool.submit(self._timed, lambda part=part: self._windows(part)) for part in parts]
 
+    def _images(self, batch_BHWC: Pixels, number: int) -> list[Codes]:
+        codes = self.vision.encode_images(batch_BHWC)[:number]
+        self._remember(batch_BHWC[:number, None], codes[:, None])
+        return list(codes)
+
     def _windows(self, frames_THWC: Pixels) -> Codes:
         window = self.vision.temporal_factor
         missing = self.at_once - len(frames_THWC) // window
         filled = np.concatenate([frames_THWC, *[frames_THWC[-window:]] * missing])
         codes: Codes = self.vision.encode_video(filled[None])[0][: len(frames_THWC) // window]
+        self._remember(frames_THWC.reshape(-1, window, *frames_THWC.shape[1:]), codes[:, None])
         return codes
+
+    def _remember(self, windows_BTHWC: Pixels, codes: Codes) -> None:
+        with self._lock:
+            if self.remembers and sum(len(known) for known, _ in self.first) < _REMEMBERED:
+                self.first.append((windows_BTHWC, codes))
+
+    def compared(self, other: VisionTokenizer) -> tuple[int, int]:
+        """Return how many codes the first calls gave, and for how many another tokenizer gives others."""
+        number = changed = 0
+        for windows_BTHWC, codes in self.first:
+            still = windows_BTHWC.shape[1] == 1
+            found = other.encode_images(windows_BTHWC[:, 0])[:, None] if still else _each(other, windows_BTHWC)
+            number, changed = number + codes.size, changed + int((found != codes).sum())
+        return number, changed
 
     def taken_s(self) -> float:
         """Return the seconds the model took since this was asked last, summed over threads."""
@@ -96,3 +121,7 @@ class SharedVision:
                 before = torch.get_num_threads()
                 self._restore = lambda: torch.set_num_threads(before)
             torch.set_num_threads(1)
+
+
+def _each(vision: VisionTokenizer, windows_BTHWC: Pixels) -> Codes:
+    return np.stack([vision.encode_video(window[None])[0] for window in windows_BTHWC])

@@ -62,6 +62,14 @@ def open_vision(spec: Mapping[str, Any]) -> VisionTokenizer:
     return load_vision_tokenizer(spec["name"], **options)
 
 
+def open_exact_vision(spec: Mapping[str, Any]) -> VisionTokenizer | None:
+    """Load the tokenizer in float32 of a recipe that runs it in less, None of one that does not."""
+    if spec.get("dtype", "float32") == "float32":
+        return None
+    left_out = ("dtype", "compile", "cuda_graphs")
+    return open_vision({name: value for name, value in spec.items() if name not in left_out})
+
+
 def fingerprint_of_vision(spec: Mapping[str, Any]) -> str:
     """Return the fingerprint of a recipe's vision tokenizer, without building it where its files tell."""
     return vision_fingerprint(spec["name"], **{key: value for key, value in spec.items() if key != "name"})

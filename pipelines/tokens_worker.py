@@ -32,13 +32,14 @@ from tokenmill.pipelines.tokens_clip import REFUSALS, ClipEncoder, TokenArea
 from tokenmill.pipelines.tokens_documents import DocumentEncoder
 from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_model import SharedVision
-from tokenmill.pipelines.tokens_settings import TokenSettings, open_vision
+from tokenmill.pipelines.tokens_settings import TokenSettings, open_exact_vision, open_vision
 from tokenmill.pipelines.tokens_words import Words, chosen_words, with_vision
 from tokenmill.tokenize.segments import TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
 LEFT_OUT = "pictures of pages left out"
-TAKEN_OVER = "samples with codes taken over"
+TAKEN_OVER, COMPARED = "samples with codes taken over", "codes compared with those of float32"
+CHANGED = "codes that float32 changes"
 Fill = Callable[[Selected, pl.DataFrame, Sequence[TokenSample]], Iterator[TokenSample]]
 
 
@@ -62,6 +63,7 @@ class TokenWorker:
         self._seconds: dict[str, float] = {}
         self._notes: Counter[str] = Counter()
         self._known: Mapping[str, Coded] = {}
+        self._is_compared = False
         self._fill = self._filler(limits, cpus)
 
     def _filler(self, limits: DecodeLimits, cpus: int) -> Fill:
@@ -107,7 +109,20 @@ class TokenWorker:
         commit = self._write(job, part.carried(), self._fill(part, rows, samples))
         if self._shared is not None:
             self._seconds["model"] += self._shared.taken_s()
+            self._compare(self._shared)
         return JobResult(commits=(commit,), seconds=dict(self._seconds), notes=dict(self._notes))
+
+    def _compare(self, shared: SharedVision) -> None:
+        """Note, once a worker, how many codes float32 would have made others of; costs it a batch."""
+        if self._is_compared or not shared.first:
+            return
+        self._is_compared = True
+        exact = open_exact_vision(self._settings.vision)
+        if exact is not None:
+            number, changed = shared.compared(exact)
+            self._notes.update({COMPARED: number, CHANGED: changed})
+        shared.remembers = False
+        shared.first.clear()
 
     def _read_texts(self, part: Selected, rows: pl.DataFrame, samples: Sequence[TokenSample]) -> Iterator[TokenSample]:
         """Encode texts in the decoding threads: tiktoken lets the interpreter go."""
