@@ -125,19 +125,19 @@ class SampleReader:
     def documents(self, piece: SampleSlice, rows: pl.DataFrame) -> Generator[RawDocument | SampleError]:
         """Yield every row's document, its pictures as encoded bytes; digests are checked in the decoding threads."""
 
-        return self.from_documents(piece, rows, lambda document: document)
+        return self.from_documents(piece, rows, lambda document, sha256: document)
 
     def from_documents(
-        self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[RawDocument], T]
+        self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[RawDocument, str], T]
     ) -> Generator[T | SampleError]:
-        """Apply `make(document)` to every document of a slice, in the decoding threads.
+        """Apply `make(document, its digest)` to every document of a slice, in the decoding threads.
 
         What comes as SampleError is `make`'s, or it is not the document that was indexed.
         """
 
         def made(found: tuple[DocumentBytes, str, str]) -> T | SampleError:
             (data, pictures), layout, sha256 = found
-            return _attempt(lambda: make(read_document(data, pictures, layout, sha256)))
+            return _attempt(lambda: make(read_document(data, pictures, layout, sha256), sha256))
 
         return self._counted(self.ahead(made, self._found_documents(piece, rows)))
 

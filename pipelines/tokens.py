@@ -50,7 +50,7 @@ def tokenize_work(
         about={"text_ids": vocabulary.text.size, "codes": vocabulary.codebook_size},
     )
     folder = StageDir(store=store, source=piece.source, config=config)
-    earlier = EarlierCodes(folder) if settings.modality in ("image", "video") else None
+    earlier = EarlierCodes(folder) if settings.modality != "text" else None
     units = []
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]

@@ -52,6 +52,7 @@ class TokenSample:
         words: what is said of a picture or clip; body: what a text says.
         codes: (t, h, w) of each of its pictures or of its clip, in the order in which they are stored.
         clip: which frames were taken; of video alone.
+        is_taken_over: its codes come from an earlier archive; of documents alone.
         left_out: why pictures of a page are not shown, by their numbers.
         segments: of the document, pointing into `text_ids` and the stored codes; made last.
     """
@@ -62,6 +63,7 @@ class TokenSample:
     codes: list[NDArray[np.uint32]] = field(default_factory=list)
     clip: Sampling | None = None
     left_out: Mapping[int, str] = field(default_factory=dict)
+    is_taken_over: bool = False
     segments: list[Segment] = field(default_factory=list)
     text_ids: NDArray[np.uint32] | None = None
     error: SampleError | None = None

@@ -13,10 +13,10 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -47,6 +47,9 @@ class Coded:
 
 
 Earlier = Iterable[tuple[StageDir, Sequence[Record]]]
+Codes = NDArray[np.uint32]
+T = TypeVar("T")
+Sane = Callable[[Mapping[str, Any], bytes], T | None]
 
 
 @dataclass(frozen=True)
@@ -84,33 +87,46 @@ def coding_of(config: StageConfig) -> dict[str, Any] | None:
         return None
     vision = {name: value for name, value in settings["vision"].items() if name != "name"}
     clip = {name: value for name, value in settings.get("clip", {}).items() if name != "max_ids"}
+    page = {name: value for name, value in settings.get("page", {}).items() if name == "leave_out"}
     words = ("vocabulary", "licence", "mask")
     others = {name: value for name, value in settings.items() if name not in words}
     return {
-        **others, "vision": vision, "clip": clip, "fingerprint": config.fingerprints.get("vision"),
+        **others, "vision": vision, "clip": clip, "page": page, "fingerprint": config.fingerprints.get("vision"),
         "version": config.version, "schema": config.schema,
     }  # fmt: skip
 
 
 def codes_before(earlier: Earlier, rows: pl.DataFrame, codebook_size: int) -> dict[str, Coded]:
-    """Return the codes there are of some samples, by key."""
+    """Return the codes there are of some pictures or clips, by key."""
+    return _before(earlier, rows, partial(_coded, codebook_size=codebook_size))
+
+
+def pages_before(earlier: Earlier, rows: pl.DataFrame, codebook_size: int) -> dict[str, list[Codes]]:
+    """Return the codes (h, w) there are of all pictures of some documents, in the order in which they are stored.
+
+    By the documents' digests, which cover their pictures.
+    """
+    found = _before(earlier, rows, partial(_page, codebook_size=codebook_size))
+    digests = dict(rows.select("key", "sha256").iter_rows())
+    return {digests[key]: codes for key, codes in found.items()}
+
+
+def _before(earlier: Earlier, rows: pl.DataFrame, sane: Sane[T]) -> dict[str, T]:
     wanted = rows.select("key", "sha256").drop_nulls()
-    found: dict[str, Coded] = {}
+    found: dict[str, T] = {}
     for folder, records in earlier:
         for unit, attempt in records:
             if wanted.is_empty():
                 return found
             try:
-                found |= dict(_taken(folder, unit, attempt, wanted, codebook_size))
+                found |= dict(_taken(folder, unit, attempt, wanted, sane))
             except (ManifestError, StorageError) as error:
                 log.debug("codes of %s are not taken over: %s", unit, error)
             wanted = wanted.filter(~pl.col("key").is_in(list(found)))
     return found
 
 
-def _taken(
-    folder: StageDir, unit: str, attempt: int, wanted: pl.DataFrame, codebook_size: int
-) -> Iterator[tuple[str, Coded]]:
+def _taken(folder: StageDir, unit: str, attempt: int, wanted: pl.DataFrame, sane: Sane[T]) -> Iterator[tuple[str, T]]:
     commit = folder.read_commit(unit, attempt)
     rows = folder.read_rows(commit, _COLUMNS).filter(pl.col("codes_offset").is_not_null())
     rows = rows.join(wanted, on=["key", "sha256"], how="semi", maintain_order="left")
@@ -119,27 +135,47 @@ def _taken(
         return
     places = [Place(archive, *place) for place in rows.select("codes_offset", "codes_length").iter_rows()]
     for row, data in zip(rows.iter_rows(named=True), read_places(folder.store, places), strict=True):
-        coded = _sane(row, data, codebook_size)
+        coded = sane(row, data)
         if coded is None:
             log.warning("%s: the codes of %s are damaged, and made again", archive, row["key"])
         else:
             yield row["key"], coded
 
 
-def _sane(row: Mapping[str, Any], data: bytes, codebook_size: int) -> Coded | None:
+def _coded(row: Mapping[str, Any], data: bytes, *, codebook_size: int) -> Coded | None:
     """Return what was read as codes, None unless it is all that its row says."""
     segments = [one for one in segments_from_json(json.loads(row["segments"])) if isinstance(one, VisionSegment)]
-    if zlib.crc32(data) != row["codes_crc32"] or len(segments) != 1:
+    codes = _sane(row, data, codebook_size)
+    if codes is None or len(segments) != 1:
         return None
     (segment,) = segments
+    is_whole = len(codes) == segment.num_codes
+    return Coded(codes.reshape(segment.t, segment.h, segment.w), segment) if is_whole else None
+
+
+def _page(row: Mapping[str, Any], data: bytes, *, codebook_size: int) -> list[Codes] | None:
+    """Return the codes of a document's pictures, each once; None unless they are all that its row says."""
+    segments = [one for one in segments_from_json(json.loads(row["segments"])) if isinstance(one, VisionSegment)]
+    codes = _sane(row, data, codebook_size)
+    places = {one.offset: one for one in segments}
+    stored = [places[offset] for offset in sorted(places)]
+    ends = [0, *(one.offset + one.num_codes for one in stored)]
+    if codes is None or ends != [*(one.offset for one in stored), len(codes)]:
+        return None
+    return [codes[one.offset : one.offset + one.num_codes].reshape(one.h, one.w) for one in stored]
+
+
+def _sane(row: Mapping[str, Any], data: bytes, codebook_size: int) -> Codes | None:
+    """Return codes as they are stored, None for what is damaged or no codes of this codebook."""
+    if zlib.crc32(data) != row["codes_crc32"]:
+        return None
     try:
         codes = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError):
         return None
-    is_whole = codes.shape == (segment.t * segment.h * segment.w,) == (row["num_codes"],)
-    if not is_whole or codes.dtype.kind != "u" or (codes.size and int(codes.max()) >= codebook_size):
+    if codes.shape != (row["num_codes"],) or codes.dtype.kind != "u":
         return None
-    return Coded(codes.astype(np.uint32).reshape(segment.t, segment.h, segment.w), segment)
+    return None if codes.size and int(codes.max()) >= codebook_size else codes.astype(np.uint32)
 
 
 def _folders_of_equal_codes(folder: StageDir) -> Iterator[StageDir]:

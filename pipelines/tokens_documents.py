@@ -7,7 +7,7 @@ The pictures of a document are decoded and resized by the decoding thread that r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,18 +55,23 @@ class _Prepared:
 
     texts: PageTexts | None = None
     pixels: dict[int, Pixels] = field(default_factory=dict)
+    codes: dict[int, Codes] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
     lost: dict[int, SampleError] = field(default_factory=dict)
     refusal: SampleError | None = None
 
 
 class DocumentEncoder:
-    """Encodes the documents of a slice; `encode` gives a text's ids as the archive may hold them, `shown` the text."""
+    """Encodes the documents of a slice; `encode` gives a text's ids as the archive may hold them, `shown` the text.
+
+    `known` are codes that exist already, of all pictures of a document as they are stored, by its digest.
+    """
 
     def __init__(
         self, images: ImageEncoder, policy: PagePolicy, encode: Callable[[str], Ids], shown: Callable[[str], str]
     ) -> None:
         self._images, self._policy, self._encode, self._shown = images, policy, encode, shown
+        self.known: Mapping[str, Sequence[Codes]] = {}
 
     def __call__(
         self, reader: SampleReader, piece: SampleSlice, rows: pl.DataFrame, samples: Sequence[TokenSample]
@@ -82,7 +87,8 @@ class DocumentEncoder:
                 if isinstance(prepared, SampleError) or prepared.refusal is not None:
                     sample.error = prepared if isinstance(prepared, SampleError) else prepared.refusal
                     continue
-                page.texts = prepared.texts
+                page.texts, page.codes = prepared.texts, prepared.codes
+                sample.is_taken_over = bool(prepared.codes)
                 sample.words = Words(captions=prepared.captions)
                 sample.left_out = {number: error.reason for number, error in prepared.lost.items()}
                 yield from (((page, number), pixels) for number, pixels in prepared.pixels.items())
@@ -94,18 +100,27 @@ class DocumentEncoder:
                 yield order.popleft().finished()
         yield from (page.finished() for page in order)
 
-    def _prepared(self, document: RawDocument) -> _Prepared:
+    def _prepared(self, document: RawDocument, sha256: str) -> _Prepared:
         """Size a document's pictures and encode its texts, in a decoding thread; a broken one is a SampleError."""
         try:
             self._policy.check(document)
         except SampleError as error:
             return _Prepared(refusal=error)
-        pixels, lost = self._sized(document)
+        pixels, lost = dict[int, Pixels](), dict[int, SampleError]()
+        codes = self.known.get(sha256, ())
+        is_known = len(codes) == len(document.pictures)  # of one that lost pictures, nobody says which are left
+        if not is_known:
+            pixels, lost = self._sized(document)
         parts = self._policy.shown_parts(document.parts, lost)
         texts = PageTexts.of(parts, self._encode)
         captions = [one.text for one in parts if isinstance(one, RawText) and one.role == "caption"]
-        shown = {number: pixels[number] for number in texts.numbers}
-        return _Prepared(texts=texts, pixels=shown, captions=[self._shown(one) for one in captions], lost=lost)
+        return _Prepared(
+            texts=texts,
+            pixels={} if is_known else {number: pixels[number] for number in texts.numbers},
+            codes=dict(zip(texts.numbers, codes, strict=True)) if is_known else {},
+            captions=[self._shown(one) for one in captions],
+            lost=lost,
+        )
 
     def _sized(self, document: RawDocument) -> tuple[dict[int, Pixels], dict[int, SampleError]]:
         pixels, lost = dict[int, Pixels](), dict[int, SampleError]()

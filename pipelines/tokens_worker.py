@@ -27,7 +27,7 @@ from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, publish
 from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.tokens_archive import TokenSample, archive_output, archive_row, index_columns
-from tokenmill.pipelines.tokens_before import Coded, codes_before
+from tokenmill.pipelines.tokens_before import Coded, Earlier, codes_before, pages_before
 from tokenmill.pipelines.tokens_clip import REFUSALS, ClipEncoder, TokenArea
 from tokenmill.pipelines.tokens_documents import DocumentEncoder
 from tokenmill.pipelines.tokens_images import ImageEncoder
@@ -108,13 +108,20 @@ class TokenWorker:
         self._notes = Counter()
         self._known = {}
         if self._shared is not None:
-            self._known = codes_before(job.unit.payload["earlier"], rows, self._shared.vision.codebook_size)
+            self._look_back(job.unit.payload["earlier"], rows, self._shared.vision.codebook_size)
             self._seconds["read"] += time.perf_counter() - started
         commit = self._write(job, part.carried(), self._fill(part, rows, samples))
         if self._shared is not None:
             self._seconds["model"] += self._shared.taken_s()
             self._compare(self._shared)
         return JobResult(commits=(commit,), seconds=dict(self._seconds), notes=dict(self._notes))
+
+    def _look_back(self, earlier: Earlier, rows: pl.DataFrame, codebook_size: int) -> None:
+        """Find the codes that exist already."""
+        if self._settings.page is not None:
+            self._documents.known = pages_before(earlier, rows, codebook_size)
+        else:
+            self._known = codes_before(earlier, rows, codebook_size)
 
     def _compare(self, shared: SharedVision) -> None:
         """Note, once a worker, how many codes float32 would have made others of; costs it a batch."""
@@ -223,6 +230,8 @@ class TokenWorker:
 
     def _is_taken_over(self, sample: TokenSample) -> bool:
         known = self._known.get(sample.row["key"])
+        if sample.is_taken_over:
+            return True
         return known is not None and len(sample.codes) == 1 and np.shares_memory(sample.codes[0], known.codes)
 
     def _document(self, sample: TokenSample, carried: Sequence[str]) -> dict[str, Any]:

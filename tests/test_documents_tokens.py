@@ -352,3 +352,27 @@ def test_archives_of_documents_are_the_same_bytes_whatever_reads_them(done, tmp_
     changed["execution"] = {"executor": "inline", "decode_threads": 1}
     chain = Chain(recipe=check_recipe(changed, "documents"), options=ChainOptions(quiet=True))
     assert chain.tokenize["pages"].digest == done.chain.tokenize["pages"].digest
+
+
+def test_documents_that_exist_are_taken_over_and_give_the_same_archives(done, tmp_path, monkeypatch):
+    import shutil
+
+    from tokenmill.tokenize.vision_emu3 import Emu3VisionTokenizer
+
+    root = Path(shutil.copytree(done.chain.recipe.root, tmp_path / "root"))
+    given: list[int] = []
+    encode = Emu3VisionTokenizer.encode_images
+    monkeypatch.setattr(
+        Emu3VisionTokenizer, "encode_images", lambda self, b: (given.append(len(b)), encode(self, b))[1]
+    )
+    before = done.chain.tokenize["pages"]
+    changed = recipe(done.folder, root)
+    changed["filter"]["document"]["rules"] = {"few": "num_pictures <= 2"}
+    kept = Chain(recipe=check_recipe(changed, "documents"), options=ChainOptions(quiet=True)).tokenize["pages"]
+    assert sum(given) == 1  # of the page that lost a picture
+    again = chain_of(done.folder, tmp_path / "fresh").recipe
+    scratch = recipe(done.folder, Path(again.root))
+    scratch["filter"] = changed["filter"]
+    fresh = Chain(recipe=check_recipe(scratch, "documents"), options=ChainOptions(quiet=True)).tokenize["pages"]
+    assert [commit.data.sha256 for commit in kept.commits] == [commit.data.sha256 for commit in fresh.commits]
+    assert kept.digest != before.digest
