@@ -18,7 +18,7 @@ from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.answers import SCHEMA
 from tokenmill.pipelines.caption_worker import CaptionWorker
 from tokenmill.pipelines.decoding import DecodeLimits
-from tokenmill.pipelines.earlier_answers import EarlierAnswers, references_of_last
+from tokenmill.pipelines.earlier_records import EarlierRecords, references_of_last
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.selected import Selected
@@ -46,7 +46,7 @@ def caption_work(
     piece = selected[0].piece
     asking = Asking.of(column, modality, piece.source)
     folder = caption_folder(store, asking, limits)
-    earlier = EarlierAnswers(folder)
+    earlier = EarlierRecords(folder)
     units = [
         Unit(
             inputs=(part.piece.reference("rows"), part.kept_reference, *references_of_last(part.piece)),

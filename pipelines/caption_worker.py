@@ -29,7 +29,7 @@ from tokenmill.pipelines.caption_questions import UnitQuestions
 from tokenmill.pipelines.caption_spending import AskingProgress, FailureBudget, totals_with
 from tokenmill.pipelines.deadlines import renew
 from tokenmill.pipelines.decoding import DecodeLimits, SampleReader
-from tokenmill.pipelines.earlier_answers import EarlierAnswers
+from tokenmill.pipelines.earlier_records import EarlierRecords
 from tokenmill.pipelines.jobs import Job, JobResult, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking, Question
 from tokenmill.pipelines.selected import Selected
@@ -170,7 +170,7 @@ def _settle(journal: AnswerJournal, before: AnswersBefore, folder: StageDir, com
     other cuts of the shard, which somebody else's journal may speak of as well."""
     stands = folder.read_rows(commit, ["asked"])["asked"]
     if journal.settle(pl.concat([before.others["asked"], stands]).drop_nulls()):
-        journal.settle(read_all_answers(folder, EarlierAnswers(folder).about(part.piece))["asked"].drop_nulls())
+        journal.settle(read_all_answers(folder, EarlierRecords(folder).about(part.piece))["asked"].drop_nulls())
 
 
 def counts_of(answers: pl.DataFrame) -> Counts:

@@ -346,16 +346,16 @@ class Chain:
 
     @cached_property
     def tokenize(self) -> dict[str, Snapshot]:
-        works = {}
+        works, cpus = {}, sections.cpus_of_worker(self.recipe.execution, "tokenize")
         for name in self.recipe.sources:
             if self.selected[name]:
                 parents = self.parents(name, self.ingest, self.split, self.select, self.choose)
                 works[name] = tokenize_work(
                     self.store, sections.token_settings(self.recipe, name, self.modality[name]),
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
-                    self.limits, parents,
+                    self.limits, parents, cpus=cpus,
                 )  # fmt: skip
-        return self._single("tokenize", works)
+        return self._single("tokenize", works, cores=cpus)
 
     @cached_property
     def plan(self) -> Plan:
@@ -388,9 +388,9 @@ class Chain:
         return {name: snapshots[0] for name, snapshots in self._run(stage, works, **how).items()}
 
     def _run(
-        self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False, threads: int = 1
+        self, stage: str, works: Mapping[K, StageWork], *, inline: bool = False, threads: int = 1, cores: int = 1
     ) -> dict[K, tuple[Snapshot, ...]]:
-        options = self._run_options(stage)
+        options = replace(self._run_options(stage), cores=cores)
         if inline:
             options = replace(options, pool=None, threads=threads)
         found = run_stage(stage, list(works.values()), options)

@@ -24,7 +24,7 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.column_answers import ColumnAnswers, Said
 from tokenmill.pipelines.decoding import failure_values
-from tokenmill.pipelines.earlier_answers import EarlierAnswers
+from tokenmill.pipelines.earlier_records import EarlierRecords
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit, UnitOutput, publish
 from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.samples import FAILURE_COLUMNS, clip_seconds
@@ -57,7 +57,7 @@ def choose_work(
 ) -> StageWork:
     """Describe the choice for one source; `answers` are the columns' snapshots."""
     source = selected[0].piece.source
-    earlier = {name: EarlierAnswers(snapshot.folder) for name, snapshot in answers.items()}
+    earlier = {name: EarlierRecords(snapshot.folder) for name, snapshot in answers.items()}
     units = []
     for index, part in enumerate(selected):
         digests = {name: snapshot.commits[index].digests["answers"] for name, snapshot in answers.items()}

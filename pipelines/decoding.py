@@ -101,16 +101,22 @@ class SampleReader:
         """Yield the picture (HWC uint8 RGB) of every row, decoded ahead in threads."""
         return self.samples(piece, rows, lambda data: decode_image(data, max_pixels=self.limits.max_pixels))
 
-    def samples(self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[bytes], T]) -> Generator[T | SampleError]:
+    def samples(
+        self, piece: SampleSlice, rows: pl.DataFrame, make: Callable[[bytes], T], known: Mapping[str, T] | None = None
+    ) -> Generator[T | SampleError]:
         """Apply `make(bytes)` to every sample of a slice, in the decoding threads.
 
-        What comes as SampleError is `make`'s, or its bytes are not those that were indexed.
+        What comes as SampleError is `make`'s, or its bytes are not those that were indexed. `known` samples (by key)
+        come in their places as they are and are not read.
         """
+        known = known or {}
 
         def made(found: Found) -> T | SampleError:
             return _attempt(lambda: make(self._payload(found)))
 
-        return self._counted(self.ahead(made, self._found(piece, rows)))
+        unseen = rows.filter(~pl.col("key").is_in(list(known))) if known else rows
+        new = self.ahead(made, self._found(piece, unseen))
+        return self._counted(known[key] if key in known else next(new) for key in rows["key"])
 
     def pictures(
         self, piece: SampleSlice, rows: pl.DataFrame, look: Callable[[Picture, float], T]

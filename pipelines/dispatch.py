@@ -37,6 +37,7 @@ class RunOptions:
         pool: Ray workers, or None to work in this process.
         threads: of this process that do units at the same time, where there is no pool; for queries alone, whose
             libraries let the interpreter go.
+        cores: of this process that a unit makes use of, where there is no pool; what the last line reckons with.
         tries: how often a unit that dies is handed out in all.
         retry_failed: do units with failed samples again, as their next attempt.
         allow_work: False only reads: a missing unit is then an error.
@@ -48,6 +49,7 @@ class RunOptions:
 
     pool: RayPool | None = None
     threads: int = 1
+    cores: int = 1
     tries: int = 3
     retry_failed: bool = False
     allow_work: bool = True
@@ -84,7 +86,7 @@ def carry_out(
         round_ = _Round(title, works, options, drain, progress, metrics)
         failed = round_.all(jobs, take_in)
         if not options.quiet:
-            log.info("%s", _last_line(progress, options.pool, options.threads))
+            log.info("%s", _last_line(progress, options.pool, max(options.threads, options.cores)))
     if drain.asked:  # only now, or a SIGTERM at the very end would let the next stage begin
         raise KeyboardInterrupt
     if failed:
@@ -93,9 +95,9 @@ def carry_out(
         raise RunError(f"{title}: {len(failed)} units failed after {options.tries} tries: {told}{more}")
 
 
-def _last_line(progress: Progress, pool: RayPool | None, threads: int) -> str:
+def _last_line(progress: Progress, pool: RayPool | None, cores: int) -> str:
     if pool is None:
-        return progress.last_line(float(min(threads, available_cpus())))
+        return progress.last_line(float(min(cores, available_cpus())))
     decoders = pool.decode.workers if pool.decode else 0
     return progress.last_line(pool.all_cpus, gpus=pool.gpus, workers=pool.workers, decode_workers=decoders)
 

@@ -56,13 +56,15 @@ class JobResult:
     """What a worker reports: its records and the seconds each phase took (`read`, `decode`, `model`, `write`).
 
     `found` is True when the records were there already: another run, or this one before it was disturbed, was first.
-    `rows` are those worked on just now, where the record holds others too.
+    `rows` are those worked on just now, where the record holds others too; `notes` are counts that the log tells and no
+    record, because they hang on what was there before.
     """
 
     commits: tuple[Commit, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     found: bool = False
     rows: int | None = None
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Worker(Protocol):

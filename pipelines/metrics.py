@@ -58,6 +58,7 @@ class StageMetrics:
         self.seconds: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.started = time.time()
         self._clock = self._published = time.monotonic()
         run = f"run-{int(self.started * 1000)}-{uuid.uuid4().hex[:8]}"
@@ -104,6 +105,7 @@ class StageMetrics:
         self.seconds.update(row["phases_s"])
         self.counts.update({f"rows_{state}": row[f"rows_{state}"] for state in ("in", "kept", "dropped", "failed")})
         self.traffic.update({name: row[name] for name in TRAFFIC})
+        self.notes.update(row.get("notes", {}))
         if self._endpoint is not None:
             self._endpoint.count(source, row)
             self._endpoint.remaining(self.total - self.resumed - self.units, self.eta_s)
@@ -132,6 +134,7 @@ class StageMetrics:
             "phases_s": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
             **{f"rows_{state}": self.counts[f"rows_{state}"] for state in ("in", "kept", "dropped", "failed")},
             **{name: self.traffic[name] for name in TRAFFIC},
+            **({"notes": dict(sorted(self.notes.items()))} if self.notes else {}),
         }
 
     def _note(self, source: str, row: Mapping[str, Any]) -> None:
@@ -165,6 +168,7 @@ def unit_row(stage: str, unit: str, source: str, finished: Finished, try_number:
         "rows_failed": sum(counts.failed.values()) if counts else 0,
         "bytes_out": sum(entry.bytes for commit in commits for entry in commit.files),
         **{name: int(finished.traffic.get(name, 0)) for name in TRAFFIC},
+        **({"notes": dict(sorted(finished.result.notes.items()))} if finished.result.notes else {}),
     }
 
 

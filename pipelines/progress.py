@@ -84,6 +84,7 @@ class Progress:
         self.title, self.total, self.resumed = title, total, done
         self.units = self.rows = 0
         self.seconds: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.cpu_s = 0.0
         self._start = self._last_line = time.perf_counter()
         self._bar: Any = None
@@ -107,6 +108,7 @@ class Progress:
         self.units += 1
         self.rows += _rows_of(finished.result)
         self.seconds.update(finished.result.seconds)
+        self.notes.update(finished.result.notes)
         self.cpu_s += finished.cpu_s
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self.rows / self.wall_s:,.0f} rows/s, {self.limit()}")
@@ -148,7 +150,7 @@ class Progress:
         )
         return (
             f"{self.title}: {self.units} units in {self.wall_s:.1f} s, {self.rows / self.wall_s:,.0f} rows/s; "
-            f"{how}; limited by {self.limit()}"
+            f"{how}; limited by {self.limit()}" + "".join(f"; {n:,} {what}" for what, n in sorted(self.notes.items()))
         )
 
     def summary(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.filters.scene_settings import scene_settings
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
+from tokenmill.pipelines.execution_threads import available_cpus
 from tokenmill.pipelines.pools import stage_pool
 from tokenmill.pipelines.scoring_pass import ScorerSpec
 from tokenmill.pipelines.split import SplitSettings
@@ -111,6 +112,11 @@ def token_fingerprints(section: TokenizeSettings) -> dict[str, dict[str, str]]:
     vocabulary = {"vocabulary": build_vocabulary(section.vocabulary).fingerprint}
     pixels = vocabulary | {"vision": fingerprint_of_vision(section.vision.model_dump())}
     return {"image": pixels, "video": pixels, "text": vocabulary}
+
+
+def cpus_of_worker(run: Execution, stage: str) -> int:
+    """Return how many cores a worker of a stage may use: what its pool gives it or, in this process, all there are."""
+    return max(1, int(stage_pool(run, stage).cpus)) if run.executor == "ray" else available_cpus()
 
 
 def run_options(run: Execution, stage: str, *, retry_failed: bool, allow_work: bool, quiet: bool) -> RunOptions:

@@ -12,7 +12,7 @@ import polars as pl
 
 from tokenmill.pipelines.asked_totals import AskedTotals
 from tokenmill.pipelines.column_answers import ColumnAnswers, Said
-from tokenmill.pipelines.earlier_answers import EarlierAnswers
+from tokenmill.pipelines.earlier_records import EarlierRecords
 from tokenmill.pipelines.questions import Asking
 from tokenmill.pipelines.report_data import Run, SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section, short_number, table
@@ -86,7 +86,7 @@ def _said(
     said = {}
     for name, asking in _asking(run, source).items():
         folder = run.chain.caption[source, name].folder
-        records = tuple(EarlierAnswers(folder).about(part.piece))
+        records = tuple(EarlierRecords(folder).about(part.piece))
         said[name] = ColumnAnswers(asking=asking).said(rows, part.carried(), folder, records)
     used = {row["key"]: row for row in choose.folder.read_rows(choose.commits[unit]).iter_rows(named=True)}
     for key in rows["key"]:

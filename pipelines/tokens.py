@@ -13,12 +13,14 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.earlier_records import references_of_last
 from tokenmill.pipelines.jobs import StageWork, Unit
 from tokenmill.pipelines.selected import Selected
+from tokenmill.pipelines.tokens_before import EarlierCodes
 from tokenmill.pipelines.tokens_settings import TokenSettings
 from tokenmill.pipelines.tokens_worker import TokenWorker
 
-VERSIONS = {"image": 2, "text": 2, "video": 3}
+VERSIONS = {"image": 3, "text": 2, "video": 4}
 SCHEMA = 1
 
 
@@ -30,8 +32,13 @@ def tokenize_work(
     captions: Snapshot | None,
     limits: DecodeLimits,
     parents: Mapping[str, str],
+    *,
+    cpus: int = 1,
 ) -> StageWork:
-    """Describe the tokenizing of one source; `captions` is None for text, which needs none."""
+    """Describe the tokenizing of one source; `captions` is None for text, which needs none.
+
+    `cpus` is what a worker may use of them for a model that computes on CPUs.
+    """
     piece = selected[0].piece
     config = StageConfig(
         stage="tokenize",
@@ -40,18 +47,28 @@ def tokenize_work(
         settings={**settings.identity, **(limits.settings if settings.modality != "text" else {})},
         fingerprints=fingerprints,
     )
+    folder = StageDir(store=store, source=piece.source, config=config)
+    earlier = EarlierCodes.of(folder) if settings.modality in ("image", "video") else None
     units = []
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]
         extra = () if commit is None else (InputRef(name="captions", digest=commit.digests["captions"]),)
-        inputs = (part.piece.reference("rows"), part.kept_reference, *extra)  # metadata is in the archive
-        units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit}))
+        words = (*extra, *references_of_last(part.piece))
+        inputs = (part.piece.reference("rows"), part.kept_reference, *words)  # metadata is in the archive
+        before = () if earlier is None else earlier.about(part.piece)
+        units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit, "earlier": before}))
     return StageWork(
         title=f"tokenize {piece.source}",
-        folders=(StageDir(store=store, source=piece.source, config=config),),
+        folders=(folder,),
         units=units,
         make_worker=partial(
-            TokenWorker, piece.source, dict(piece.settings), settings, limits, captions.folder if captions else None
+            TokenWorker,
+            piece.source,
+            dict(piece.settings),
+            settings,
+            limits,
+            captions.folder if captions else None,
+            cpus,
         ),
         parents=parents,
     )

@@ -1,12 +1,13 @@
 """What the stage tokenize writes: archives of samples with their index, the rows of those that failed, and the sums.
 
-Codes are small (a 512² picture is 8 KB), so a unit's codes wait in memory and the archive is written in the order of
-the source.
+Codes are small (a 512² picture is 8 KB), so those of later samples wait in memory until it is their turn in the order
+of the source.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +31,16 @@ from tokenmill.tokenize.segments import Segment, segments_to_json
 _PLACES = ("codes", "text", "json")
 _INDEX_COLUMNS: dict[str, Any] = {
     "key": pl.String,
+    "sha256": pl.String,
     "modality": pl.String,
     "segments": pl.String,
     "num_text": pl.Int32,
     "num_codes": pl.Int32,
     **{f"{member}_{what}": pl.Int64 for member in _PLACES for what in ("offset", "length")},
+    "codes_crc32": pl.UInt32,
 }
+"""`sha256` is of the raw sample, `codes_crc32` of the member `codes.npy`: what may be taken over into another archive
+has to be the same sample, undamaged."""
 
 
 @dataclass(slots=True)
@@ -67,11 +72,11 @@ def archive_row(
 
     `document` is what the sample's JSON says beside its segments.
     """
-    key = sample.row["key"]
+    key, sha256 = sample.row["key"], sample.row["sha256"]
     fit = () if modality != "video" else (None if sample.clip is None or sample.error else sample.clip.fit,)
     if sample.error is not None:
-        blank = (None,) * (len(_INDEX_COLUMNS) - 1)
-        return (key, *blank, *fit, *failure_values("tokenize", sample.error))
+        blank = (None,) * (len(_INDEX_COLUMNS) - 2)
+        return (key, sha256, *blank, *fit, *failure_values("tokenize", sample.error))
     assert sample.text_ids is not None
     codes = _stored_codes(sample.codes, codebook_size)
     described = segments_to_json(sample.segments)
@@ -85,11 +90,13 @@ def archive_row(
     places = [placed[name] for name in ("codes.npy", "text.npy", "json")]
     return (
         key,
+        sha256,
         modality,
         json.dumps(described, sort_keys=True),
         len(sample.text_ids),
         len(codes),
         *(number for place in places for number in (place.offset, place.length)),
+        zlib.crc32(members["codes.npy"]),
         *fit,
         *failure_values("tokenize", None),
     )
@@ -105,9 +112,9 @@ def _stored_codes(codes: Sequence[NDArray[np.uint32]], codebook_size: int) -> ND
     return np.concatenate([np.zeros(0, np.uint32), *(grid.ravel() for grid in codes)]).astype(kind)
 
 
-def archive_output(frame: pl.DataFrame, samples: Sequence[TokenSample], archive: StagedArchive) -> UnitOutput:
-    failed = Counter(sample.error.reason for sample in samples if sample.error)
-    kept = len(samples) - sum(failed.values())
+def archive_output(frame: pl.DataFrame, failed: Mapping[str, int], archive: StagedArchive) -> UnitOutput:
+    """Return what a unit became; `failed` counts its samples without tokens by reason."""
+    kept = len(frame) - sum(failed.values())
     totals = {
         "text_ids": int(frame["num_text"].sum() or 0),
         "codes": int(frame["num_codes"].sum() or 0),
@@ -116,5 +123,5 @@ def archive_output(frame: pl.DataFrame, samples: Sequence[TokenSample], archive:
     if "fit" in frame.columns:
         fits = Counter(frame["fit"].drop_nulls())
         totals |= {f"clips.{fit}": number for fit, number in sorted(fits.items())}
-    counts = Counts(rows_in=len(samples), kept=kept, out=kept, failed=dict(sorted(failed.items())))
+    counts = Counts(rows_in=len(frame), kept=kept, out=kept, failed=dict(sorted(failed.items())))
     return UnitOutput(rows=frame, counts=counts, totals=totals, archive=archive)

@@ -1,9 +1,9 @@
 """A clip as codes: which of its frames, at which rate, so that clips of every length become documents that fit.
 
 Frames are taken by the times they are shown, so a document's rate and length are true for variable frame rates too.
-They are decoded, resized and encoded a model's batch at a time: a clip of an hour costs the memory of 64 frames.
-Windows of several clips are not put into one batch: a clip of 5 s at 24 fps alone is 30 windows, and on a CPU a
-larger batch is no faster (32 windows of 96 x 96 in 1.05 s, eight times four in 1.0 s; of 256 x 256 11 s against 8).
+They are decoded, resized and encoded a model's batch at a time, the next one decoded while the model has the last: a
+clip of an hour costs the memory of 128 frames. Windows of several clips are not put into one batch: a clip of 5 s at
+24 fps alone is 30 windows, and on a CPU a larger batch is no faster (`tokens_model`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import RunError, SampleError, TokenmillError
+from tokenmill.errors import SampleError
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.tokens_before import Coded
+from tokenmill.pipelines.tokens_model import Codes, SharedVision
 from tokenmill.tokenize.documents import assembled_length
 from tokenmill.tokenize.preprocess import resize, target_size
 from tokenmill.tokenize.segments import Segment, VisionSegment
-from tokenmill.tokenize.vision import VisionTokenizer
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 Frames = NDArray[np.uint8]  # T H W C, RGB
@@ -202,47 +204,50 @@ class TokenArea:
 
 
 class ClipEncoder:
-    """Decodes, resizes and encodes clips, for several threads that share the model.
+    """Decodes, resizes and encodes clips, for several threads; `seconds` counts what decoding took in all of them."""
 
-    `seconds` counts what decoding and the model took, summed over threads.
-    """
-
-    def __init__(self, vision: VisionTokenizer, policy: ClipPolicy, area: TokenArea, vocabulary: Vocabulary) -> None:
-        self._vision, self._policy, self._area, self._vocabulary = vision, policy, area, vocabulary
+    def __init__(self, shared: SharedVision, policy: ClipPolicy, area: TokenArea, vocabulary: Vocabulary) -> None:
+        self._shared, self._policy, self._area, self._vocabulary = shared, policy, area, vocabulary
         self._known: tuple[str, Times] | None = None
         self._lock = Lock()
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __call__(
-        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], texts: Sequence[Segment]
-    ) -> tuple[NDArray[np.uint32], Sampling]:
-        """Return the codes (t, h, w) of a clip, and which frames they are of."""
+        self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any], texts: Sequence[Segment],
+        known: Coded | None = None,
+    ) -> tuple[Codes, Sampling]:  # fmt: skip
+        """Return the codes (t, h, w) of a clip, and which frames they are of; `known` ones if they are of the same."""
         mark = time.perf_counter()
-        size = self._area.of(row["height_px"], row["width_px"])
-        factor, window = self._vision.spatial_factor, self._vision.temporal_factor
+        vision, size = self._shared.vision, self._area.of(row["height_px"], row["width_px"])
+        factor, window = vision.spatial_factor, vision.temporal_factor
         grid = (size[0] // factor, size[1] // factor)
         times = self._times(decoder, path, row)
         sampling = choose(row, times, grid, texts, self._policy, self._vocabulary, window)
-        codes = []
-        at_once = self._vision.batch_size * window
-        for first in range(0, len(sampling.numbers), at_once):
-            frames = sized_frames(decoder, path, sampling.numbers[first : first + at_once], size)
-            codes.append(self._encoded(frames, time.perf_counter() - mark))
-            mark = time.perf_counter()
-        return np.concatenate(codes), sampling
+        if known is not None and known.fits(sampling.segment):
+            return known.codes, sampling
+        return self._encoded(decoder, path, sampling, size, mark), sampling
 
-    def _encoded(self, frames: Frames, decode_s: float) -> NDArray[np.uint32]:
+    def _encoded(
+        self, decoder: VideoDecoder, path: Path, sampling: Sampling, size: tuple[int, int], mark: float
+    ) -> Codes:
+        codes: list[Codes] = []
+        calls: list[Future[Codes]] = []
+        at_once = self._shared.vision.batch_size * self._shared.vision.temporal_factor
+        try:
+            for first in range(0, len(sampling.numbers), at_once):
+                frames = sized_frames(decoder, path, sampling.numbers[first : first + at_once], size)
+                self._count("decode", mark)
+                codes += [call.result() for call in calls]  # one batch with the model while the next is decoded
+                calls, mark = self._shared.windows(frames), time.perf_counter()
+            codes += [call.result() for call in calls]
+        finally:
+            for call in calls:
+                call.cancel()
+        return np.concatenate(codes)
+
+    def _count(self, phase: str, since: float) -> None:
         with self._lock:
-            started = time.perf_counter()
-            try:
-                codes: NDArray[np.uint32] = self._vision.encode_video(frames[None])[0]
-            except (TokenmillError, ImportError, MemoryError, OSError):
-                raise
-            except Exception as error:  # the model's fault, not the sample's
-                raise RunError(f"the vision tokenizer failed: {type(error).__name__}: {error}") from error
-            self.seconds["decode"] += decode_s
-            self.seconds["model"] += time.perf_counter() - started
-        return codes
+            self.seconds[phase] += time.perf_counter() - since
 
     def _times(self, decoder: VideoDecoder, path: Path, row: Mapping[str, Any]) -> Times:
         """Return a film's times, asked for once for neighbouring clips of one film."""

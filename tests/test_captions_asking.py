@@ -16,7 +16,7 @@ from tests.harness import faults_in
 from tokenmill.cli import main
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.pipelines import earlier_answers
+from tokenmill.pipelines import earlier_records
 from tokenmill.pipelines.answer_journal import journal_line
 from tokenmill.pipelines.kept import GcOptions, collect
 from tokenmill.pipelines.questions import Asking
@@ -105,7 +105,7 @@ def test_samples_with_equal_bytes_or_keys_are_asked_each_by_itself(root):
 
 def test_loose_pictures_that_move_between_units_keep_their_answers(root, monkeypatch):
     monkeypatch.setattr("tokenmill.pipelines.ingest.ALONE", ())
-    monkeypatch.setattr(earlier_answers, "ALONE", ())
+    monkeypatch.setattr(earlier_records, "ALONE", ())
     pictures = root.folder / "pictures"
     pictures.mkdir()
 

@@ -33,6 +33,7 @@ from tokenmill.pipelines.tokens_clip import (
     frames_on_show,
     sized_frames,
 )
+from tokenmill.pipelines.tokens_model import SharedVision
 from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.documents import assembled_length
 from tokenmill.tokenize.preprocess import resize
@@ -185,7 +186,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_codes_batch_by_batch_are_those_of_all_frames_at_once(film: Path) -> None:
     vision = load_vision_tokenizer("scenes")
     area = TokenArea(min_area=1024, max_area=1024, max_aspect=5.0, multiple=8)
-    encoder = ClipEncoder(vision, policy(fps=20.0, long="runs"), area, VOCABULARY)
+    encoder = ClipEncoder(SharedVision(vision), policy(fps=20.0, long="runs"), area, VOCABULARY)
     row = {"start_frame": 7, "end_frame": 100, "width_px": 64, "height_px": 64}
     with VideoDecoder() as decoder:
         codes, sampling = encoder(decoder, film, row, TEXTS)
@@ -205,7 +206,7 @@ def test_frames_shown_twice_are_decoded_once_and_large_ones_shrunk_before(film: 
 
 def test_clip_of_a_film_that_became_shorter_says_so(film: Path) -> None:
     area = TokenArea(min_area=1024, max_area=1024, max_aspect=5.0, multiple=8)
-    encoder = ClipEncoder(load_vision_tokenizer("scenes"), policy(), area, VOCABULARY)
+    encoder = ClipEncoder(SharedVision(load_vision_tokenizer("scenes")), policy(), area, VOCABULARY)
     row = {"start_frame": 0, "end_frame": 101, "width_px": 64, "height_px": 64}
     with VideoDecoder() as decoder, pytest.raises(SampleError, match="changed_since_ingest"):
         encoder(decoder, film, row, TEXTS)
@@ -219,7 +220,7 @@ def test_fault_of_the_vision_tokenizer_ends_the_run_and_is_no_bad_sample(film: P
             raise IndexError("index 2048 is out of bounds")
 
     area = TokenArea(min_area=1024, max_area=1024, max_aspect=5.0, multiple=8)
-    encoder = ClipEncoder(cast(Any, Broken()), policy(), area, VOCABULARY)
+    encoder = ClipEncoder(SharedVision(cast(Any, Broken())), policy(), area, VOCABULARY)
     row = {"start_frame": 0, "end_frame": 20, "width_px": 64, "height_px": 64}
     with VideoDecoder() as decoder, pytest.raises(RunError, match="vision tokenizer failed: IndexError: index 2048"):
         encoder(decoder, film, row, TEXTS)

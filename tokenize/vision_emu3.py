@@ -36,6 +36,11 @@ class Emu3VisionTokenizer:
         self.spatial_factor = int(model.spatial_scale_factor)
         self.temporal_factor = int(model.config.temporal_downsample_factor)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Tell that calls compute on CPUs alone, where several threads may make them at once."""
+        return bool(self.model.device.type == "cpu")
+
     def encode_images(self, images_BHWC: Pixels) -> Codes:
         """Codes (B, H/8, W/8)."""
         return self._encode(images_BHWC[:, None])[:, 0]

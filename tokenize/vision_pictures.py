@@ -52,6 +52,7 @@ class PictureTokenizer:
         self.batch_size = options.batch_size
         self.codebook_size = network.codebook_size
         self.spatial_factor = network.spatial_factor
+        self.on_cpu = options.device == "cpu"  # then several threads may encode at once
         self._dtype, self._device = DTYPES[options.dtype], options.device
 
     @torch.inference_mode()

@@ -1,9 +1,9 @@
-"""Where the answers lie that concern a slice: records of other units about the same files, found by name alone.
+"""Where the records lie that concern a slice: those of other units about the same files, found by name alone.
 
-Answers are increments, so what a unit may take over lies in units of other selections, of other cuts of the shard and,
-where many files make one unit (loose pictures, films), of other groups of files: a picture more in a folder moves the
-borders. A unit names its first and its last file; whatever overlaps is looked at. One listing for all units of a
-folder, made when the first of them is worked on.
+Answers are increments and codes are costly, so what a unit may take over lies in units of other selections, of other
+cuts of the shard and, where many files make one unit (loose pictures, films), of other groups of files: a picture more
+in a folder moves the borders. A unit names its first and its last file; whatever overlaps is looked at. One listing
+for all units of a folder, made when the first of them is worked on.
 """
 
 from __future__ import annotations
@@ -44,22 +44,23 @@ class Span:
 
     @classmethod
     def of_record(cls, commit: Commit) -> Span:
-        """Read a record of stage caption; see `reference_of_last`."""
-        return cls(commit.inputs[0].name, commit.inputs[2 if len(commit.inputs) > 2 else 0].name)
+        """Read a record whose unit said where it ends; see `references_of_last`."""
+        first, last = commit.inputs[0], commit.inputs[-1]
+        return cls(first.name, last.name if last.digest == digest_of(last.name) else first.name)
 
     def overlaps(self, other: Span) -> bool:
         return self.first <= other.last and other.first <= self.last
 
 
 def references_of_last(piece: SampleSlice) -> tuple[InputRef, ...]:
-    """Return what a unit about many files says beside its first input: which the last of them is."""
+    """Return what a unit about many files says behind its other inputs: which the last of them is."""
     span = Span.of_piece(piece)
     return () if span.first == span.last else (InputRef(name=span.last, digest=digest_of(span.last)),)
 
 
 @dataclass(frozen=True)
-class EarlierAnswers:
-    """The newest records of a folder of answers, by what they are about."""
+class EarlierRecords:
+    """The newest records of a folder, by what they are about."""
 
     folder: StageDir
 
@@ -98,7 +99,7 @@ class EarlierAnswers:
 class RecordsAbout(Sequence[Record]):
     """Records that are looked up when somebody looks at them, or sends them to another process."""
 
-    def __init__(self, earlier: EarlierAnswers, span: Span, *, is_alone: bool) -> None:
+    def __init__(self, earlier: EarlierRecords, span: Span, *, is_alone: bool) -> None:
         self._earlier, self._span, self._is_alone = earlier, span, is_alone
 
     @cached_property
