@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
+from tokenmill.tokenize.vision_options import VisionOptions
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
@@ -55,7 +56,7 @@ class VisionTokenizer(Protocol):
 
 
 def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
-    """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `vision_emu3.load` takes.
+    """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `VisionOptions` has them.
 
     Raises:
         RecipeError: nothing of that name, a folder without weights, or an option it does not know.
@@ -71,9 +72,8 @@ def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
 def vision_fingerprint(spec: str | Path, **options: Any) -> str:
     """Return the fingerprint of what `load_vision_tokenizer` would load, from the files alone where they tell."""
     folder = SHIPPED if str(spec) == "scenes" else None if str(spec) in _factories() else Path(spec)
-    if folder is not None and options.keys() <= {"dtype", "device", "batch_size"}:
-        known = {"dtype": options.get("dtype", "float32"), "batch_size": options.get("batch_size", 16)}
-        found = fingerprint_of_folder(folder, **known)
+    if folder is not None:
+        found = fingerprint_of_folder(folder, VisionOptions.of(spec, options))
         if found is not None:
             return found
     return load_vision_tokenizer(spec, **options).fingerprint
