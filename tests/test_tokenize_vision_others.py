@@ -311,8 +311,10 @@ def test_folder_without_weights_or_with_wrong_options_is_refused(fsq: Path, tmp_
     shutil.copy(fsq / "config.json", tmp_path)
     with pytest.raises(RecipeError, match=r"needs model\.safetensors or model\.ckpt; found none"):
         load_vision_tokenizer(tmp_path)
-    with pytest.raises(RecipeError, match="no option 'compile'; allowed: dtype, device, batch_size"):
-        vision_fingerprint(fsq, compile=True)
+    with pytest.raises(RecipeError, match="unknown option compiled; there are dtype, device, batch_size"):
+        vision_fingerprint(fsq, compiled=True)
+    with pytest.raises(RecipeError, match="compile is for Emu3's network alone"):
+        load_vision_tokenizer(fsq, compile=True)
     with pytest.raises(RecipeError, match="dtype 'int3'"):
         load_vision_tokenizer(fsq, dtype="int3")
     (tmp_path / "config.json").write_text("{")
