@@ -109,6 +109,7 @@ def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     chosen = VisionOptions.of(folder.path, options)
     if chosen.compile:
         raise RecipeError(f"vision tokenizer {folder.path}: compile is for Emu3's network alone")
+    fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
     load_into(network, read_weights(folder.weights), f"vision tokenizer {folder.path}")
@@ -116,4 +117,4 @@ def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     for name in _CONVOLUTIONS:
         getattr(network, name).to(DTYPES[chosen.dtype])
     channels_last(network)
-    return PictureTokenizer(network, chosen, fingerprint=fingerprint_of_pictures(folder, chosen))
+    return PictureTokenizer(network, chosen, fingerprint=fingerprint)
