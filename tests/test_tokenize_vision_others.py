@@ -297,6 +297,8 @@ def test_checkpoint_with_more_than_tensors_is_refused(ibq: Path, tmp_path: Path)
         ({"ddconfig": None}, "ddconfig is missing"),
         ({"ddconfig": small_vision.shape(4, double_z=True)}, "ddconfig.double_z is True"),
         ({"ddconfig": small_vision.shape(4, ch=40)}, "no multiples of 32"),
+        ({"ddconfig": small_vision.shape(4, ch="wide")}, "ddconfig.ch must be a whole number above 0, found 'wide'"),
+        ({"ddconfig": small_vision.shape(4, ch_mult=2)}, "ddconfig.ch_mult must be a list of whole numbers"),
         ({"ddconfig": {"ch": 32, "chs": 1}}, "missing or unknown: .*chs"),
     ],
 )

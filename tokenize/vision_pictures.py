@@ -109,9 +109,9 @@ def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     chosen = VisionOptions.of(folder.path, options)
     if chosen.compile:
         raise RecipeError(f"vision tokenizer {folder.path}: compile is for Emu3's network alone")
-    fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
+    fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too
     load_into(network, read_weights(folder.weights), f"vision tokenizer {folder.path}")
     network.requires_grad_(False).float().to(chosen.device).eval()
     for name in _CONVOLUTIONS:
