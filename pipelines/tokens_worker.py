@@ -71,8 +71,7 @@ class TokenWorker:
         settings = self._settings
         if settings.modality == "text":
             return self._read_texts
-        vision = open_vision(settings.vision)
-        known = self._vocabulary.codebook_size
+        vision, known = open_vision(settings.vision), self._vocabulary.codebook_size
         if vision.codebook_size > known:
             raise RecipeError(f"the vision tokenizer has {vision.codebook_size} codes, the vocabulary {known}")
         shared = self._shared = SharedVision(vision, cpus)

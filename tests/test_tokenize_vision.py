@@ -127,7 +127,7 @@ def test_fingerprint_changes_with_weights_precision_and_batch_size(shipped: Emu3
 
     fingerprints = [
         shipped.fingerprint,
-        fingerprint(changed.model, "float32", 4),
+        fingerprint(changed.model, changed.options),
         load(SHIPPED, batch_size=8).fingerprint,
         load(SHIPPED, batch_size=4, dtype="bfloat16").fingerprint,
     ]

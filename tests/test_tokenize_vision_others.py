@@ -297,6 +297,8 @@ def test_checkpoint_with_more_than_tensors_is_refused(ibq: Path, tmp_path: Path)
         ({"ddconfig": None}, "ddconfig is missing"),
         ({"ddconfig": small_vision.shape(4, double_z=True)}, "ddconfig.double_z is True"),
         ({"ddconfig": small_vision.shape(4, ch=40)}, "no multiples of 32"),
+        ({"ddconfig": small_vision.shape(4, ch="wide")}, "ddconfig.ch must be a whole number above 0, found 'wide'"),
+        ({"ddconfig": small_vision.shape(4, ch_mult=2)}, "ddconfig.ch_mult must be a list of whole numbers"),
         ({"ddconfig": {"ch": 32, "chs": 1}}, "missing or unknown: .*chs"),
     ],
 )
@@ -311,8 +313,10 @@ def test_folder_without_weights_or_with_wrong_options_is_refused(fsq: Path, tmp_
     shutil.copy(fsq / "config.json", tmp_path)
     with pytest.raises(RecipeError, match=r"needs model\.safetensors or model\.ckpt; found none"):
         load_vision_tokenizer(tmp_path)
-    with pytest.raises(RecipeError, match="no option 'compile'; allowed: dtype, device, batch_size"):
-        vision_fingerprint(fsq, compile=True)
+    with pytest.raises(RecipeError, match="unknown option compiled; there are dtype, device, batch_size"):
+        vision_fingerprint(fsq, compiled=True)
+    with pytest.raises(RecipeError, match="compile is for Emu3's network alone"):
+        load_vision_tokenizer(fsq, compile=True)
     with pytest.raises(RecipeError, match="dtype 'int3'"):
         load_vision_tokenizer(fsq, dtype="int3")
     (tmp_path / "config.json").write_text("{")

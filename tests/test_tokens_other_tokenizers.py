@@ -173,6 +173,7 @@ def test_packs_hold_the_archives_codes_and_decode_to_the_same_pixels(finished: F
     assert frames_of_clips.shape[1:] == (finished.side // 2, finished.side // 2, 3)
 
 
+@pytest.mark.parametrize("finished", ["ibq"], indirect=True)
 def test_report_and_inspection_decode_them(finished: Finished, tmp_path: Path) -> None:
     page = report_page(finished.chain.store, finished.chain.recipe, finished.chain)
     assert page.count("mean PSNR") == 2

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
 from tokenmill.tokenize.vision_folder import vision_folder
-from tokenmill.tokenize.vision_identity import fingerprint_of_pictures, options_of
+from tokenmill.tokenize.vision_identity import fingerprint_of_pictures
+from tokenmill.tokenize.vision_options import VisionOptions
 
 Pixels = NDArray[np.uint8]
 Codes = NDArray[np.uint32]
@@ -57,7 +58,7 @@ class VisionTokenizer(Protocol):
 
 
 def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
-    """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `vision_emu3.load` takes.
+    """Load by name (`scenes` ships with tokenmill), by folder, or by hub name; `options` as `VisionOptions` has them.
 
     A folder's configuration tells what it holds (`vision_folder`): Emu3's, IBQ's or FSQ's network.
 
@@ -82,10 +83,9 @@ def vision_fingerprint(spec: str | Path, **options: Any) -> str:
     folder = _folder_of(spec)
     described = None if folder is None else vision_folder(folder)
     if described is not None and described.kind != "emu3":
-        return fingerprint_of_pictures(described, options_of(described, options))
-    if folder is not None and options.keys() <= {"dtype", "device", "batch_size"}:
-        known = {"dtype": options.get("dtype", "float32"), "batch_size": options.get("batch_size", 16)}
-        found = fingerprint_of_folder(folder, **known)
+        return fingerprint_of_pictures(described, VisionOptions.of(spec, options))
+    if folder is not None:
+        found = fingerprint_of_folder(folder, VisionOptions.of(spec, options))
         if found is not None:
             return found
     return load_vision_tokenizer(spec, **options).fingerprint

@@ -1,7 +1,7 @@
 """Who a vision tokenizer is, from its files alone: hashing 6 MB takes 20 ms, building the model with torch 8 s.
 
-The fingerprint covers what shapes codes: the weights (names, shapes, values in the precision they are used in), the
-shape of the network, the rules below, precision and batch size. It is the same whether taken from a folder or from the
+The fingerprint covers what shapes codes: the weights (names, shapes, values), the shape of the network, the rules below,
+precision, batch size and whether the networks are compiled. It is the same whether taken from a folder or from the
 model built from it; a folder that holds anything unusual is left to the model.
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.tokenize.vision_options import VisionOptions
+
 SHIPPED = Path(__file__).parent / "weights" / "scenes"
 RULES = {
     "version": 1,
@@ -26,6 +28,9 @@ RULES = {
     "batch": "equal sizes, cut in order",
 }
 """What shapes codes besides weights, precision and batch size; part of every fingerprint."""
+
+HALF_RULES = {"half": "2-d networks in half precision, temporal layers and search in float32"}
+"""What is said besides where precision is lower than float32."""
 
 SHAPE = (
     "attn_resolutions",
@@ -44,15 +49,12 @@ SHAPE = (
 )
 """The configuration that shapes the network; what else transformers writes may change with its version."""
 
-PRECISIONS = ("float32", "bfloat16")
 _KINDS: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _WEIGHTS = "model.safetensors"
 
 
-def fingerprint_of_folder(folder: Path, *, dtype: str, batch_size: int) -> str | None:
+def fingerprint_of_folder(folder: Path, options: VisionOptions) -> str | None:
     """Return the fingerprint of the tokenizer in a folder, or None where only the model itself can tell."""
-    if dtype not in PRECISIONS or batch_size < 1:
-        return None
     try:
         described = json.loads((folder / "config.json").read_bytes())
         config = {key: described[key] for key in SHAPE}
@@ -60,17 +62,18 @@ def fingerprint_of_folder(folder: Path, *, dtype: str, batch_size: int) -> str |
         length = int.from_bytes(data[:8], "little")
         header = json.loads(bytes(data[8 : 8 + length]))
         header.pop("__metadata__", None)
-        weights = [(name, tensor_of(data[8 + length :], header[name], dtype)) for name in sorted(header)]
+        weights = [(name, tensor_of(data[8 + length :], header[name])) for name in sorted(header)]
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return fingerprint_of(config, weights, dtype=dtype, batch_size=batch_size)
+    return fingerprint_of(config, weights, options)
 
 
 def fingerprint_of(
-    config: Mapping[str, Any], weights: Iterable[tuple[str, NDArray[np.float32]]], *, dtype: str, batch_size: int
+    config: Mapping[str, Any], weights: Iterable[tuple[str, NDArray[np.float32]]], options: VisionOptions
 ) -> str:
     """Return the sha256 over the network's shape, the rules, precision, batch size, and the weights in their order."""
-    described = {"config": dict(config), "rules": RULES, "dtype": dtype, "batch_size": batch_size}
+    rules = RULES if options.dtype == "float32" else {**RULES, **HALF_RULES}
+    described = {"config": dict(config), "rules": rules, **options.identity}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, value in weights:
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -78,20 +81,11 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-def tensor_of(data: memoryview, entry: Mapping[str, Any], dtype: str) -> NDArray[np.float32]:
-    """Return one tensor as float32, rounded as it is when used in `dtype`."""
+def tensor_of(data: memoryview, entry: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Return one tensor as float32."""
     start, end = entry["data_offsets"]
     raw: NDArray[Any] = np.frombuffer(data[start:end], dtype=_KINDS[entry["dtype"]])
     if len(raw) != math.prod(entry["shape"]):
         raise ValueError("a tensor of another size than its shape")
     values = (raw.astype("<u4") << 16).view("<f4") if entry["dtype"] == "BF16" else raw.astype("<f4")
-    return (_rounded(values) if dtype == "bfloat16" else values).reshape(entry["shape"])
-
-
-def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round to the nearest bfloat16, ties to even, as torch does."""
-    if not np.isfinite(values).all():
-        raise ValueError("weights that are no numbers")
-    bits = values.view("<u4")
-    rounded: NDArray[np.float32] = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype("<u4").view("<f4")
-    return rounded
+    return values.reshape(entry["shape"])

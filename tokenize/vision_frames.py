@@ -20,9 +20,14 @@ WINDOW = 4
 
 def latents(model: Any, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
     """Latents before quantization, (B, 1, D, h, w), of images (T = 1) or of 4-frame windows (T = 4)."""
+    features = spatial_features(model.encoder, pixels_BTCHW.flatten(0, 1))
+    return latents_of_features(model, features.unflatten(0, pixels_BTCHW.shape[:2]))
+
+
+def latents_of_features(model: Any, features_BTDhw: torch.Tensor) -> torch.Tensor:
+    """The temporal half of the encoder: (B, 1, D, h, w) of the features of one frame or of four."""
     encoder = model.encoder
-    features = spatial_features(encoder, pixels_BTCHW.flatten(0, 1))
-    features = features.reshape(*pixels_BTCHW.shape[:2], *features.shape[1:]).transpose(1, 2)
+    features = features_BTDhw.transpose(1, 2)
     if features.shape[2] == 1:
         features = features.expand(-1, -1, WINDOW, -1, -1)
     for convolution in encoder.time_conv:
@@ -49,16 +54,19 @@ def embedded(model: Any, codes_BShw: torch.Tensor) -> torch.Tensor:
 def pixels(model: Any, quantized_BSDhw: torch.Tensor, frames: int = WINDOW) -> torch.Tensor:
     """The first `frames` of the decoded frames, (B, frames, C, H, W); an image is `frames=1`, as in the port."""
     decoder = model.decoder
-    quantized = quantized_BSDhw.transpose(1, 2)
-    hidden, guide = (
-        temporal_features(decoder, x)[:, :, :frames] for x in (model.post_quant_conv(quantized), quantized)
-    )
-    batch = hidden.shape[0]
-    hidden, guide = (x.transpose(1, 2).flatten(0, 1) for x in (hidden, guide))
+    hidden, guide = decoder_inputs(model, quantized_BSDhw, frames)
     hidden = decoder.middle_block(decoder.conv_in(hidden), guide)
     hidden = decoder.norm_out(decoder.up_block(hidden, guide), guide)
-    result: torch.Tensor = decoder.conv_out(swish(hidden)).unflatten(0, (batch, -1))
+    result: torch.Tensor = decoder.conv_out(swish(hidden)).unflatten(0, (len(quantized_BSDhw), -1))
     return result
+
+
+def decoder_inputs(model: Any, quantized_BSDhw: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The temporal half of the decoder: features and guide, each (B·frames, D, h, w), for its 2-d half."""
+    quantized = quantized_BSDhw.transpose(1, 2)
+    made = (temporal_features(model.decoder, x)[:, :, :frames] for x in (model.post_quant_conv(quantized), quantized))
+    hidden, guide = (x.transpose(1, 2).flatten(0, 1) for x in made)
+    return hidden, guide
 
 
 def temporal_features(decoder: Any, features_BDShw: torch.Tensor) -> torch.Tensor:

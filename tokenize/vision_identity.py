@@ -1,4 +1,4 @@
-"""Who an IBQ or FSQ tokenizer is: options and fingerprint, from its files, without torch where they are safetensors.
+"""Who an IBQ or FSQ tokenizer is: its fingerprint, from its files, without torch where they are safetensors.
 
 The fingerprint covers the weights by name in float32, the settings that shape the network, the rules below, precision
 and batch size. The same weights have the same one as a checkpoint and as safetensors; 1.8 GB take a core under 2 s.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +17,8 @@ from numpy.typing import NDArray
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_fingerprint import tensor_of
 from tokenmill.tokenize.vision_folder import VisionFolder
+from tokenmill.tokenize.vision_options import VisionOptions
 
-DTYPES = ("float32", "bfloat16")
 RULES = {
     "version": 1,
     "pixels": "uint8 / 255, mean 0.5, deviation 0.5",
@@ -35,30 +33,6 @@ _AVERAGE = "model_ema."
 _LEFT_OUT = ("loss.", "discriminator.", _AVERAGE)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a network is run; `device` alone is not part of the fingerprint."""
-
-    dtype: str = "float32"
-    device: str = "cpu"
-    batch_size: int = 16
-
-
-def options_of(folder: VisionFolder, given: Mapping[str, Any]) -> Options:
-    """Check a recipe's options; raises RecipeError for unknown ones and values that are not possible."""
-    where = f"vision tokenizer {folder.path}"
-    known = Options.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            raise RecipeError(f"{where}: no option {name!r}; allowed: {', '.join(known)}")
-    options = Options(**given)
-    if options.dtype not in DTYPES:
-        raise RecipeError(f"{where}: dtype {options.dtype!r} is not one of {', '.join(DTYPES)}")
-    if options.batch_size < 1:
-        raise RecipeError(f"{where}: batch_size {options.batch_size} must be at least 1")
-    return options
-
-
 def own_names(names: Iterable[str]) -> dict[str, str]:
     """Map the network's own names to those under which a file holds them: moving averages where there are any."""
     held = set(names)
@@ -67,14 +41,13 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
     return {name: average if average in held else name for name, average in averages.items()}
 
 
-def fingerprint_of_pictures(folder: VisionFolder, options: Options) -> str:
+def fingerprint_of_pictures(folder: VisionFolder, options: VisionOptions) -> str:
     """Return the sha256 over kind, shape, rules, precision, batch size and weights; raises RecipeError."""
     described = {
         "kind": folder.kind,
         "config": {key: value for key, value in folder.config.items() if key in _SHAPE},
         "rules": RULES,
-        "dtype": options.dtype,
-        "batch_size": options.batch_size,
+        **options.identity,
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, value in _values(folder.weights):
@@ -96,6 +69,6 @@ def _values(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
         header = json.loads(bytes(data[8:behind]))
         header.pop("__metadata__", None)
         for name, held in sorted(own_names(header).items()):
-            yield name, tensor_of(data[behind:], header[held], "float32")
+            yield name, tensor_of(data[behind:], header[held])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"vision tokenizer {path}: not whole safetensors of floats ({error})") from error

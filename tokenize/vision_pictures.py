@@ -1,29 +1,31 @@
 """Vision tokenizers that know pictures alone, IBQ and FSQ: a clip is its frames one by one (`temporal_factor` 1).
 
-Equal sizes only, nothing padded, `batch_size` frames at a time in order, so codes depend on pixels alone. Bounding,
-rounding and the codebook's search are in float32; `dtype` is of the convolutions.
+Equal sizes only, nothing padded, `batch_size` frames at a time in order and fewer of many pixels, so codes depend on
+pixels and recipe alone. Bounding, rounding and the codebook's search are in float32; `dtype` is of the convolutions.
 
 Shapes: B pictures, T frames, C colours, H W pixels, h w codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenmill.tokenize.preprocess import normalise
+from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision import Codes, Pixels
+from tokenmill.tokenize.vision_device import on_device
+from tokenmill.tokenize.vision_emu3 import DTYPES, FRAME_PIXELS
 from tokenmill.tokenize.vision_folder import VisionFolder
 from tokenmill.tokenize.vision_fsq import build_fsq
 from tokenmill.tokenize.vision_ibq import build_ibq
-from tokenmill.tokenize.vision_identity import Options, fingerprint_of_pictures, options_of
+from tokenmill.tokenize.vision_identity import fingerprint_of_pictures
+from tokenmill.tokenize.vision_options import VisionOptions
+from tokenmill.tokenize.vision_spatial import channels_last, normalised
 from tokenmill.tokenize.vision_weights import load_into, read_weights
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PictureNetwork(Protocol):
@@ -46,22 +48,25 @@ class PictureTokenizer:
 
     temporal_factor = 1
 
-    def __init__(self, network: PictureNetwork, options: Options, *, fingerprint: str) -> None:
+    def __init__(self, network: PictureNetwork, options: VisionOptions, *, fingerprint: str) -> None:
         self.network = network
         self.fingerprint = fingerprint
         self.batch_size = options.batch_size
         self.codebook_size = network.codebook_size
         self.spatial_factor = network.spatial_factor
-        self._dtype, self._device = DTYPES[options.dtype], options.device
+        self.on_cpu = options.device == "cpu"  # then several threads may encode at once
+        self._dtype, self._device = DTYPES[options.dtype], torch.device(options.device)
 
     @torch.inference_mode()
     def encode_images(self, images_BHWC: Pixels) -> Codes:
         """Codes (B, h, w); raises ValueError for no pictures, or sides that are no multiples of `spatial_factor`."""
         height, width = images_BHWC.shape[1:3]
-        if not len(images_BHWC) or height % self.spatial_factor or width % self.spatial_factor:
+        if not images_BHWC.size or height % self.spatial_factor or width % self.spatial_factor:
             shape = "x".join(map(str, images_BHWC.shape))
             raise ValueError(f"pixels of shape {shape}: need a batch with sides of multiples of {self.spatial_factor}")
-        return self._in_parts(self._codes, images_BHWC)
+        parts = on_device(self._parts(images_BHWC, height * width), self._device)
+        codes = [self.network.codes(normalised(part, dtype=self._dtype)).cpu().numpy() for part in parts]
+        return np.concatenate(codes).astype(np.uint32)
 
     def encode_video(self, frames_BTHWC: Pixels) -> Codes:
         """Codes (B, T, h, w)."""
@@ -74,7 +79,8 @@ class PictureTokenizer:
         """Images (B, H, W, 3); raises ValueError for a code that is not in the codebook."""
         if codes_Bhw.size and int(codes_Bhw.max()) >= self.codebook_size:
             raise ValueError(f"code {int(codes_Bhw.max())}: the codebook has {self.codebook_size}")
-        return self._in_parts(self._pixels, codes_Bhw)
+        pixels = codes_Bhw.shape[1] * codes_Bhw.shape[2] * self.spatial_factor**2
+        return np.concatenate([self._decoded(part) for part in self._parts(codes_Bhw, pixels)])
 
     def decode_video(self, codes_Bthw: Codes) -> Pixels:
         """Frames (B, T, H, W, 3)."""
@@ -82,33 +88,33 @@ class PictureTokenizer:
         frames = self.decode_images(codes_Bthw.reshape(batch * steps, *codes_Bthw.shape[2:]))
         return frames.reshape(batch, steps, *frames.shape[1:])
 
-    def _in_parts(self, change: Callable[[NDArray[Any]], NDArray[Any]], array: NDArray[Any]) -> NDArray[Any]:
-        size = self.batch_size
-        return np.concatenate([change(array[start : start + size]) for start in range(0, len(array), size)])
-
-    def _codes(self, images_BHWC: Pixels) -> Codes:
-        scaled = torch.from_numpy(np.moveaxis(normalise(images_BHWC), -1, 1).copy())
-        codes: Codes = self.network.codes(scaled.to(self._device, self._dtype)).cpu().numpy().astype(np.uint32)
-        return codes
-
-    def _pixels(self, codes_Bhw: Codes) -> Pixels:
+    def _decoded(self, codes_Bhw: Codes) -> Pixels:
         decoded = self.network.pixels(torch.from_numpy(codes_Bhw.astype(np.int64)).to(self._device)).float()
         images = decoded.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         result: Pixels = images.movedim(1, -1).cpu().numpy()
         return result
 
+    def _parts(self, array: NDArray[Any], pixels: int) -> Iterator[NDArray[Any]]:
+        """Cut a batch of pictures of so many pixels into what runs at once."""
+        size = min(self.batch_size, max(1, FRAME_PIXELS // pixels))
+        return (array[start : start + size] for start in range(0, len(array), size))
+
 
 def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
-    """Load the tokenizer of a folder of kind `ibq` or `fsq`; `options` as `Options`.
+    """Load the tokenizer of a folder of kind `ibq` or `fsq`; `options` are those of `VisionOptions`, but for `compile`.
 
     Raises:
         RecipeError: wrong options, a configuration that describes no such network, or other weights than it says.
     """
-    asked = options_of(folder, options)
+    chosen = VisionOptions.of(folder.path, options)
+    if chosen.compile:
+        raise RecipeError(f"vision tokenizer {folder.path}: compile is for Emu3's network alone")
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
+    fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too
     load_into(network, read_weights(folder.weights), f"vision tokenizer {folder.path}")
-    network.requires_grad_(False).float().to(asked.device).eval()
+    network.requires_grad_(False).float().to(chosen.device).eval()
     for name in _CONVOLUTIONS:
-        getattr(network, name).to(DTYPES[asked.dtype])
-    return PictureTokenizer(network, asked, fingerprint=fingerprint_of_pictures(folder, asked))
+        getattr(network, name).to(DTYPES[chosen.dtype])
+    channels_last(network)
+    return PictureTokenizer(network, chosen, fingerprint=fingerprint)

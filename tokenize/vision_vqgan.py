@@ -20,6 +20,7 @@ from torch.nn import functional
 from tokenmill.errors import RecipeError
 
 _GROUPS = 32  # of every group norm: channels are multiples of it
+_LISTS = ("ch_mult", "attn_resolutions")
 _IGNORED = {"dropout", "in_channels", "out_ch", "double_z", "resamp_with_conv", "give_pre_end", "attn_type"}
 
 
@@ -74,9 +75,13 @@ def vqgan_shape(config: Mapping[str, Any], where: str) -> VqganShape:
     if settings.keys() != wanted:
         wrong = ", ".join(sorted(settings.keys() ^ wanted))
         raise RecipeError(f"{where}: ddconfig needs {', '.join(sorted(wanted))}; missing or unknown: {wrong}")
-    settings |= {key: tuple(settings[key]) for key in ("ch_mult", "attn_resolutions")}
-    shape = VqganShape(**settings)
-    if any(channels % _GROUPS for channels in shape.channels):
+    for key, value in settings.items():
+        numbers = value if key in _LISTS and isinstance(value, list) else [value]
+        if (key in _LISTS) != isinstance(value, list) or not all(type(one) is int and one > 0 for one in numbers):
+            what = "a list of whole numbers" if key in _LISTS else "a whole number"
+            raise RecipeError(f"{where}: ddconfig.{key} must be {what} above 0, found {value!r}")
+    shape = VqganShape(**settings | {key: tuple(settings[key]) for key in _LISTS})
+    if not shape.ch_mult or any(channels % _GROUPS for channels in shape.channels):
         raise RecipeError(f"{where}: {shape.ch} × {list(shape.ch_mult)} channels are no multiples of {_GROUPS}")
     return shape
 

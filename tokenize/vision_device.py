@@ -1,0 +1,46 @@
+"""Pictures on their way to the device: on CUDA the next part is copied while the current one is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from tokenmill.tokenize.vision import Pixels
+
+
+def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the parts as tensors of bytes on their device, in order.
+
+    CUDA: out of pinned memory on a stream of its own, one part ahead; what is yielded may be used on the current stream.
+    """
+    if device.type != "cuda":
+        for part in parts:
+            yield _tensor(part).to(device)
+        return
+    stream = torch.cuda.Stream(device)
+    coming: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for part in parts:
+        sent = _sent(part, device, stream)
+        if coming is not None:
+            yield _arrived(*coming)
+        coming = sent
+    if coming is not None:
+        yield _arrived(*coming)
+
+
+def _sent(part: Pixels, device: torch.device, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.cuda.Event]:
+    pinned = _tensor(part).pin_memory()
+    with torch.cuda.stream(stream):
+        return pinned.to(device, non_blocking=True), stream.record_event()
+
+
+def _arrived(tensor: torch.Tensor, event: torch.cuda.Event) -> torch.Tensor:
+    current = torch.cuda.current_stream(tensor.device)
+    current.wait_event(event)
+    tensor.record_stream(current)  # its memory may not go to another copy before the encoder is through with it
+    return tensor
+
+
+def _tensor(part: Pixels) -> torch.Tensor:
+    return torch.from_numpy(part if part.flags.writeable else part.copy())
