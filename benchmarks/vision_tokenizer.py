@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from tokenmill.demo.scenes import motion, render_motion
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels, VisionTokenizer, load_vision_tokenizer
-from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
+from tokenmill.train.vision_codebook import Codebook, perplexity
 from tokenmill.train.vision_data import HELDOUT_SEEDS, Pool, batch
 from tokenmill.train.vision_measure import SCENE_SIDE, as_picture, heldout_photographs, heldout_scenes, mean, psnr_db
 from tokenmill.train.vision_recipe import VisionRecipe, load_recipe

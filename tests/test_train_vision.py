@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import load_vision_tokenizer
-from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
+from tokenmill.train.vision_codebook import Codebook, perplexity
 from tokenmill.train.vision_data import Pool, batch, pyramid
 from tokenmill.train.vision_export import export_run
 from tokenmill.train.vision_measure import psnr_db

@@ -20,6 +20,7 @@ TIE_ULPS = 64
 """How much two distances may differ, in units of rounding of the distance's parts, to be no difference."""
 
 
+@torch.no_grad()
 def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int | None = None) -> torch.Tensor:
     """Find the index of the nearest code for every latent, the first one of equals; both in one precision.
 
@@ -39,9 +40,7 @@ def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int | No
     return found
 
 
-def ties(
-    latents_ND: torch.Tensor, one_N: torch.Tensor, other_N: torch.Tensor, codes_VD: torch.Tensor
-) -> torch.Tensor:
+def ties(latents_ND: torch.Tensor, one_N: torch.Tensor, other_N: torch.Tensor, codes_VD: torch.Tensor) -> torch.Tensor:
     """Tell, for every latent, whether two codes are equally near as far as its precision tells.
 
     That is: their distances, taken exactly, differ by no more than `TIE_ULPS` units of rounding of |x|² + |c|². Equal

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from tokenmill.tokenize.nearest import nearest
+
 
 @dataclass(slots=True)
 class Codebook:
@@ -59,12 +61,6 @@ class Codebook:
         self.embedding_VD.copy_(centres)
         self.uses_V.fill_(1.0)
         self.sums_VD.copy_(centres)
-
-
-def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int = 8192) -> torch.Tensor:
-    """The index of the nearest code for every latent, by chunks so that N·V distances never lie in memory at once."""
-    half = codes_VD.square().sum(1) / 2
-    return torch.cat([(half - part @ codes_VD.T).argmin(1) for part in torch.split(latents_ND, chunk)])
 
 
 def perplexity(codes: torch.Tensor, size: int) -> float:
