@@ -30,7 +30,7 @@ MARKERS = {
     "<|endoftext|>": "pad", "<|extra_200|>": "eol", "<|extra_201|>": "eof", "<|extra_203|>": "bos",
     "<|extra_204|>": "eos", "<|image token|>": "sot", "<|image start|>": "sov", "<|image end|>": "eov",
 }  # fmt: skip
-CAPTIONS = ["a man in a red and white house", "Two of the people are here", ""]
+CAPTIONS = ["a man in a red and white house", "the people of the house are here", ""]
 
 
 @pytest.fixture(scope="module")
