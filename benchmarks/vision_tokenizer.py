@@ -21,8 +21,9 @@ from PIL import Image
 
 from tokenmill.demo.photographs import training_photographs
 from tokenmill.demo.scenes import motion, render, render_motion, scene
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels, VisionTokenizer, load_vision_tokenizer
-from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
+from tokenmill.train.vision_codebook import Codebook, perplexity
 from tokenmill.train.vision_measure import HELDOUT_SEEDS, SCENE_SIDE, heldout_photographs, heldout_scenes, mean, psnr_db
 from tokenmill.train.vision_pictures import short_sides, shrunk
 

@@ -18,8 +18,9 @@ from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.manifests.storage import open_store
 from tokenmill.recipe import check_recipe, load_recipe
 from tokenmill.settings_tokenizer import TokenizerBatches, TokenizerTraining
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.train.vision_clips import ClipReader
-from tokenmill.train.vision_codebook import Codebook, nearest, perplexity
+from tokenmill.train.vision_codebook import Codebook, perplexity
 from tokenmill.train.vision_data import Batches, steps_ahead
 from tokenmill.train.vision_measure import psnr_db
 from tokenmill.train.vision_model import build_model

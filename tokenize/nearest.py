@@ -20,6 +20,7 @@ TIE_ULPS = 64
 """How much two distances may differ, in units of rounding of the distance's parts, to be no difference."""
 
 
+@torch.no_grad()
 def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int | None = None) -> torch.Tensor:
     """Find the index of the nearest code for every latent, the first one of equals; both in one precision.
 

@@ -12,7 +12,7 @@ from tokenmill.tokenize.vision import Pixels
 def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.Tensor]:
     """Yield the parts as tensors of bytes on their device, in order.
 
-    CUDA: out of pinned memory on a stream of its own, one part ahead; what is yielded may be used on the current stream.
+    CUDA: out of pinned memory, on a stream of its own, one part ahead of the current stream, which may use what comes.
     """
     if device.type != "cuda":
         for part in parts:

@@ -2,7 +2,7 @@
 
 What the port gets wrong or slow stays outside (EMU3.md §2): images are not repeated to four frames (`vision_frames`),
 video never goes through its `encode`, whose crop is wrong for clips, and nothing is padded, because padding changes
-codes. Batches are cut in order, `batch_size` at a time and inside by pixels, so codes depend on pixels and recipe alone.
+codes. Batches are cut in order, `batch_size` at a time and then by pixels: codes depend on pixels and recipe alone.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def fingerprint(model: Any, options: VisionOptions) -> str:
 
 
 def _compiled(function: Callable[..., torch.Tensor], options: VisionOptions) -> Callable[..., torch.Tensor]:
-    """Compile once for all sizes; what cannot be compiled is an error, never silently the slower way with other codes."""
+    """Compile once for all sizes; what cannot be compiled is an error, never silently another way with other codes."""
     if not options.compile:
         return function
     mode = "reduce-overhead" if options.cuda_graphs else None

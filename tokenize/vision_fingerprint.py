@@ -1,8 +1,8 @@
 """Who a vision tokenizer is, from its files alone: hashing 6 MB takes 20 ms, building the model with torch 8 s.
 
-The fingerprint covers what shapes codes: the weights (names, shapes, values), the shape of the network, the rules below,
-precision, batch size and whether the networks are compiled. It is the same whether taken from a folder or from the
-model built from it; a folder that holds anything unusual is left to the model.
+The fingerprint covers what shapes codes: the weights (names, shapes, values), the shape of the network, the rules
+below, precision, batch size and whether the networks are compiled. It is the same whether taken from a folder or from
+the model built from it; a folder that holds anything unusual is left to the model.
 """
 
 from __future__ import annotations

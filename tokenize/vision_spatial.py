@@ -107,9 +107,8 @@ def _group_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
         return functional.group_norm(hidden, norm.num_groups, norm.weight, norm.bias, norm.eps)
     values = hidden.float()
     per_channel = torch.stack([values.sum((2, 3)), values.square().sum((2, 3))]).double()
-    mean, square = (per_channel.unflatten(2, (norm.num_groups, -1)).sum(3) / (values[0].numel() / norm.num_groups))[
-        ..., None
-    ]
+    per_group = per_channel.unflatten(2, (norm.num_groups, -1)).sum(3, keepdim=True)
+    mean, square = per_group / (values[0].numel() / norm.num_groups)
     deviation = (square - mean * mean).clamp_min_(0).add_(norm.eps).sqrt_()
     scale = norm.weight.double().view(norm.num_groups, -1) / deviation
     shift = norm.bias.double().view(norm.num_groups, -1) - mean * scale

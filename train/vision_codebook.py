@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from tokenmill.tokenize.nearest import nearest
+
 _LEAST_USE = 1e-5
 
 
@@ -105,12 +107,6 @@ def gathered(rows_ND: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(rows_ND) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows_ND.contiguous())
     return torch.cat(parts)
-
-
-def nearest(latents_ND: torch.Tensor, codes_VD: torch.Tensor, *, chunk: int = 8192) -> torch.Tensor:
-    """The index of the nearest code for every latent, by chunks so that N·V distances never lie in memory at once."""
-    half = codes_VD.square().sum(1) / 2
-    return torch.cat([(half - part @ codes_VD.T).argmin(1) for part in torch.split(latents_ND, chunk)])
 
 
 def perplexity(codes: torch.Tensor, size: int) -> float:
