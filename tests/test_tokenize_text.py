@@ -21,6 +21,7 @@ from tests import tiny
 from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.recipe import check_recipe
+from tokenmill.tokenize import text_cuts
 from tokenmill.tokenize.text import BUILT_IN, checked_ids
 from tokenmill.tokenize.text_bytes import ByteTokenizer
 from tokenmill.tokenize.text_cuts import QWEN_CUTS, cut
@@ -203,7 +204,7 @@ def tokenized(tmp_path: Path, vocabulary: dict[str, Any]) -> Any:
     (tmp_path / "data" / "text").mkdir(parents=True)
     lines = [
         {"id": "plain", "text": "plain"},
-        {"id": "endless", "text": "中" * 2_900_000},
+        {"id": "endless", "text": "中" * 2_900},
         {"id": "short", "text": "x"},
     ]
     (tmp_path / "data" / "text" / "a.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
@@ -214,7 +215,7 @@ def tokenized(tmp_path: Path, vocabulary: dict[str, Any]) -> Any:
 
 
 def test_archive_of_ids_outside_the_vocabulary_is_never_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(cast(dict[str, str], BUILT_IN), "theirs", f"{__name__}:Wrong")
     with pytest.raises(RunError, match="'theirs' gave the id 12"):
@@ -222,7 +223,10 @@ def test_archive_of_ids_outside_the_vocabulary_is_never_written(
     assert not list((tmp_path / "root" / "tokenize").rglob("*.tar"))
 
 
-def test_document_that_cannot_be_split_costs_its_row_alone(tmp_path: Path, qwen_path: Path) -> None:
+def test_document_that_cannot_be_split_costs_its_row_alone(
+    tmp_path: Path, qwen_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_cuts, "LONGEST_PIECE_BYTES", 5_000)
     snapshot = tokenized(tmp_path, {"name": "emu3", "path": str(qwen_path)})
     rows = {
         row["key"]: row for commit in snapshot.commits for row in snapshot.folder.read_rows(commit).rows(named=True)
