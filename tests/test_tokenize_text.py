@@ -120,6 +120,7 @@ def test_ids_of_a_tiny_text_are_an_array_too(qwen: QwenTokenizer, text: str) -> 
 ENDLESS = {
     "letters": "a" * 400_000,
     "blanks": " " * 1_000_000,
+    "blanks before a control character": " " * 1_000_000 + "\x1c",
     "blanks before a word": " " * 1_000_000 + "word",
     "blanks behind a line": "x\n" + " " * 1_000_000 + "word\n",
     "blanks before a line break": " " * 200_000 + "\n" + " " * 650_000,
@@ -140,7 +141,12 @@ def test_endless_runs_are_encoded_and_come_back(qwen: QwenTokenizer, kind: str) 
 
 def test_run_of_blanks_beyond_the_stack_has_the_ids_of_its_words(qwen: QwenTokenizer) -> None:
     """Below the limit the whole can still be encoded at once: the run that is taken apart gives the same."""
-    for text in ("x" + " " * 100_000 + "word", "x\n" + " " * 100_000 + "word", "x\n" + " " * 100_000, " " * 100_000):
+    for text in (
+        "x" + " " * 100_000 + "word",
+        "x\n" + " " * 100_000 + "word",
+        "x\n" + " " * 100_000,
+        " " * 99_999 + "\x1c",
+    ):
         assert qwen.encode(text) == qwen._encoding.encode_ordinary(text)
 
 
