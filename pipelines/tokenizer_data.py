@@ -107,7 +107,7 @@ def _of_shard(name: str, stream: IO[bytes], limits: DecodeLimits, decoder: Video
                     kind: Kind = "image" if low.endswith(_IMAGES) else "video"
                     yield Original(kind, f"{name}/{member.name}", _member(archive, member, kind, limits, decoder))
     except (tarfile.TarError, EOFError) as error:
-        yield Original("image", name, _Broken(SampleError("bad_archive", f"{name}: {error}")))
+        yield Original("image", name, Broken(SampleError("bad_archive", f"{name}: {error}")))
 
 
 def _member(
@@ -134,7 +134,7 @@ def _read(file: IO[bytes], length: int) -> bytes:
         raise SampleError("truncated", "the shard ends within the member") from error
 
 
-class _Broken(Iterator[Pixels]):
+class Broken(Iterator[Pixels]):
     """Raises where the pixels would be read."""
 
     def __init__(self, error: SampleError) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tests import tiny
 from tests.tiny import picture
 
 from tokenmill.cli import main, parse
@@ -203,3 +204,17 @@ def test_recipe_is_still_evaluated_by_the_same_word() -> None:
     for sizes in ("8", "x", "", "64,9999"):
         with pytest.raises(SystemExit, match="2"):
             parse(["evaluate", "tokenizer", "scenes", "--data", "x", "--sizes", sizes])
+
+
+def test_recipe_stands_for_what_it_selected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write_data(tmp_path / "data")
+    sources = ("photos", "clips")
+    path = tiny.write_recipe(tmp_path / "tiny.yaml", tmp_path / "data", str(tmp_path / "root"), sources=sources)
+    assert main(["evaluate", "tokenizer", "scenes", "--data", str(path)]) == 1
+    assert "missing" in capsys.readouterr().err
+    assert main(["run", str(path), "--until", "select", "--json"]) == 0
+    kept = {row["stage"]: row["kept"] for row in json.loads(capsys.readouterr().out)["stages"]}
+    found = evaluated(capsys, "--data", str(path), "--sizes", "32")
+    assert found["taken"]["image"] == row_of(found, "image", 32)["samples"] == 3
+    assert sum(found["taken"].values()) == kept["select"]
+    assert row_of(found, "video", 32)["frames"] > 0

@@ -33,11 +33,11 @@ QWEN_CUTS = re.compile(
     rf"|(?<=[{_SPACES}])(?=[{_SPACES}]\S)"
 )
 BLANK_CUTS = re.compile(r"(?<=[^\W_]|[!-/:-@\[-`{-~])(?= )")
-"""Between a letter, a number or ASCII punctuation and a blank: certain for the split expressions of text_hf.py."""
+"""Between a letter, a number or ASCII punctuation and a blank: certain for the split expressions of text_huggingface_file.py."""
 
-# A run this long overflows the stack of the expression's `\s+(?!\S)` from about 500,000 on. It begins at a cut: what
+# A run of a million overflows the stack of the expression's `\s+(?!\S)`. A run begins at a certain place: what
 # stands before it is no space, or a line break that the run before ends with, because none follows.
-_LONG_RUN = re.compile(rf"(?<![{_SPACES}])[{_SPACES}]{{{PIECE_CHARACTERS // 2},}}+(?=\S|\Z)")
+_LONG_RUN = re.compile(rf"(?<![{_SPACES}])[{_SPACES}]{{{PIECE_CHARACTERS // 2},}}+(?![\r\n])")
 _TAIL = 4096
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenmill.errors import RecipeError
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     parser.add_argument("spec", metavar="SPEC", help="vision tokenizer: a name, a folder or a hub name")
     parser.add_argument("overrides", nargs="*", metavar="option=value", help="options of it, such as dtype=bfloat16")
-    text = "folder of pictures or clips, raw shard (.tar) or file; URL or local path"
+    text = "folder of pictures or clips, raw shard (.tar) or file; URL or local path; a recipe: what it selected"
     parser.add_argument("--data", action="append", nargs="+", metavar="PATH", required=True, help=text)
     parser.add_argument(
         "--sizes", type=_sides, default=(128, 256, 512), metavar="N,N", help="square roots of areas (128,256,512)"
@@ -48,12 +49,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from tokenmill.recipe import storage_options
 
     paths, storage = [path for given in options.data for path in given], storage_options(options.storage)
-    from tokenmill.pipelines.tokenizer_data import check_paths, originals
+    from tokenmill.pipelines.tokenizer_data import check_paths
 
-    check_paths(paths, storage)
+    check_paths([path for path in paths if not _is_recipe(path)], storage)
     from tokenmill.generate.picture_features import open_features, open_lpips
     from tokenmill.generate.reconstruction_tally import Measures
-    from tokenmill.pipelines.decoding import DecodeLimits
     from tokenmill.pipelines.tokenizer_evaluation import PAPER, Asked, Evaluation
     from tokenmill.tokenize.vision import load_vision_tokenizer
 
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     except TypeError as error:
         raise RecipeError(f"{options.spec} does not take {sorted(_options(options))}: {error}") from error
     evaluation = Evaluation(vision, Asked(sides_px=options.sizes, limit=options.limit, measures=measures))
-    evaluation.run(originals(paths, DecodeLimits(), storage))
+    evaluation.run(_data(paths, storage))
     return {
         "tokenizer": options.spec,
         "fingerprint": vision.fingerprint,
@@ -84,6 +84,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for side, (lpips, psnr, ssim) in PAPER.items()
         ],
     }
+
+
+def _data(paths: Sequence[str], storage: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the originals of every path in turn: of a recipe, what it selected."""
+    from tokenmill.pipelines.decoding import DecodeLimits
+    from tokenmill.pipelines.tokenizer_data import originals
+
+    for path in paths:
+        yield from _selected(path) if _is_recipe(path) else originals([path], DecodeLimits(), storage)
+
+
+def _selected(path: str) -> Iterator[Any]:
+    from tokenmill.commands import make_chain
+    from tokenmill.pipelines.tokenizer_recipe_data import selected_originals
+    from tokenmill.recipe import load_recipe
+
+    return selected_originals(make_chain(load_recipe(path), set(), quiet=True))
+
+
+def _is_recipe(path: str) -> bool:
+    return "://" not in path and path.endswith((".yaml", ".yml"))
 
 
 def _options(options: argparse.Namespace) -> dict[str, Any]:
