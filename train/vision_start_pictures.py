@@ -31,7 +31,7 @@ WIDE, SMALL = 4.0, 1.0 / 16.0
 """Latents leave the encoder's 2-d half with deviation WIDE along the first component (1 for the codebook), and pass
 the temporal layers, each with a swish behind it, as small numbers: swish(-2 swish(y)) = -y/2 + O(y³). Shifted to where
 swish is linear they would drag an offset into convolutions, through which a first step of Adam moves everything."""
-RIDGE = 1e-4
+RIDGE = 1e-3
 SOLVED_PICTURES = 192
 
 
@@ -187,12 +187,13 @@ def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tenso
     _calm_guides(decoder, guide.mean((0, 2, 3)))
     _each_by_itself(decoder.conv_in, hidden)
     hidden = decoder.conv_in(hidden)
+    known = quantized_N1Dhw.shape[2]
     for level, block in ((3, 4), (2, 2), (1, 1)):
         upsample = decoder.up_block.up[level].upsample
         wanted = functional.pixel_unshuffle(pixels_NCHW, block) if block > 1 else pixels_NCHW
-        weight, bias = _solve(hidden, wanted)
+        weight, bias = _solve(hidden[:, :known], wanted)
         _write(upsample.conv, weight, bias, pairs=block == 1)
-        hidden = upsample(hidden)
+        hidden, known = upsample(hidden), wanted.shape[1]
     signal = hidden[:, 2 : 2 + GROUP * 3 : GROUP]
     _levels(upsample.conv.bias, decoder.norm_out.norm_layer, 3)
     spread = float(signal.square().mean())
@@ -255,5 +256,6 @@ def _write(convolution: Any, weight: torch.Tensor, bias: torch.Tensor, *, pairs:
         convolution.weight[constant] = 0.0
         convolution.weight[constant + 1] = 0.0
     for index, sign in places if pairs else [(torch.arange(count), 1.0)]:
-        convolution.weight[index] = sign * weight
+        convolution.weight[index] = 0.0
+        convolution.weight[index, : weight.shape[1]] = sign * weight
         convolution.bias[index] = sign * bias
