@@ -1,6 +1,6 @@
 """A tokenizer trained for some CPU-minutes on the demo's pictures, against k-means on patches of the same pictures.
 
-    python benchmarks/train_tokenizer.py --json --cpu-minutes 15
+    python -m benchmarks.train_tokenizer --json --cpu-minutes 15
 
 Both get 2,048 codes for 8x8 pixels and the same crops: the demo's scenes, photographs (without the six held out) and
 clips, as `train/recipes/vision_tokenizer_quick.yaml` mixes them. CPU-minutes are of this process and its decoders from
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from vision_tokenizer import Passes, learn_patches, passes_of_patches
 
+from benchmarks.vision_tokenizer import Passes, learn_patches, passes_of_patches
 from tokenmill.commands import make_chain, run_one_stage
 from tokenmill.demo.assemble import assemble
 from tokenmill.demo.photographs import HELDOUT_PHOTOGRAPHS

@@ -21,15 +21,17 @@ import torch
 from torch.nn import functional
 
 from tokenmill.errors import RecipeError
-from tokenmill.tokenize.vision_frames import embedded, latents, swish, temporal_features
+from tokenmill.tokenize.vision_frames import embedded, latents, temporal_features
 from tokenmill.train.vision_codebook import Codebook
 
 GROUP, GROUPS = 4, 32
 LEVEL = 5.0
 """K of the constant channels, in deviations of the signal beside them."""
-SHIFT = 3.0
-"""Where swish is nearly linear: the temporal layers, whose every output passes through one, work around it."""
-RIDGE = 1e-4
+WIDE, SMALL = 4.0, 1.0 / 16.0
+"""Latents leave the encoder's 2-d half with deviation WIDE along the first component (1 for the codebook), and pass
+the temporal layers, each with a swish behind it, as small numbers: swish(-2 swish(y)) = -y/2 + O(y³). Shifted to where
+swish is linear they would drag an offset into convolutions, through which a first step of Adam moves everything."""
+RIDGE = 1e-3
 SOLVED_PICTURES = 192
 
 
@@ -105,7 +107,7 @@ def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> None:
         last.weight[signal + channel, :48, :2, :2] = sign * rows
         last.bias[signal + channel] = sign * offsets
     _levels(last.bias, encoder.norm_out, count)
-    scale = deviations_D / deviations_D[0]
+    scale = WIDE * deviations_D / deviations_D[0]
     _from_pairs(encoder.conv_out, scale[: model.config.latent_channels])
     _through_time(model)
 
@@ -157,29 +159,24 @@ def _space_to_depth(convolution: Any, channels: int) -> None:
 
 
 def _through_time(model: Any) -> None:
-    """Temporal layers as averages around SHIFT; what two swishes make of it is undone behind them."""
-    curve = torch.linspace(-1.5, 1.5, 301)
-    after = swish(swish(curve + SHIFT))
-    slope, start = _line(curve, after)
-    for layers, taps in ((model.encoder.time_conv, 2), (model.decoder.time_conv, 1)):
-        for index, layer in enumerate(layers):
-            _average(layer.conv.conv, taps=taps, gain=1.0, bias=SHIFT if index == 0 else 0.0)
-    _average(model.quant_conv.conv, taps=1, gain=1.0 / slope, bias=-start / slope)
-    _average(model.post_quant_conv.conv, taps=1, gain=1.0, bias=0.0)
+    """Temporal layers as averages, of small numbers; what two swishes make of them is undone behind the encoder's."""
+    first, second = model.encoder.time_conv
+    _average(first.conv.conv, taps=2, gain=SMALL)
+    _average(second.conv.conv, taps=2, gain=-2.0)
+    _average(model.quant_conv.conv, taps=1, gain=-2.0 / SMALL / WIDE)
+    _average(model.post_quant_conv.conv, taps=1, gain=SMALL)
+    first, second = model.decoder.time_conv
+    _average(first.conv.conv, taps=1, gain=1.0)
+    _average(second.conv.conv, taps=1, gain=-2.0)
 
 
-def _line(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-    return slope, float(y.mean() - slope * x.mean())
-
-
-def _average(convolution: Any, *, taps: int, gain: float, bias: float) -> None:
-    """Each channel the mean of its own last `taps` frames, times `gain`, plus `bias`."""
+def _average(convolution: Any, *, taps: int, gain: float) -> None:
+    """Each channel the mean of its own last `taps` frames, times `gain`."""
     convolution.weight.zero_()
     middle = [size // 2 for size in convolution.kernel_size[1:]]
     for channel in range(convolution.out_channels):
         convolution.weight[channel, channel, -taps:, middle[0], middle[1]] = gain / taps
-    convolution.bias.fill_(bias)
+    convolution.bias.zero_()
 
 
 def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tensor) -> None:
@@ -190,12 +187,13 @@ def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tenso
     _calm_guides(decoder, guide.mean((0, 2, 3)))
     _each_by_itself(decoder.conv_in, hidden)
     hidden = decoder.conv_in(hidden)
+    known = quantized_N1Dhw.shape[2]
     for level, block in ((3, 4), (2, 2), (1, 1)):
         upsample = decoder.up_block.up[level].upsample
         wanted = functional.pixel_unshuffle(pixels_NCHW, block) if block > 1 else pixels_NCHW
-        weight, bias = _solve(hidden, wanted)
+        weight, bias = _solve(hidden[:, :known], wanted)
         _write(upsample.conv, weight, bias, pairs=block == 1)
-        hidden = upsample(hidden)
+        hidden, known = upsample(hidden), wanted.shape[1]
     signal = hidden[:, 2 : 2 + GROUP * 3 : GROUP]
     _levels(upsample.conv.bias, decoder.norm_out.norm_layer, 3)
     spread = float(signal.square().mean())
@@ -220,7 +218,7 @@ def _calm_guides(decoder: Any, mean_D: torch.Tensor) -> None:
 
 def _each_by_itself(convolution: Any, hidden_NDhw: torch.Tensor) -> None:
     """The first channels are the latent ones, mean 0 and deviation 1."""
-    mean, deviation = hidden_NDhw.mean((0, 2, 3)), hidden_NDhw.std((0, 2, 3)).clamp_min(1e-3)
+    mean, deviation = hidden_NDhw.mean((0, 2, 3)), hidden_NDhw.std((0, 2, 3)).clamp_min(1e-6)
     for channel in range(len(mean)):
         convolution.weight[channel] = 0.0
         convolution.weight[channel, channel, 1, 1] = 1.0 / deviation[channel]
@@ -258,5 +256,6 @@ def _write(convolution: Any, weight: torch.Tensor, bias: torch.Tensor, *, pairs:
         convolution.weight[constant] = 0.0
         convolution.weight[constant + 1] = 0.0
     for index, sign in places if pairs else [(torch.arange(count), 1.0)]:
-        convolution.weight[index] = sign * weight
+        convolution.weight[index] = 0.0
+        convolution.weight[index, : weight.shape[1]] = sign * weight
         convolution.bias[index] = sign * bias
