@@ -104,14 +104,9 @@ def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str
 
 def detokenize(options: argparse.Namespace) -> int:
     """Write pictures and clips of token archives; exit 1 if some could not be."""
-    from tokenmill.detokenization import detokenize as write
-    from tokenmill.detokenization import render_detokenized
+    from tokenmill.detokenization import run_detokenize
 
-    done = write(options.shard, options.key, options.out, options.vision, storage_options(options.storage))
-    print(json.dumps(done.to_json(), indent=1) if options.json else render_detokenized(done, options.out))
-    for fault in done.faults:
-        print(f"tokenmill detokenize: {fault}", file=sys.stderr)
-    return 1 if done.faults else 0
+    return run_detokenize(options)
 
 
 def verify(options: argparse.Namespace) -> int:
