@@ -37,7 +37,7 @@ from tokenmill.pipelines.execution_threads import available_cpus
 from tokenmill.recipe import check_recipe
 
 _SIZES = ((640, 480), (480, 640), (640, 640), (800, 450), (512, 384))
-_UNIT_ROWS = 100
+_UNIT_ROWS, _UNIT_CLIPS = 100, 8
 Row = dict[str, Any]
 
 
@@ -65,10 +65,11 @@ def recipe(folder: Path, source: str, options: argparse.Namespace, executor: str
     pool = {"workers": options.workers} if executor == "ray" else {}
     modality = "image" if source == "pictures" else "video"
     scenes = {"scenes": {"min_seconds": 1, "max_seconds": 4}} if modality == "video" else {}
+    rows = _UNIT_ROWS if modality == "image" else _UNIT_CLIPS
     area = options.side_px**2
     return {
         "root": str(folder / f"root-{executor}"),
-        "execution": {"executor": "inline", "workers": 1, "unit_rows": _UNIT_ROWS, **pool, "pools": {}},
+        "execution": {"executor": "inline", "workers": 1, "unit_rows": rows, **pool, "pools": {}},
         "sources": {source: {"kind": kinds[source], "url": str(folder / source)}},
         "filter": {modality: {"scorers": {}, "rules": {}, **scenes}},
         "tokenize": {

@@ -50,14 +50,14 @@ def tokenize_work(
         about={"text_ids": vocabulary.text.size, "codes": vocabulary.codebook_size},
     )
     folder = StageDir(store=store, source=piece.source, config=config)
-    earlier = EarlierCodes.of(folder) if settings.modality != "text" else None
+    earlier = EarlierCodes(folder) if settings.modality != "text" else None
     units = []
     for index, part in enumerate(selected):
         commit = None if captions is None else captions.commits[index]
         extra = () if commit is None else (InputRef(name="captions", digest=commit.digests["captions"]),)
         words = (*extra, *references_of_last(part.piece))
         inputs = (part.piece.reference("rows"), part.kept_reference, *words)  # metadata is in the archive
-        before = () if earlier is None else earlier.about(part.piece)
+        before = earlier.about(part.piece) if earlier else ()
         units.append(Unit(inputs=inputs, payload={"part": part, "captions": commit, "earlier": before}))
     return StageWork(
         title=f"tokenize {piece.source}",

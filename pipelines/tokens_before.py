@@ -13,9 +13,9 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,22 +49,35 @@ class Coded:
 Codes = NDArray[np.uint32]
 T = TypeVar("T")
 Sane = Callable[[Mapping[str, Any], bytes], T | None]
-Earlier = Sequence[tuple[StageDir, Sequence[Record]]]
+Earlier = Iterable[tuple[StageDir, Sequence[Record]]]
 
 
 @dataclass(frozen=True)
 class EarlierCodes:
-    """The folders of a source whose codes are those of `folder`, this one first."""
+    """The archives of a source whose codes are those of `folder`; nothing is listed before somebody looks at them."""
 
-    folders: Sequence[EarlierRecords]
+    folder: StageDir
 
-    @classmethod
-    def of(cls, folder: StageDir) -> EarlierCodes:
-        return cls([EarlierRecords(one) for one in (folder, *_folders_of_equal_codes(folder))])
+    def about(self, piece: SampleSlice) -> CodesAbout:
+        """Return the records about a slice's files, by folder."""
+        return CodesAbout(self, piece)
 
-    def about(self, piece: SampleSlice) -> Earlier:
-        """Return the records about a slice's files; nothing is listed before somebody looks at them."""
-        return [(one.folder, one.about(piece)) for one in self.folders]
+    @cached_property
+    def folders(self) -> Sequence[EarlierRecords]:
+        return [EarlierRecords(one) for one in (self.folder, *_folders_of_equal_codes(self.folder))]
+
+
+class CodesAbout:
+    """Records that are looked up when somebody looks at them, or sends them to another process."""
+
+    def __init__(self, earlier: EarlierCodes, piece: SampleSlice) -> None:
+        self._earlier, self._piece = earlier, piece
+
+    def __iter__(self) -> Iterator[tuple[StageDir, Sequence[Record]]]:
+        return ((one.folder, one.about(self._piece)) for one in self._earlier.folders)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (tuple, (tuple(self),))
 
 
 def coding_of(config: StageConfig) -> dict[str, Any] | None:

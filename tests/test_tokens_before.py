@@ -93,6 +93,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Root]
 
 
 ALL = {"filter.image.rules": {}}
+NO_CAPTION = {"caption.image.columns": {"said": {"engine": "template", "templates": ["a picture"]}}}
 CAPTION = {"caption.image.columns": {"said": {"engine": "template", "templates": ["another {key}"]}}}
 
 
@@ -215,3 +216,17 @@ def _segments(snapshot: Snapshot, keys: Sequence[str] | None = None) -> dict[str
 
 def _windows(snapshot: Snapshot) -> int:
     return sum(segment["vision"][0] for segment in _segments(snapshot).values())
+
+
+def test_picture_more_in_a_folder_of_loose_ones_encodes_that_one(root: Callable[..., Root]) -> None:
+    first = root(source="photos")
+    folder = first.data / "photos"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"p{number}.png").write_bytes(_png(number, LARGE, LARGE))
+    first.tokens(NO_CAPTION)
+    assert first.encoded() == 8
+    (folder / "p3a.png").write_bytes(_png(100, LARGE, LARGE))
+    first.tokens(NO_CAPTION)
+    assert first.encoded() == 1
+    _equal_to_scratch(root, first, NO_CAPTION)

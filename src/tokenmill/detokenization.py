@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,21 +11,11 @@ import yaml
 from tokenmill.errors import RecipeError
 from tokenmill.inspection import place_of
 from tokenmill.manifests.storage import Store, open_store
-from tokenmill.recipe import storage_options
 
 if TYPE_CHECKING:
     from tokenmill.pipelines.detokenize import Detokenized
 
 _SUFFIXES = (".png", ".mp4")
-
-
-def run_detokenize(options: argparse.Namespace) -> int:
-    """Do what the command line says and print it; returns the exit code."""
-    done = detokenize(options.shard, options.key, options.out, options.vision, storage_options(options.storage))
-    print(json.dumps(done.to_json(), indent=1) if options.json else render_detokenized(done, options.out))
-    for fault in done.faults:
-        print(f"tokenmill detokenize: {fault}", file=sys.stderr)
-    return 1 if done.faults else 0
 
 
 def detokenize(shard: str, key: str | None, out: str, vision: str | None, storage: Mapping[str, Any]) -> Detokenized:
