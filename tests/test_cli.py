@@ -99,7 +99,7 @@ def test_stage_before_its_inputs_ends_with_one(tmp_path: Path, capsys: pytest.Ca
     [
         ("execution.worker=3", "execution.worker: no such key; allowed: executor, workers"),
         ("execution.workers=none", "execution.workers"),
-        ("sources.scenes.kind=zip", "sources.scenes: unknown source 'zip'; allowed: arrow, documents, images"),
+        ("sources.scenes.kind=zip", "sources.scenes: unknown source 'zip'; allowed: arrow, documents, images, jsonl"),
         ("filter.image.rules.size=min_side > 3", "did you mean 'min_side_px'"),
         ("caption.image.engine=oracle", "unknown captioner 'oracle'; allowed: metadata, openai"),
         ("plan.mix.scene=1", "plan.mix: no source 'scene'; allowed: scenes"),

@@ -225,10 +225,10 @@ def test_ingest_that_is_killed_goes_on_and_leaves_the_same_files(tmp_path):
         value = described(tmp_path / "raw", tmp_path / root, source)
         (tmp_path / f"{root}.yaml").write_text(yaml.safe_dump(value))
     with Commands(tokenizer=False) as commands:
-        commands.run("run", tmp_path / "whole.yaml", "--until", "select").check()
+        commands.run("ingest", tmp_path / "whole.yaml").check()
         for fault in ("commit:before-data:1", "commit:between-files:2", "commit:before-record:1"):
-            assert commands.run("run", tmp_path / "killed.yaml", "--until", "select", fault=fault).was_killed
-        commands.run("run", tmp_path / "killed.yaml", "--until", "select").check()
+            assert commands.run("ingest", tmp_path / "killed.yaml", fault=fault).was_killed
+        commands.run("ingest", tmp_path / "killed.yaml").check()
     stores = [open_store(str(tmp_path / root)) for root in ("killed", "whole")]
     assert trusted(stores[0]) == trusted(stores[1]) and faults_in(stores[0]) == []
 
