@@ -46,10 +46,10 @@ class Coded:
         return mine == other
 
 
-Earlier = Iterable[tuple[StageDir, Sequence[Record]]]
 Codes = NDArray[np.uint32]
 T = TypeVar("T")
 Sane = Callable[[Mapping[str, Any], bytes], T | None]
+Earlier = Iterable[tuple[StageDir, Sequence[Record]]]
 
 
 @dataclass(frozen=True)

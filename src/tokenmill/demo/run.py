@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from tokenmill.commands import ALL_STAGES, describe_row, make_chain, run_one_stage
+from tokenmill.commands import ALL_STAGES, make_chain, run_one_stage
 from tokenmill.demo.assemble import DemoData, assemble
 from tokenmill.errors import RunError
 from tokenmill.manifests.storage import open_store
 from tokenmill.recipe import Recipe, load_recipe
+from tokenmill.stage_rows import describe_row
 
 _STAGE_TEXT = {
     "ingest": "index the raw files, each sample with its bytes' place and digest; pack the loose photographs",
