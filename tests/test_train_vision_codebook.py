@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from tokenmill.settings_tokenizer import CodebookSettings, TokenizerLosses, TokenizerTraining
-from tokenmill.train.vision_codebook import Codebook, nearest
+from tokenmill.tokenize.nearest import nearest
+from tokenmill.train.vision_codebook import Codebook
 from tokenmill.train.vision_model import build_model
 from tokenmill.train.vision_objective import Objective
 

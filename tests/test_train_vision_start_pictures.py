@@ -10,8 +10,9 @@ import torch
 from tokenmill.demo.scenes import render, scene
 from tokenmill.errors import RecipeError
 from tokenmill.settings_tokenizer import TokenizerTraining
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision_frames import embedded, latents, pixels
-from tokenmill.train.vision_codebook import Codebook, nearest
+from tokenmill.train.vision_codebook import Codebook
 from tokenmill.train.vision_data import as_pixels
 from tokenmill.train.vision_model import build_model
 from tokenmill.train.vision_run import TokenizerRun
