@@ -33,7 +33,7 @@ QWEN_CUTS = re.compile(
     rf"|(?<=[{_SPACES}])(?=[{_SPACES}]\S)"
 )
 BLANK_CUTS = re.compile(r"(?<=[^\W_]|[!-/:-@\[-`{-~])(?= )")
-"""Between a letter, a number or ASCII punctuation and a blank: certain for the split expressions of text_huggingface_file.py."""
+"""Between a letter, a number or ASCII punctuation and a blank: for the expressions of text_huggingface_file.py."""
 
 # A run of a million overflows the stack of the expression's `\s+(?!\S)`. A run begins at a certain place: what
 # stands before it is no space, or a line break that the run before ends with, because none follows.
