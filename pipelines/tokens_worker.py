@@ -158,12 +158,14 @@ class TokenWorker:
         self._images.seconds = self._seconds
         pictures = zip(samples, self._images.read(self._reader, part.piece, rows, self._known), strict=True)
         for sample, found in self._images.encoded(pictures):
-            if isinstance(found, SampleError):
-                sample.error = found
-            else:
+            try:
+                if isinstance(found, SampleError):
+                    raise found
                 height, width = found.shape
                 sample.codes = [found[None]]
                 sample.segments = with_vision(self._said(sample), VisionSegment(1, height, width, 0))
+            except SampleError as error:  # of the picture, or of a caption that cannot be encoded
+                sample.error = error
             yield sample
 
     def _encode_documents(
