@@ -18,7 +18,7 @@ def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.T
         for part in parts:
             yield _tensor(part).to(device)
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     coming: tuple[torch.Tensor, torch.cuda.Event] | None = None
     for part in parts:
         sent = _sent(part, device, stream)

@@ -80,7 +80,7 @@ class Emu3VisionTokenizer:
         at_once = max(1, FRAME_PIXELS // (frames.shape[1] * frames.shape[2]))
         # a graph's output is overwritten by its next run, hence the copy
         parts = [self._features(part).float().clone() for part in on_device(_parts(frames, at_once), self._device)]
-        return latents_of_features(self.model, torch.cat(parts).unflatten(0, frames_BTHWC.shape[:2]))
+        return latents_of_features(self.model, torch.unflatten(torch.cat(parts), 0, frames_BTHWC.shape[:2]))
 
     def _encode(self, frames_BTHWC: Pixels) -> Codes:
         self._check_sides(frames_BTHWC)

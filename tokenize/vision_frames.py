@@ -21,7 +21,7 @@ WINDOW = 4
 def latents(model: Any, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
     """Latents before quantization, (B, 1, D, h, w), of images (T = 1) or of 4-frame windows (T = 4)."""
     features = spatial_features(model.encoder, pixels_BTCHW.flatten(0, 1))
-    return latents_of_features(model, features.unflatten(0, pixels_BTCHW.shape[:2]))
+    return latents_of_features(model, torch.unflatten(features, 0, pixels_BTCHW.shape[:2]))
 
 
 def latents_of_features(model: Any, features_BTDhw: torch.Tensor) -> torch.Tensor:

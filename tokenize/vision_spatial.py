@@ -69,7 +69,8 @@ def _residual_block(block: Any, residual: torch.Tensor, guide: torch.Tensor | No
     hidden = block.conv1(_swished_norm(block.norm1, residual, guide))
     hidden = block.conv2(_swished_norm(block.norm2, hidden, guide))
     passed = residual if block.in_channels == block.out_channels else _pointwise(block.nin_shortcut, residual)
-    return hidden.add_(passed)
+    result: torch.Tensor = hidden.add_(passed)
+    return result
 
 
 def _attention(attention: Any, norm: Any, residual: torch.Tensor, guide: torch.Tensor | None) -> torch.Tensor:
@@ -95,7 +96,7 @@ def _norm(norm: Any, hidden: torch.Tensor, guide: torch.Tensor | None) -> torch.
         return _group_norm(norm, hidden)
     normed = _group_norm(norm.norm_layer, hidden)
     rows, columns = guide.shape[2:]
-    blocks = normed.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+    blocks = torch.unflatten(torch.unflatten(normed, 3, (columns, -1)), 2, (rows, -1))
     scale, shift = (convolution(guide)[:, :, :, None, :, None] for convolution in (norm.conv_y, norm.conv_b))
     blocks.mul_(scale).add_(shift)
     return normed
@@ -107,7 +108,7 @@ def _group_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
         return functional.group_norm(hidden, norm.num_groups, norm.weight, norm.bias, norm.eps)
     values = hidden.float()
     per_channel = torch.stack([values.sum((2, 3)), values.square().sum((2, 3))]).double()
-    per_group = per_channel.unflatten(2, (norm.num_groups, -1)).sum(3, keepdim=True)
+    per_group = torch.unflatten(per_channel, 2, (norm.num_groups, -1)).sum(3, keepdim=True)
     mean, square = per_group / (values[0].numel() / norm.num_groups)
     deviation = (square - mean * mean).clamp_min_(0).add_(norm.eps).sqrt_()
     scale = norm.weight.double().view(norm.num_groups, -1) / deviation
