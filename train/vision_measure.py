@@ -112,7 +112,7 @@ def ssim(reference_THWC: Pixels, other_THWC: Pixels) -> float:
     A side under 11 pixels gets a window of that size.
     """
     one, two = (
-        torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
+        torch.tensor(x).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
         for x in (reference_THWC, other_THWC)
     )
     width = min(11, *one.shape[-2:])
