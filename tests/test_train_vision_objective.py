@@ -83,7 +83,7 @@ def test_perceptual_term_is_the_mean_lpips_of_the_frames(model: Any, frames: int
     pixels = drawn(frames)
     made = generator(model, pixels, perceptual={"weight": 0.8, "weights": str(path)})
     each = [load_lpips(path)(made.reconstruction_BTCHW[:, t], pixels[:, t]).mean() for t in range(frames)]
-    assert made.terms["perceptual"] == pytest.approx(0.8 * float(torch.stack(each).mean()), rel=1e-4)
+    assert made.terms["perceptual"] == pytest.approx(0.8 * torch.stack(each).mean().item(), rel=1e-4)
 
 
 def test_adversarial_term_begins_at_its_step_and_leaves_the_discriminator_alone(model: Any) -> None:
@@ -98,7 +98,7 @@ def test_adversarial_term_begins_at_its_step_and_leaves_the_discriminator_alone(
     judge = PatchDiscriminator(channels=8, layers=2)
     judge.load_state_dict(objective.state_dict())
     verdict = judge(made.reconstruction_BTCHW.flatten(0, 1))
-    assert made.terms["adversarial"] == pytest.approx(-0.5 * float(verdict.mean()), rel=1e-4)
+    assert made.terms["adversarial"] == pytest.approx(-0.5 * verdict.mean().item(), rel=1e-4)
     made.loss.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is None for parameter in objective.parameters())
     loss = objective.discriminator(pixels, made, step=3)

@@ -46,8 +46,8 @@ class Emu3VisionTokenizer:
 
     @property
     def on_cpu(self) -> bool:
-        """Tell that calls compute on CPUs alone, where several threads may make them at once."""
-        return bool(self.model.device.type == "cpu")
+        """Tell that calls compute on CPUs alone, where several threads may make them at once; compiled ones may not."""
+        return bool(self.model.device.type == "cpu" and not self.options.compile)
 
     def encode_images(self, images_BHWC: Pixels) -> Codes:
         """Codes (B, H/8, W/8)."""
