@@ -111,62 +111,6 @@ def as_picture(pixels_CHW: torch.Tensor) -> Pixels:
     return picture
 
 
-<<<<<<< HEAD
-||||||| 723af0d
-def ssim(reference_THWC: Pixels, other_THWC: Pixels) -> float:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of deviation 1.5, 11 pixels wide, mean over colours.
-
-    A side under 11 pixels gets a window of that size.
-    """
-    one, two = (
-        torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
-        for x in (reference_THWC, other_THWC)
-    )
-    width = min(11, *one.shape[-2:])
-    offsets = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
-    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    bell = bell / bell.sum()
-
-    def blurred(x: torch.Tensor) -> torch.Tensor:
-        rows = functional.conv2d(x, bell[None, None, :, None])
-        return functional.conv2d(rows, bell[None, None, None, :])
-
-    mean_one, mean_two = blurred(one), blurred(two)
-    spread_one, spread_two = blurred(one * one) - mean_one**2, blurred(two * two) - mean_two**2
-    shared = blurred(one * two) - mean_one * mean_two
-    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    top = (2 * mean_one * mean_two + low) * (2 * shared + high)
-    return float((top / ((mean_one**2 + mean_two**2 + low) * (spread_one + spread_two + high))).mean())
-
-
-=======
-def ssim(reference_THWC: Pixels, other_THWC: Pixels) -> float:
-    """Structural similarity (Wang et al. 2004): Gaussian windows of deviation 1.5, 11 pixels wide, mean over colours.
-
-    A side under 11 pixels gets a window of that size.
-    """
-    one, two = (
-        torch.tensor(x).permute(0, 3, 1, 2).double().flatten(0, 1)[:, None]
-        for x in (reference_THWC, other_THWC)
-    )
-    width = min(11, *one.shape[-2:])
-    offsets = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
-    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    bell = bell / bell.sum()
-
-    def blurred(x: torch.Tensor) -> torch.Tensor:
-        rows = functional.conv2d(x, bell[None, None, :, None])
-        return functional.conv2d(rows, bell[None, None, None, :])
-
-    mean_one, mean_two = blurred(one), blurred(two)
-    spread_one, spread_two = blurred(one * one) - mean_one**2, blurred(two * two) - mean_two**2
-    shared = blurred(one * two) - mean_one * mean_two
-    low, high = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    top = (2 * mean_one * mean_two + low) * (2 * shared + high)
-    return float((top / ((mean_one**2 + mean_two**2 + low) * (spread_one + spread_two + high))).mean())
-
-
->>>>>>> h7/losses
 def mean(values: Iterable[float]) -> float:
     """The plain mean, of at least one value."""
     listed = list(values)
