@@ -2,7 +2,7 @@
 
 The vision tokenizer is the one that the archive's folder names, and its fingerprint is compared; an archive that lies
 in no such folder has to be told one. Clips are decoded and written in runs of latent frames: an hour of film takes the
-memory of 4 megapixels of windows.
+memory of one window or 0.3 megapixels.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from tokenmill.tokenize.vision import VisionTokenizer
 Pixels = NDArray[np.uint8]
 
 
+_PIXELS_OF_A_RUN = 300_000  # what is decoded at once of a whole clip; at full width a pixel is some KB of activations
 _PIXELS_OF_A_CLIP = 4_000_000  # of four frames each: 27 windows of 192 x 192, 3 of 512 x 512
 
 
@@ -46,7 +47,7 @@ def reconstruct(
         segment = next((s for s in sample.segments if isinstance(s, VisionSegment)), None)
         if segment is None:
             continue
-        frames = next(decoded_runs(segment, grid_of(segment, sample.codes, vision), vision))
+        frames = next(decoded_runs(segment, grid_of(segment, sample.codes, vision), vision, _PIXELS_OF_A_CLIP))
         found.append(Decoded(key=row["key"], segment=segment, frames=frames))
     return found
 
@@ -65,13 +66,15 @@ def grid_of(segment: VisionSegment, codes: NDArray[np.integer[Any]], vision: Vis
     return taken.astype(np.uint32).reshape(segment.t, segment.h, segment.w)
 
 
-def decoded_runs(segment: VisionSegment, codes_THW: NDArray[np.uint32], vision: VisionTokenizer) -> Iterator[Pixels]:
+def decoded_runs(
+    segment: VisionSegment, codes_THW: NDArray[np.uint32], vision: VisionTokenizer, most_pixels: int = _PIXELS_OF_A_RUN
+) -> Iterator[Pixels]:
     """Yield what codes decode to, THWC: a picture, or a clip in runs of frames that bound the memory."""
     if segment.fps is None:
         yield vision.decode_images(codes_THW)
         return
     window = segment.h * segment.w * vision.spatial_factor**2 * vision.temporal_factor
-    at_once = max(1, _PIXELS_OF_A_CLIP // window)
+    at_once = max(1, most_pixels // window)
     for first in range(0, segment.t, at_once):
         yield vision.decode_video(codes_THW[None, first : first + at_once])[0]
 

@@ -15,7 +15,6 @@ from tokenmill.demo.scenes import render, scene
 from tokenmill.errors import ManifestError, RecipeError
 from tokenmill.manifests.archive import ArchiveWriter, npy_bytes
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines import reconstruction
 from tokenmill.pipelines.detokenize import Detokenizer, file_name
 from tokenmill.pipelines.reconstruction import decoded_runs, grid_of
 from tokenmill.pipelines.token_archive import TokenArchive, open_token_archive
@@ -84,15 +83,13 @@ def test_command_writes_one_picture_and_tells_it_as_json(finished, tmp_path, cap
     assert np.abs(np.asarray(Image.open(target)).astype(int) - render(scene(seed), 64)).mean() < 30
 
 
-def test_clip_in_runs_of_frames_is_the_clip_decoded_at_once(finished, monkeypatch):
+def test_clip_in_runs_of_frames_is_the_clip_decoded_at_once(finished):
     vision = load_vision_tokenizer("scenes")
     for sample in at(archives(finished.root, "clips")[0]).samples():
         (clip,) = (segment for segment in sample.segments if isinstance(segment, VisionSegment))
         grid = grid_of(clip, sample.codes, vision)
-        (whole,) = decoded_runs(clip, grid, vision)
-        monkeypatch.setattr(reconstruction, "_PIXELS_OF_A_CLIP", 1)
-        runs = list(decoded_runs(clip, grid, vision))
-        monkeypatch.undo()
+        (whole,) = decoded_runs(clip, grid, vision, 10**9)
+        runs = list(decoded_runs(clip, grid, vision, 1))
         assert len(runs) == clip.t
         assert np.abs(np.concatenate(runs).astype(int) - whole).max() <= 1  # batches round otherwise
 
