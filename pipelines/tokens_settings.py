@@ -10,6 +10,7 @@ from tokenmill.filters.personal_mask import PersonalMask
 from tokenmill.pipelines.tokens_clip import ClipPolicy
 from tokenmill.pipelines.tokens_page import PagePolicy
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer, vision_fingerprint
+from tokenmill.tokenize.vision_changes import exact_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,8 @@ def open_vision(spec: Mapping[str, Any]) -> VisionTokenizer:
 
 
 def open_exact_vision(spec: Mapping[str, Any]) -> VisionTokenizer | None:
-    """Load the tokenizer in float32 of a recipe that runs it in less, None of one that does not."""
-    if spec.get("dtype", "float32") == "float32":
-        return None
-    left_out = ("dtype", "compile", "cuda_graphs")
-    return open_vision({name: value for name, value in spec.items() if name not in left_out})
+    """Load the float32 self of a recipe's vision tokenizer, uncompiled; None where it is that already."""
+    return exact_tokenizer(spec["name"], **{key: value for key, value in spec.items() if key != "name"})
 
 
 def fingerprint_of_vision(spec: Mapping[str, Any]) -> str:
