@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.recipe import Recipe, load_recipe, storage_options
-from tokenmill.stage_rows import describe_row
+from tokenmill.stage_rows import data_row, describe_row, plan_row
 
 log = logging.getLogger(__name__)
 
@@ -304,11 +304,11 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
         RecipeError: there is no such stage. RunError and others: the stage failed.
     """
     if name == "plan":
-        return _plan_row(chain.plan.description)
+        return plan_row(chain.plan.description)
     if name == "caption":
         return _caption_row(chain)
     if name in _DATA_STAGES:
-        return _data_row(chain.snapshots(name))
+        return data_row(chain.snapshots(name))
     if name == "train":
         return _train(recipe, chain)
     if name == "train-tokenizer":
@@ -332,7 +332,7 @@ def _caption_row(chain: Any) -> dict[str, Any]:
     columns = column_folders(chain)
     before = asked_in(columns)
     answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
-    row = _data_row(chain.snapshots("choose"))
+    row = data_row(chain.snapshots("choose"))
     asked = {
         path: {"source": one.folder.source, "columns": one.names, **(totals - before[path]).to_json()}
         for path, totals in asked_in(columns).items()
@@ -393,32 +393,6 @@ class _TrainingLog:
         self._told = time.monotonic()
         figures = "  ".join(f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float))
         log.info("%s: step %s  %s", self._title, row.get("step"), figures)
-
-
-def _plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
-    counts = description["counts"]
-    told = {key: description[key] for key in ("plan", "num_packs", "context")}
-    return {**counts, **told, "fill": round(description["fill"], 4), "snapshots": {"plan": description["snapshot"]}}
-
-
-def _data_row(snapshots: Any) -> dict[str, Any]:
-    counts: dict[str, Any] = {"in": 0, "kept": 0, "dropped": {}, "failed": {}}
-    digests = {}
-    counted = set()
-    for snapshot in snapshots:
-        digests[snapshot.folder.path] = snapshot.digest
-        if snapshot.folder.source in counted:  # the scorers of a pass see the same samples
-            continue
-        counted.add(snapshot.folder.source)
-        found = snapshot.counts.to_json()
-        counts["in"] += found["in"]
-        counts["kept"] += found["kept"]
-        for why in ("dropped", "failed"):
-            for reason, number in found[why].items():
-                counts[why][reason] = counts[why].get(reason, 0) + number
-    if sum(counts["dropped"].values()) + sum(counts["failed"].values()) + counts["kept"] != counts["in"]:
-        raise RunError(f"counts do not add up: {counts}")
-    return {**counts, "snapshots": digests}
 
 
 def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:

@@ -1,9 +1,39 @@
-"""What a stage tells when it has run, as one line for people."""
+"""What a stage tells when it has run: a row for programs, and the row as one line for people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from tokenmill.errors import RunError
+
+
+def plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a plan is, of its description."""
+    counts = description["counts"]
+    told = {key: description[key] for key in ("plan", "num_packs", "context")}
+    return {**counts, **told, "fill": round(description["fill"], 4), "snapshots": {"plan": description["snapshot"]}}
+
+
+def data_row(snapshots: Any) -> dict[str, Any]:
+    """Add up the counts of a stage's snapshots; raises RunError where they do not add up."""
+    counts: dict[str, Any] = {"in": 0, "kept": 0, "dropped": {}, "failed": {}}
+    digests = {}
+    counted = set()
+    for snapshot in snapshots:
+        digests[snapshot.folder.path] = snapshot.digest
+        if snapshot.folder.source in counted:  # the scorers of a pass see the same samples
+            continue
+        counted.add(snapshot.folder.source)
+        found = snapshot.counts.to_json()
+        counts["in"] += found["in"]
+        counts["kept"] += found["kept"]
+        for why in ("dropped", "failed"):
+            for reason, number in found[why].items():
+                counts[why][reason] = counts[why].get(reason, 0) + number
+    if sum(counts["dropped"].values()) + sum(counts["failed"].values()) + counts["kept"] != counts["in"]:
+        raise RunError(f"counts do not add up: {counts}")
+    return {**counts, "snapshots": digests}
 
 
 def describe_row(row: Mapping[str, Any]) -> str:
