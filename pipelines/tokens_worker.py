@@ -161,9 +161,8 @@ class TokenWorker:
             try:
                 if isinstance(found, SampleError):
                     raise found
-                height, width = found.shape
-                sample.codes = [found[None]]
-                sample.segments = with_vision(self._said(sample), VisionSegment(1, height, width, 0))
+                texts = self._said(sample)
+                sample.codes, sample.segments = [found[None]], with_vision(texts, VisionSegment(1, *found.shape, 0))
             except SampleError as error:  # of the picture, or of a caption that cannot be encoded
                 sample.error = error
             yield sample
