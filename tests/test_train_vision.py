@@ -132,6 +132,25 @@ def test_step_is_a_function_of_list_settings_seed_and_step_and_ranks_share_it(fo
     uncached.close()
 
 
+def test_crop_does_not_hang_on_what_was_drawn_before(tmp_path: Path) -> None:
+    """As a resumed run needs it: a panorama that decoding shrinks, and a picture that turns out to be cut off."""
+    noise = np.random.default_rng(0).integers(0, 255, (200, 3000, 3), np.uint8)
+    encoded = [raw_samples.png(noise), raw_samples.scenes(1)[0][:-900]]
+    table = raw_samples.listed(raw_samples.write_shard(tmp_path / "scenes", encoded))
+    fresh, used = (raw_samples.samples(tmp_path, table) for _ in range(2))
+    for row in (0, 1):
+        with pytest.raises(SampleError, match="too_small"):
+            used.crop(row, 256, 1, np.random.default_rng(0))
+    for side in (16, 32, 16):
+        drawn = [np.random.default_rng(side) for _ in range(2)]
+        crops = [one.crop(0, side, 1, rng) for one, rng in zip((fresh, used), drawn, strict=True)]
+        assert np.array_equal(*crops)
+        for one, rng in zip((fresh, used), drawn, strict=True):
+            with pytest.raises(SampleError, match="corrupt"):
+                one.crop(1, side, 1, rng)
+        assert drawn[0].random() == drawn[1].random()
+
+
 def test_held_out_samples_are_never_drawn_and_shares_are_kept(folder: Path) -> None:
     rows = rows_of(folder)[:16]
     for row in rows[:4]:
