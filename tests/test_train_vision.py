@@ -308,6 +308,13 @@ def test_psnr_of_a_known_error_is_known() -> None:
         ({"batches": {"windows": 0.9}}, "shares of the steps; together they are 1.25"),
         ({"batches": {"larger": {1: 0.1}}}, "larger: 1: is how many times"),
         ({"start": {"path": 3}}, r"tokenizer.start"),
+        ({"batches": {"side": 0}}, r"tokenizer.batches.side: .*greater than 0"),
+        ({"shape": {"hidden_size": 32}}, "hidden_size: 32 is not base_channels × the last multiplier, 64"),
+        ({"shape": {"embed_dim": 8}}, "latent_channels: 4, but embed_dim 8"),
+        ({"shape": {"channel_multiplier": [1, 1, 2, 2], "hidden_size": 128}}, "without res blocks"),
+        ({"shape": {"channel_multiplier": [1, 1]}}, "tokenizer.shape.channel_multiplier"),
+        ({"steps": 200}, r"warm_up_steps: 200 \(200 from scratch where absent\) leave none of 200 steps"),
+        ({"betas": [0.9, 1]}, r"tokenizer.betas"),
         ({"losses": {"perceptual": {"weight": 1}}}, "name the file of LPIPS"),
         ({"sources": {"a": 0}}, r"tokenizer.sources.a: .*greater than 0"),
     ],
@@ -315,6 +322,12 @@ def test_psnr_of_a_known_error_is_known() -> None:
 def test_wrong_tokenizer_section_is_refused_with_its_key(section: dict[str, Any], message: str) -> None:
     recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "tokenizer": section}
     with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, "r.yaml")
+
+
+def test_run_of_train_may_not_share_its_folder_with_the_runs_of_tokenizers() -> None:
+    recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "train": {"run": "tokenizers"}}
+    with pytest.raises(RecipeError, match=r"train.run: .*checkpoints/tokenizers/ holds the runs of train-tokenizer"):
         check_recipe(recipe, "r.yaml")
 
 
