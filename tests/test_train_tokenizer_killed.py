@@ -151,14 +151,14 @@ def test_begun_run_goes_on_with_other_ranks_and_refuses_other_samples_seed_and_d
     table = raw_samples.listed(bench.table.head(20).to_dicts())
     message = bench.refused(table, 2, run="kept", steps=4, warm_up_steps=1, seed=18)
     assert "'kept' was begun with other settings (seed 17 → 18; the list of samples)" in message
-    more = {"run": "kept", "warm_up_steps": 1, "losses": {"adversarial": {**GAN, "start_step": 0}}}
+    more: dict[str, Any] = {"run": "kept", "warm_up_steps": 1, "losses": {"adversarial": {**GAN, "start_step": 0}}}
     bench.train(ranks=2, steps=4, **more)  # with a discriminator from here on
     assert bench.rows("kept")[2]["discriminator"] > 0
     other = {**more, "losses": {"adversarial": {**GAN, "channels": 16}}}
     assert "adversarial 8 channels, 2 layers → 16 channels, 2 layers" in bench.refused(bench.table, 2, steps=6, **other)
     final = bench.exported("kept", "model.safetensors")
-    for name, data in exported.items():  # as if killed between the last checkpoint and its export
-        bench.run("kept").store.put(bench.run("kept").at(f"export/{name}"), data)
+    for name, before in exported.items():  # as if killed between the last checkpoint and its export
+        bench.run("kept").store.put(bench.run("kept").at(f"export/{name}"), before)
     bench.train(ranks=1, steps=4, **more)
     assert bench.exported("kept", "model.safetensors") == final != exported["model.safetensors"]
     assert figures(bench.run("kept"))["step"] == 4
