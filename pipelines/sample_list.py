@@ -1,7 +1,8 @@
 """Lists the kept pictures and clips of a recipe for the training of its tokenizer (`manifests/sample_list.py`).
 
 Which samples are held out is the same pure function of a sample's name as in a plan (`plan_documents.py`): with equal
-shares the tokenizer never sees what the model is measured on.
+shares the tokenizer never sees what the model is measured on. Pictures of the same bytes as a held-out one are held out
+with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from tokenmill.errors import RecipeError, RunError
+from tokenmill.errors import ManifestError, RecipeError, RunError, StorageError
 from tokenmill.manifests import sample_list
 from tokenmill.manifests.sample_list import SampleListDescription
 from tokenmill.pipelines.chain import Chain
@@ -47,25 +48,42 @@ def write_sample_list(
 ) -> SampleListDescription:
     """Write the list of the kept samples to a folder of the root, or find that it is there.
 
+    The same samples in another place, or a table that is damaged, are written anew.
+
     Raises:
         RecipeError: the run `is_begun`, and was so with other samples. RunError: nothing was kept.
     """
     names = sources_of_training(chain, training)
     parts = [_rows(name, part, training.held_out) for name in names for part in chain.selected[name]]
-    rows = pl.concat(parts) if parts else pl.DataFrame(schema=dict(sample_list.COLUMNS))
+    rows = _with_copies(pl.concat(parts)) if parts else pl.DataFrame(schema=dict(sample_list.COLUMNS))
     if rows.filter(~pl.col("held_out")).is_empty():
         raise RunError(f"tokenizer: nothing to train on was kept of {', '.join(names)}; see tokenmill status")
     found = sample_list.describe(rows, {name: chain.select[name].digest for name in names})
     before = sample_list.read_list_description(chain.store, folder)
-    if before is not None and before.digest == found.digest:
+    if before is not None and before.digest == found.digest and _lies_there(chain, folder, rows):
         return before
-    if before is not None and is_begun:
+    if before is not None and before.digest != found.digest and is_begun:
         raise RecipeError(
             f"tokenizer.run: {training.run!r} was begun on other samples ({'; '.join(before.differences(found))}); "
             "give it another name, or the selection it had"
         )
     sample_list.write(chain.store, folder, rows, found)
     return found
+
+
+def _with_copies(rows: pl.DataFrame) -> pl.DataFrame:
+    """Hold out the copies of held-out pictures too; clips of one film have its digest, and are no copies."""
+    is_picture = pl.col("start_frame").is_null()
+    copied = rows.filter(is_picture & pl.col("held_out"))["sha256"].implode()
+    return rows.with_columns(held_out=pl.col("held_out") | (is_picture & pl.col("sha256").is_in(copied)))
+
+
+def _lies_there(chain: Chain, folder: str, rows: pl.DataFrame) -> bool:
+    """Say whether a folder's table holds these rows, places included."""
+    try:
+        return sample_list.read_list(chain.store, folder)[0].equals(rows)
+    except (ManifestError, StorageError):
+        return False
 
 
 def _rows(source: str, part: Selected, held_out: float) -> pl.DataFrame:

@@ -68,7 +68,7 @@ def test_assemble_stopped_midway_resumes_to_the_same_bytes(data, tmp_path):
     (tmp_path / "clips.partial").mkdir()
     (tmp_path / "clips.partial" / "half-written.mp4").write_bytes(b"")
     resumed = assemble(tmp_path, num_scenes=NUM_SCENES, progress=quiet)
-    assert resumed.built == ("clips", "text")
+    assert resumed.built == ("photos-heldout", "clips", "text")
     assert contents(tmp_path) == contents(data.folder)
 
 
@@ -118,6 +118,13 @@ def test_photographs_heldout_are_listed_but_not_for_training():
     assert len(names) == len(set(names)) >= 12
     assert set(HELDOUT_PHOTOGRAPHS) <= set(names)
     assert {photograph.name for photograph in training_photographs()} == set(names) - set(HELDOUT_PHOTOGRAPHS)
+
+
+def test_photographs_heldout_lie_by_themselves_as_the_same_files(data):
+    files = sorted(data.photos_heldout.glob("scikit-*/*"))
+    assert {path.stem for path in files} == set(HELDOUT_PHOTOGRAPHS)
+    for path in files:
+        assert path.read_bytes() == (data.photos / path.relative_to(data.photos_heldout)).read_bytes()
 
 
 def test_sidecars_describe_every_file_with_caption_and_licence(data):

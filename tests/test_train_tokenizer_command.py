@@ -14,6 +14,8 @@ from tests import raw_samples, tiny
 from tests.conftest import S3Server
 
 from tokenmill.cli import main
+from tokenmill.demo.photo_folder import write_heldout, write_photographs
+from tokenmill.demo.photographs import HELDOUT_PHOTOGRAPHS, training_photographs
 from tokenmill.errors import ManifestError, RecipeError
 from tokenmill.manifests import sample_list
 from tokenmill.manifests.identity import sha256_hex
@@ -96,6 +98,11 @@ def _storage(server: S3Server) -> list[str]:
             {"tokenizer": {"sources": {"gone": 1}}},
             "tokenizer.sources.gone: no image or video source of that name",
         ),
+        (
+            {"tokenizer": {"losses": {"perceptual": {"weight": 1, "weights": "gone.pth"}}}},
+            "tokenizer.losses.perceptual.weights: gone.pth: nothing is there",
+        ),
+        ({"tokenizer": {"start": {"from": "gone.ckpt"}}}, "tokenizer.start.from: gone.ckpt: nothing is there"),
     ],
 )
 def test_command_refuses_a_recipe_before_anything_starts(
@@ -123,6 +130,28 @@ def test_list_names_what_was_kept_with_its_bytes_and_the_part_it_belongs_to(tmp_
     assert set(rows.filter(source="clips")["start_seconds"].is_null()) == {False}
 
 
+def test_recipe_of_the_repository_trains_on_none_of_the_photographs_it_is_measured_on(tmp_path: Path) -> None:
+    for name, write in (("photos", write_photographs), ("photos-heldout", write_heldout)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    text = (Path(__file__).parents[1] / "train/recipes/vision_tokenizer.yaml").read_text()
+    value = yaml.safe_load(text.replace("demo-out/data", str(tmp_path)))
+    value |= {"root": str(tmp_path / "root"), "sources": {"photos": value["sources"]["photos"]}}
+    value["filter"].pop("video")
+    value["tokenizer"]["sources"] = {}
+    chain = Chain(recipe=check_recipe(value, "recipe"), options=ChainOptions(quiet=True))
+    assert chain.recipe.tokenizer is not None
+    write_sample_list(chain, chain.recipe.tokenizer, "list", is_begun=False)
+    keys = {Path(key).stem: key for key in sample_list.read_list(chain.store, "list")[0]["key"]}
+    assert keys.keys() >= {photograph.name for photograph in training_photographs()}
+    assert not keys.keys() & set(HELDOUT_PHOTOGRAPHS)
+    copies = [keys["china"], keys["palace"]]  # of the same bytes: held out together where one of them is
+    share = sum(uniform("held out", f"photos/{key}") for key in copies) / 2
+    write_sample_list(chain, chain.recipe.tokenizer.model_copy(update={"held_out": share}), "other", is_begun=False)
+    rows, _ = sample_list.read_list(chain.store, "other")
+    assert rows.filter(pl.col("key").is_in(copies))["held_out"].to_list() == [True, True]
+
+
 def test_list_of_moved_data_is_the_same_and_another_selection_of_a_begun_run_is_refused(tmp_path: Path) -> None:
     rows = raw_samples.write_shard(tmp_path / "scenes", raw_samples.scenes(4))
     table = raw_samples.listed(rows)
@@ -136,6 +165,20 @@ def test_list_of_moved_data_is_the_same_and_another_selection_of_a_begun_run_is_
     store.put("list/samples.parquet", store.read_bytes("other/samples.parquet"))
     with pytest.raises(ManifestError, match="differs from the digest"):
         sample_list.read_list(store, "list")
+
+
+def test_list_whose_places_moved_or_that_is_damaged_is_written_anew_for_a_begun_run(tmp_path: Path, data: Path) -> None:
+    value = check_recipe(recipe(data, str(tmp_path)), "list")
+    chain = Chain(recipe=value, options=ChainOptions(quiet=True))
+    assert value.tokenizer is not None
+    found = write_sample_list(chain, value.tokenizer, "list", is_begun=False)
+    rows, _ = sample_list.read_list(chain.store, "list")
+    sample_list.write(chain.store, "list", rows.with_columns(path=pl.lit("gone.tar")), found)
+    assert write_sample_list(chain, value.tokenizer, "list", is_begun=True).digest == found.digest
+    assert sample_list.read_list(chain.store, "list")[0].equals(rows)
+    chain.store.put("list/samples.parquet", b"no table")
+    write_sample_list(chain, value.tokenizer, "list", is_begun=True)
+    assert sample_list.read_list(chain.store, "list")[0].equals(rows)
 
 
 def test_run_begun_on_other_samples_is_refused_with_what_differs(tmp_path: Path, data: Path) -> None:

@@ -132,6 +132,25 @@ def test_step_is_a_function_of_list_settings_seed_and_step_and_ranks_share_it(fo
     uncached.close()
 
 
+def test_crop_does_not_hang_on_what_was_drawn_before(tmp_path: Path) -> None:
+    """As a resumed run needs it: a panorama that decoding shrinks, and a picture that turns out to be cut off."""
+    noise = np.random.default_rng(0).integers(0, 255, (200, 3000, 3), np.uint8)
+    encoded = [raw_samples.png(noise), raw_samples.scenes(1)[0][:-900]]
+    table = raw_samples.listed(raw_samples.write_shard(tmp_path / "scenes", encoded))
+    fresh, used = (raw_samples.samples(tmp_path, table) for _ in range(2))
+    for row in (0, 1):
+        with pytest.raises(SampleError, match="too_small"):
+            used.crop(row, 256, 1, np.random.default_rng(0))
+    for side in (16, 32, 16):
+        drawn = [np.random.default_rng(side) for _ in range(2)]
+        crops = [one.crop(0, side, 1, rng) for one, rng in zip((fresh, used), drawn, strict=True)]
+        assert np.array_equal(*crops)
+        for one, rng in zip((fresh, used), drawn, strict=True):
+            with pytest.raises(SampleError, match="corrupt"):
+                one.crop(1, side, 1, rng)
+        assert drawn[0].random() == drawn[1].random()
+
+
 def test_held_out_samples_are_never_drawn_and_shares_are_kept(folder: Path) -> None:
     rows = rows_of(folder)[:16]
     for row in rows[:4]:
@@ -289,6 +308,13 @@ def test_psnr_of_a_known_error_is_known() -> None:
         ({"batches": {"windows": 0.9}}, "shares of the steps; together they are 1.25"),
         ({"batches": {"larger": {1: 0.1}}}, "larger: 1: is how many times"),
         ({"start": {"path": 3}}, r"tokenizer.start"),
+        ({"batches": {"side": 0}}, r"tokenizer.batches.side: .*greater than 0"),
+        ({"shape": {"hidden_size": 32}}, "hidden_size: 32 is not base_channels × the last multiplier, 64"),
+        ({"shape": {"embed_dim": 8}}, "latent_channels: 4, but embed_dim 8"),
+        ({"shape": {"channel_multiplier": [1, 1, 2, 2], "hidden_size": 128}}, "without res blocks"),
+        ({"shape": {"channel_multiplier": [1, 1]}}, "tokenizer.shape.channel_multiplier"),
+        ({"steps": 200}, r"warm_up_steps: 200 \(200 from scratch where absent\) leave none of 200 steps"),
+        ({"betas": [0.9, 1]}, r"tokenizer.betas"),
         ({"losses": {"perceptual": {"weight": 1}}}, "name the file of LPIPS"),
         ({"sources": {"a": 0}}, r"tokenizer.sources.a: .*greater than 0"),
     ],
@@ -296,6 +322,12 @@ def test_psnr_of_a_known_error_is_known() -> None:
 def test_wrong_tokenizer_section_is_refused_with_its_key(section: dict[str, Any], message: str) -> None:
     recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "tokenizer": section}
     with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, "r.yaml")
+
+
+def test_run_of_train_may_not_share_its_folder_with_the_runs_of_tokenizers() -> None:
+    recipe = {"root": "r", "sources": {"a": {"kind": "images", "url": "u"}}, "train": {"run": "tokenizers"}}
+    with pytest.raises(RecipeError, match=r"train.run: .*checkpoints/tokenizers/ holds the runs of train-tokenizer"):
         check_recipe(recipe, "r.yaml")
 
 

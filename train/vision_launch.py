@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tokenmill.errors import RecipeError
 from tokenmill.manifests.sample_list import read_list_description
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage import Store, open_store
+from tokenmill.settings_tokenizer import TokenizerStart, TokenizerTraining
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.job import TrainResult
 from tokenmill.train.ranks import OnRow, RankGroup, run_ranks
@@ -24,6 +27,18 @@ def run_folder(job: TokenizerJob) -> RunFolder:
 def is_begun(folder: RunFolder) -> bool:
     """Say whether a run has a checkpoint."""
     return bool(folder.steps())
+
+
+def check_files(settings: TokenizerTraining, store: Store) -> None:
+    """Raise RecipeError where a file that the ranks will open is not there, before hours of other stages."""
+    named = {}
+    if settings.losses.perceptual.weight > 0:
+        named["losses.perceptual.weights"] = settings.losses.perceptual.weights
+    if isinstance(settings.start, TokenizerStart) and not is_begun(RunFolder(store, settings.folder)):
+        named["start.from"] = settings.start.path
+    for key, path in named.items():
+        if not Path(path).expanduser().exists():
+            raise RecipeError(f"tokenizer.{key}: {path}: nothing is there")
 
 
 def figures(folder: RunFolder) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def batches_of(samples: Samples, job: TokenizerJob, *, seed: int) -> Batches:
 def _steps(training: Training, stop: StopRequest, progress: Path | None) -> None:
     run, settings = training.run, training.job.settings
     records = TokenizerLog(training.folder, run.step, progress, tensorboard=settings.tensorboard)
-    saved, measured = run.step, dict(figures(training.folder).get("measured", {}))  # until there are newer ones
+    measured = dict(figures(training.folder).get("measured", {}))  # until there are newer ones
     data = steps_ahead(training.batches, run.step, settings.steps, threads=settings.decode_threads)
     try:
         while run.step < settings.steps:
@@ -136,11 +136,11 @@ def _steps(training: Training, stop: StopRequest, progress: Path | None) -> None
             records.add(row, faults, settings.steps)
             if stopping or run.step == settings.steps or run.step % settings.checkpoint_every == 0:
                 _publish(training, records, measured)
-                saved = run.step
             if stopping:
                 break
-        if saved != run.step or not training.folder.store.exists(training.folder.at("export/training.json")):
-            _publish(training, records, measured)
+        if figures(training.folder).get("step") != run.step:  # killed between its last checkpoint and the export
+            rank, ranks = world()
+            _publish(training, records, measure(run.average, training.samples, settings, rank=rank, ranks=ranks))
     finally:
         data.close()
         records.close()

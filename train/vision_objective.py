@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from tokenmill.settings_tokenizer import CodebookSettings, TokenizerLosses
+from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision_frames import embedded, latents, pixels
 from tokenmill.train.vision_codebook import gathered, summed
 from tokenmill.train.vision_discriminator import PatchDiscriminator, hinge
@@ -44,7 +46,11 @@ class Objective:
     def __init__(self, losses: TokenizerLosses, codebook: CodebookSettings, *, device: torch.device) -> None:
         """Open LPIPS and draw a discriminator where their weights are above 0; raises RecipeError of LPIPS's file."""
         self._losses, self._codebook = losses, codebook
-        self._lpips = load_lpips(losses.perceptual.weights).to(device) if losses.perceptual.weight > 0 else None
+        self._lpips = (
+            load_lpips(Path(losses.perceptual.weights).expanduser()).to(device)
+            if losses.perceptual.weight > 0
+            else None
+        )
         against = losses.adversarial
         self._judge = (
             PatchDiscriminator(channels=against.channels, layers=against.layers).to(device)
@@ -64,7 +70,7 @@ class Objective:
         passed, codes = found, None
         if quantized:
             with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
-                codes = model.quantize(found)
+                codes = nearest(flat, model.quantize.embedding.weight).view(len(found), 1, *found.shape[-2:])
             chosen = embedded(model, codes)
             passed = found + (chosen - found).detach()
             terms |= self._distances_of_codes(found, chosen, gathered(flat).var())

@@ -41,6 +41,11 @@ def short_sides(side: int, available: int) -> list[int]:
     return [int(side * ratio) for ratio in _RATIOS if side * ratio <= largest]
 
 
+def decoded_short_side(size: tuple[int, int]) -> int:
+    """Return the shorter side of a picture of a size once `decode_picture` has bounded its longer one."""
+    return int(min(size) * min(1.0, _LARGEST_PX / max(size)))
+
+
 def open_picture(data: bytes, *, sha256: str, max_pixels: int) -> Image.Image:
     """Read a picture's header; nothing is decoded yet.
 

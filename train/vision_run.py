@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,7 +46,7 @@ class TokenizerRun:
             self._trained(), lr=1.0, betas=settings.betas, weight_decay=settings.weight_decay
         )
         self.judge = _judges_optimizer(self.objective, settings)
-        self._recent: deque[torch.Tensor] = deque(maxlen=_RECENT_STEPS)
+        self.last_used_V = torch.full_like(self.codebook.uses_V, -_RECENT_STEPS, dtype=torch.int64)
 
     def advance(self, pixels_BTCHW: torch.Tensor) -> dict[str, float]:
         """Take one step over this rank's share of the batch; returns its figures, equal on all ranks.
@@ -138,11 +137,11 @@ class TokenizerRun:
     def _learn_codes(self, latents_ND: torch.Tensor, codes_N: torch.Tensor) -> dict[str, float]:
         settings, size = self.settings.codebook, len(self.model.quantize.embedding.weight)
         uses = summed(torch.bincount(codes_N, minlength=size).double())
-        self._recent.append((uses > 0).cpu())
+        self.last_used_V[uses > 0] = self.step
         share = uses / uses.sum()
         row = {
             "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())),
-            "usage": float(torch.stack(list(self._recent)).any(0).double().mean()),
+            "usage": float((self.last_used_V > self.step - _RECENT_STEPS).double().mean()),
         }
         if settings.learning == "ema":
             self.codebook.follow(latents_ND, codes_N, decay=settings.decay)

@@ -22,6 +22,7 @@ from tokenmill.train.vision_pictures import (
     PixelCache,
     Pixels,
     decode_picture,
+    decoded_short_side,
     open_picture,
     short_sides,
     shrunk,
@@ -51,7 +52,7 @@ class Samples:
         self._is_clip = rows["start_seconds"].is_not_null().to_numpy()
         self._is_held_out = rows["held_out"].to_numpy()
         self._cache = PixelCache(cache_bytes)
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._short_sides: dict[int, int] = {}
         self._stores: dict[str, Store] = {}
         self._clips = ClipReader(timeout_s=clip_timeout_s, max_pixels=max_pixels)
 
@@ -98,18 +99,15 @@ class Samples:
         return self._decoded_window(found, found["start_seconds"], frames, min(short_side, _short_side(found)))
 
     def _sized(self, row: int, side: int, rng: np.random.Generator) -> Pixels:
-        picture = None
-        if row not in self._sizes:
+        image = None
+        if row not in self._short_sides:  # told by the header alone: what was drawn before changes no later draw
             image = self._opened(row)
-            if min(image.size) >= side:  # else the header has told enough
-                picture = decode_picture(image)
-            self._sizes[row] = picture.shape[:2] if picture is not None else image.size
-        fitting = short_sides(side, min(self._sizes[row]))
+            self._short_sides[row] = decoded_short_side(image.size)
+        fitting = short_sides(side, self._short_sides[row])
         if not fitting:
             raise SampleError("too_small", f"smaller than a crop of {side} pixels")
         chosen = fitting[rng.integers(len(fitting))]
-        made = picture
-        return self._cache.get((row, chosen), lambda: shrunk(self.picture(row) if made is None else made, chosen))
+        return self._cache.get((row, chosen), lambda: shrunk(decode_picture(image or self._opened(row)), chosen))
 
     def _window(self, row: int, side: int, frames: int, rng: np.random.Generator) -> Pixels:
         found = self._rows.row(row, named=True)

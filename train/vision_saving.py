@@ -8,7 +8,7 @@ step is a function of (list, settings, seed, step).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,8 +59,10 @@ def load(run: TokenizerRun, folder: RunFolder, checkpoint: Checkpoint) -> None:
                 run.optimizer.state[parameter] = state
         _fill(run.codebook.uses_V, tensors, "codebook/uses")
         _fill(run.codebook.sums_VD, tensors, "codebook/sums")
-        run.objective.load_state_dict(_restored(run.objective.state_dict(), "objective", tensors.read))
-        if run.judge is not None:
+        _fill(run.last_used_V, tensors, "codebook/last_used")
+        if run.judge is not None and _discriminator(checkpoint.settings) is not None:
+            for name, tensor in run.objective.state_dict().items():
+                _fill(tensor, tensors, f"objective/{name}")
             for number, parameter in enumerate(run.judge.param_groups[0]["params"]):
                 if (state := _states(checkpoint, tensors, f"judge/{number}", parameter)) is not None:
                     run.judge.state[parameter] = state
@@ -68,10 +70,16 @@ def load(run: TokenizerRun, folder: RunFolder, checkpoint: Checkpoint) -> None:
 
 
 def check_resumable(checkpoint: Checkpoint, settings: TokenizerTraining, list_digest: str) -> None:
-    """Raise RecipeError where a run was begun with other samples, weights or seed."""
+    """Raise RecipeError where a run was begun with other samples, weights or seed.
+
+    A discriminator may come in or go on the way; one that stays keeps its shape.
+    """
     now = settings.model_dump(mode="json", by_alias=True)
     then = checkpoint.settings
     differing = [f"{name} {then.get(name)!r} → {now[name]!r}" for name in PINNED if then.get(name) != now[name]]
+    shapes = _discriminator(then), _discriminator(now)
+    if None not in shapes and shapes[0] != shapes[1]:
+        differing.append(f"losses.adversarial {shapes[0]} → {shapes[1]}")
     if then.get("list") != list_digest:
         differing.append("the list of samples")
     if differing:
@@ -79,6 +87,12 @@ def check_resumable(checkpoint: Checkpoint, settings: TokenizerTraining, list_di
             f"tokenizer.run: {settings.run!r} was begun with other settings ({'; '.join(differing)}); "
             "give it another name, or the settings it had"
         )
+
+
+def _discriminator(settings: Mapping[str, Any]) -> str | None:
+    """Say what shape a run's discriminator has; None where it has none."""
+    against = settings["losses"]["adversarial"]
+    return f"{against['channels']} channels, {against['layers']} layers" if against["weight"] > 0 else None
 
 
 def _tensors(run: TokenizerRun) -> Iterator[tuple[str, torch.Tensor]]:
@@ -90,7 +104,9 @@ def _tensors(run: TokenizerRun) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"optimizer/{name}/{key}", torch.as_tensor(value)
     yield "codebook/uses", run.codebook.uses_V
     yield "codebook/sums", run.codebook.sums_VD
-    yield from _flat(run.objective.state_dict(), "objective")
+    yield "codebook/last_used", run.last_used_V
+    for name, tensor in run.objective.state_dict().items():
+        yield f"objective/{name}", tensor
     if run.judge is not None:
         for number, parameter in enumerate(run.judge.param_groups[0]["params"]):
             for key, value in run.judge.state.get(parameter, {}).items():
@@ -111,26 +127,3 @@ def _fill(target: torch.Tensor, tensors: Tensors, name: str) -> None:
     if value.shape != target.shape:
         raise ManifestError(f"checkpoint: {name} is {tuple(value.shape)}, the run's {tuple(target.shape)}")
     target.copy_(value)
-
-
-def _flat(state: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors and numbers of nested mappings, by their paths."""
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}/{key}")
-        else:
-            yield f"{prefix}/{key}", torch.as_tensor(value)
-
-
-def _restored(like: Mapping[str, Any], prefix: str, read: Callable[[str], torch.Tensor]) -> dict[str, Any]:
-    """Return a state of the same shape as `like`, with what was saved."""
-    found: dict[str, Any] = {}
-    for key, value in like.items():
-        name = f"{prefix}/{key}"
-        if isinstance(value, Mapping):
-            found[key] = _restored(value, name, read)
-        elif isinstance(value, torch.Tensor):
-            found[key] = read(name)
-        else:
-            found[key] = type(value)(read(name).item())
-    return found

@@ -249,8 +249,10 @@ def train_tokenizer(options: argparse.Namespace) -> int:
     chain = _chain(recipe, options, {name for stage in before for name in _WORK[stage]})
     try:
         from tokenmill.pipelines.sample_list import sources_of_training
+        from tokenmill.train.vision_launch import check_files
 
         sources_of_training(chain, recipe.tokenizer)
+        check_files(recipe.tokenizer, chain.store)
     except RecipeError as error:
         raise RecipeError(f"{options.recipe}: {error}") from error
     rows = [_timed(name, recipe, chain, options) for name in before]

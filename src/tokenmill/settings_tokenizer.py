@@ -10,7 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tokenmill.settings_train import TOKENIZER_RUNS
+
 Share = Annotated[float, Field(ge=0.0)]
+Whole = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 WINDOW_FRAMES = 4
 
@@ -20,15 +24,29 @@ class _Settings(BaseModel):
 
 
 class TokenizerShape(_Settings):
-    """The architecture, in the words of transformers' `Emu3VQVAEConfig`; group norm wants multiples of 32 channels."""
+    """The architecture, in the words of transformers' `Emu3VQVAEConfig`; group norm wants multiples of 32 channels.
 
-    base_channels: int = Field(default=64, multiple_of=32)
-    channel_multiplier: tuple[int, ...] = (1, 1, 1, 1)
-    hidden_size: int = 64
-    num_res_blocks: int = 0
-    codebook_size: int = 2048
-    embed_dim: int = 4
-    latent_channels: int = 4
+    Four levels make 8×8 pixels a code. What does not fit together would fail in torch, at the first step.
+    """
+
+    base_channels: int = Field(default=64, gt=0, multiple_of=32)
+    channel_multiplier: tuple[Whole, Whole, Whole, Whole] = (1, 1, 1, 1)
+    hidden_size: int = Field(default=64, description="base_channels × the last of channel_multiplier")
+    num_res_blocks: int = Field(default=0, ge=0, description="a level; at 0 no level changes its number of channels")
+    codebook_size: int = Field(default=2048, ge=2)
+    embed_dim: Whole = 4
+    latent_channels: int = Field(default=4, description="as many as embed_dim")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TokenizerShape:
+        last = self.base_channels * self.channel_multiplier[-1]
+        if self.hidden_size != last:
+            raise ValueError(f"hidden_size: {self.hidden_size} is not base_channels × the last multiplier, {last}")
+        if self.latent_channels != self.embed_dim:
+            raise ValueError(f"latent_channels: {self.latent_channels}, but embed_dim {self.embed_dim}; they are one")
+        if self.num_res_blocks == 0 and set(self.channel_multiplier) != {1}:
+            raise ValueError("channel_multiplier: without res blocks (num_res_blocks: 0) every level has 1")
+        return self
 
 
 class PerceptualLoss(_Settings):
@@ -80,8 +98,8 @@ class TokenizerLosses(_Settings):
 class TokenizerBatches(_Settings):
     """What a step sees, over all ranks together."""
 
-    side: int = Field(default=64, multiple_of=8, description="side of the square crops, pixels")
-    pictures: int = Field(default=16, multiple_of=4, description="crops of side² in a step; four make a window")
+    side: int = Field(default=64, gt=0, multiple_of=8, description="side of the square crops, pixels")
+    pictures: int = Field(default=16, gt=0, multiple_of=4, description="crops of side² in a step; four make a window")
     windows: Fraction = Field(default=0.1, description="share of steps with 4-frame windows of clips only")
     larger: dict[int, Fraction] = Field(
         default_factory=lambda: {2: 0.2, 4: 0.15},
@@ -141,7 +159,7 @@ class TokenizerTraining(_Settings):
     rise_steps: int = Field(default=100, ge=1, description="learning rate climbs linearly")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="how it falls at the end")
     fall_share: Fraction = Field(default=0.75, description="last share of the steps, in which it falls to 0")
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(default=1e-4, ge=0)
     clip: float = Field(default=1.0, ge=0.0, description="largest norm of the gradient; 0 = no clipping")
     average_decay: float = Field(default=0.998, ge=0, lt=1, description="of the averaged weights, which are exported")
@@ -165,7 +183,7 @@ class TokenizerTraining(_Settings):
     @property
     def folder(self) -> str:
         """Name of the run's folder under `checkpoints/`."""
-        return f"tokenizers/{self.run}"
+        return f"{TOKENIZER_RUNS}/{self.run}"
 
     @property
     def steps_without_codebook(self) -> int:
@@ -173,6 +191,15 @@ class TokenizerTraining(_Settings):
         if self.warm_up_steps is None:
             return 200 if self.start == "scratch" else 0
         return self.warm_up_steps
+
+    @model_validator(mode="after")
+    def _codebook_is_trained(self) -> TokenizerTraining:
+        if self.steps_without_codebook >= self.steps:
+            raise ValueError(
+                f"warm_up_steps: {self.steps_without_codebook} (200 from scratch where absent) leave none of "
+                f"{self.steps} steps for the codebook"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_share_evenly(self) -> TokenizerTraining:

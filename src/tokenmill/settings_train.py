@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+TOKENIZER_RUNS = "tokenizers"
+"""Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
 
 DEFAULT_TEMPLATES: dict[str, dict[str, float]] = {
     "image": {"generation": 0.6, "understanding": 0.35, "unconditional": 0.05},
@@ -136,6 +138,13 @@ class TrainSettings(_Settings):
         default=None, gt=0, description="of one device, to log the share of it that is used (MFU)"
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
+
+    @field_validator("run")
+    @classmethod
+    def _folder_is_its_own(cls, run: str) -> str:
+        if run == TOKENIZER_RUNS:
+            raise ValueError(f"checkpoints/{run}/ holds the runs of train-tokenizer; take another name")
+        return run
 
     @model_validator(mode="after")
     def _bf16_has_master_weights(self) -> TrainSettings:

@@ -1,8 +1,9 @@
 """Assemble the demo's raw data from installed packages and our renderer: four sources of four kinds, no network.
 
     scenes/          WebDataset in img2dataset's layout     scenes-heldout/   100 more, never trained on
-    photos/          folder of photographs                  clips/            folder of clips
-    text/            JSON lines                             spoiled.json      what was spoiled on purpose, and how
+    photos/          folder of photographs                  photos-heldout/   the six of them that no tokenizer learns
+    clips/           folder of clips                        text/             JSON lines
+    spoiled.json     what was spoiled on purpose, and how
 
 A source is built beside its place and moved there when complete; `assembled.json`, written after each, tells what is
 done. A second call therefore does nothing (20 ms), one after a kill builds what is missing (everything takes 4 s).
@@ -54,6 +55,10 @@ class DemoData:
         return self.folder / "photos"
 
     @property
+    def photos_heldout(self) -> Path:
+        return self.folder / "photos-heldout"
+
+    @property
     def clips(self) -> Path:
         return self.folder / "clips"
 
@@ -98,7 +103,7 @@ def assemble(
 def _sources(num_scenes: int, size: int, seed: int) -> Mapping[str, Build]:
     """Name each source and what builds it; packages are imported only then."""
     from tokenmill.demo.clip_folder import NUM_MOTIONS, write_clips
-    from tokenmill.demo.photo_folder import write_photographs
+    from tokenmill.demo.photo_folder import write_heldout, write_photographs
     from tokenmill.demo.scene_shards import write_scenes
     from tokenmill.demo.scenes import HELDOUT_SEEDS
     from tokenmill.demo.text_lines import write_texts
@@ -109,6 +114,7 @@ def _sources(num_scenes: int, size: int, seed: int) -> Mapping[str, Build]:
         "scenes": lambda folder: write_scenes(folder, range(first, first + num_scenes), size, spoil=True),
         "scenes-heldout": lambda folder: write_scenes(folder, heldout, size, spoil=False),
         "photos": write_photographs,
+        "photos-heldout": write_heldout,
         "clips": lambda folder: write_clips(folder, range(first, first + NUM_MOTIONS)),
         "text": write_texts,
     }

@@ -41,19 +41,32 @@ _SCREEN = (
 
 def write_photographs(folder: Path) -> list[Spoiled]:
     """Write photographs, the spoiled files and `captions.jsonl` into `folder`."""
-    rows = []
-    for photograph in photographs():
-        file = f"{photograph.origin.partition(':')[0]}/{photograph.name}{photograph.path.suffix}"
-        _copy(photograph.path, folder / file)
-        rows.append(_row(file, photograph))
+    rows = _written(folder, photographs())
     spoiled, spoiled_rows = _spoil(folder)
     write_lines(folder / "captions.jsonl", rows + spoiled_rows)
     return spoiled
 
 
+def write_heldout(folder: Path) -> list[Spoiled]:
+    """Write the photographs kept for evaluation, the same files, for recipes to name as a set to keep out."""
+    rows = _written(folder, (photograph for photograph in photographs() if photograph.heldout))
+    write_lines(folder / "captions.jsonl", rows)
+    return []
+
+
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write rows as JSON lines, readable as they are (no escapes for other scripts)."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _written(folder: Path, chosen: Iterable[Photograph]) -> list[dict[str, Any]]:
+    """Copy photographs into a folder; returns their rows of the sidecar."""
+    rows = []
+    for photograph in chosen:
+        file = f"{photograph.origin.partition(':')[0]}/{photograph.name}{photograph.path.suffix}"
+        _copy(photograph.path, folder / file)
+        rows.append(_row(file, photograph))
+    return rows
 
 
 def _row(file: str, photograph: Photograph) -> dict[str, Any]:
