@@ -108,6 +108,24 @@ def test_codes_of_images_are_those_of_the_reference_at_every_size(
     assert tied <= 5  # of 16,700
 
 
+def flat(height: int, width: int) -> NDArray[np.uint8]:
+    """Pages of one colour, with and without a mark: the deviations that norms divide by are next to nothing."""
+    pictures = np.full((4, height, width, 3), 128, np.uint8)
+    pictures[1], pictures[2:] = 0, 255
+    pictures[3, height // 2 : height // 2 + 8, width // 2 : width // 2 + 24] = 0
+    return pictures
+
+
+def test_codes_of_pictures_of_one_colour_are_those_of_the_reference(
+    folder: Path, tokenizer: Emu3VisionTokenizer
+) -> None:
+    images = flat(128, 160)
+    ours, theirs = tokenizer.encode_images(images), port_codes(port(folder), images)
+    wrong, tied = wrong_and_tied(tokenizer, images[:, None], ours, theirs)
+    assert wrong == 0
+    assert tied <= 2  # of 1,280
+
+
 def test_codes_of_video_are_those_of_windows_encoded_apart(folder: Path, tokenizer: Emu3VisionTokenizer) -> None:
     clip = np.stack([np.roll(photographs((96, 160))[:2], 5 * step, axis=2) for step in range(8)], axis=1)
     reference, whole = port(folder), torch.full((1, 2), 8 * 1024)  # the port would crop time and height
