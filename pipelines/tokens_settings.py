@@ -63,11 +63,10 @@ def open_vision(spec: Mapping[str, Any]) -> VisionTokenizer:
 
 
 def open_exact_vision(spec: Mapping[str, Any]) -> VisionTokenizer | None:
-    """Load the tokenizer in float32 of a recipe that runs it in less, None of one that does not."""
-    if spec.get("dtype", "float32") == "float32":
-        return None
-    left_out = ("dtype", "compile", "cuda_graphs")
-    return open_vision({name: value for name, value in spec.items() if name not in left_out})
+    """Load the plain float32 tokenizer of a recipe that runs it in less or compiled, None of one that does not."""
+    from tokenmill.tokenize.vision_changes import exact_tokenizer
+
+    return exact_tokenizer(spec["name"], **{key: value for key, value in spec.items() if key != "name"})
 
 
 def fingerprint_of_vision(spec: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _norm(norm: Any, hidden: torch.Tensor, guide: torch.Tensor | None) -> torch.
 def _group_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     """Group norm whose sums don't hang on the number of threads, as those of torch's channels-last one on CPUs do.
 
-    The mean is taken off before squares are summed: of a picture of one colour E[x²] - E[x]² would leave rounding alone.
+    The mean is taken off before squares are summed: of a picture of one colour E[x²] - E[x]² is rounding alone.
     """
     if hidden.device.type != "cpu":
         return functional.group_norm(hidden, norm.num_groups, norm.weight, norm.bias, norm.eps)
