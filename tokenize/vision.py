@@ -32,7 +32,11 @@ BUILT_IN: Mapping[str, str] = {"scenes": "tokenmill.tokenize.vision_emu3:load_sh
 
 
 class VisionTokenizer(Protocol):
-    """Codes for pixels. Equal `fingerprint` means equal codes for equal pixels on one kind of device."""
+    """Codes for pixels. Equal `fingerprint` means equal codes for equal pixels on one kind of device.
+
+    A tokenizer that computes on CPUs and may be called by several threads says so by an attribute `on_cpu = True`: then
+    it gets one picture or window a call, else batches of exactly `batch_size`.
+    """
 
     fingerprint: str
     codebook_size: int

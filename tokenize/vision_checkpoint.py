@@ -16,6 +16,7 @@ from tokenmill.tokenize.vision_frames import WINDOW
 
 KIND = "emu3_vqgan"
 _NAMED = 4
+_TOLD = 300
 
 
 def read_checkpoint(spec: str | Path) -> Any:
@@ -24,6 +25,8 @@ def read_checkpoint(spec: str | Path) -> Any:
     Raises:
         RecipeError: no such folder or model, another kind of model, no safetensors, or keys that do not fit.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers.models.emu3 import Emu3VQVAE, Emu3VQVAEConfig
 
     options: dict[str, Any] = {"use_safetensors": True, "dtype": "float32", "attn_implementation": "sdpa"}
@@ -34,8 +37,8 @@ def read_checkpoint(spec: str | Path) -> Any:
             model, found = Emu3VQVAE.from_pretrained(
                 str(spec), output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"vision tokenizer {spec}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise RecipeError(f"vision tokenizer {spec}: {' '.join(str(error).split())[:_TOLD]}") from error
     _check_keys(spec, found)
     if model.config.temporal_downsample_factor != WINDOW:
         frames = model.config.temporal_downsample_factor

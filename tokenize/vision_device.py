@@ -1,12 +1,44 @@
-"""Pictures on their way to the device: on CUDA the next part is copied while the current one is encoded."""
+"""What of a vision tokenizer hangs on its device: how much runs at once, how precisely, and how pictures get there.
+
+On CUDA the next part is copied while the current one is encoded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
 
+from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision import Pixels
+
+FRAME_PIXELS = 1 << 20
+"""Pixels of frames that go through the 2-d networks at a time, but at least one frame: 16 of 256², one of 720x1280."""
+
+
+def frames_at_once(number: int, pixels: int) -> int:
+    """Return how many of a batch's frames run at once, in parts of one size: another size would round differently."""
+    most = max(1, min(number, FRAME_PIXELS // pixels))
+    return next(size for size in range(most, 0, -1) if number % size == 0)
+
+
+def whole_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Keep cuDNN from rounding what is float32 to TF32's 10 bits, which it does by default."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def check_device(spec: str | Path, name: str) -> None:
+    """Raise RecipeError for a device that torch does not know, or that is not there."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).splitlines()[0]
+        raise RecipeError(f"vision tokenizer {spec}: device {name!r} cannot be used: {told}") from error
 
 
 def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.Tensor]:
@@ -43,4 +75,4 @@ def _arrived(tensor: torch.Tensor, event: torch.cuda.Event) -> torch.Tensor:
 
 
 def _tensor(part: Pixels) -> torch.Tensor:
-    return torch.from_numpy(part if part.flags.writeable else part.copy())
+    return torch.from_numpy(np.require(part, requirements=("C", "W")))  # turned and read-only pictures are copied

@@ -18,15 +18,13 @@ from numpy.typing import NDArray
 from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_checkpoint import read_checkpoint
-from tokenmill.tokenize.vision_device import on_device
+from tokenmill.tokenize.vision_device import check_device, frames_at_once, on_device, whole_float32
 from tokenmill.tokenize.vision_fingerprint import SHAPE, SHIPPED, fingerprint_of
 from tokenmill.tokenize.vision_frames import WINDOW, decoder_inputs, embedded, latents_of_features
 from tokenmill.tokenize.vision_options import VisionOptions
 from tokenmill.tokenize.vision_spatial import channels_last, decoded, encoded, normalised
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FRAME_PIXELS = 1 << 20
-"""Pixels of frames that go through the 2-d networks at a time, but at least one frame: 16 of 256², one of 720x1280."""
 
 
 class Emu3VisionTokenizer:
@@ -77,10 +75,11 @@ class Emu3VisionTokenizer:
         """Latents (B, 1, D, h, w), float32, of one batch of images (T = 1) or windows (T = 4), as they are searched."""
         self._check_sides(frames_BTHWC)
         frames = frames_BTHWC.reshape(-1, *frames_BTHWC.shape[2:])
-        at_once = max(1, FRAME_PIXELS // (frames.shape[1] * frames.shape[2]))
-        # a graph's output is overwritten by its next run, hence the copy
-        parts = [self._features(part).float().clone() for part in on_device(_parts(frames, at_once), self._device)]
-        return latents_of_features(self.model, torch.unflatten(torch.cat(parts), 0, frames_BTHWC.shape[:2]))
+        at_once = frames_at_once(len(frames), frames.shape[1] * frames.shape[2])
+        with whole_float32(self._device):
+            # a graph's output is overwritten by its next run, hence the copy
+            parts = [self._features(part).float().clone() for part in on_device(_parts(frames, at_once), self._device)]
+            return latents_of_features(self.model, torch.unflatten(torch.cat(parts), 0, frames_BTHWC.shape[:2]))
 
     def _encode(self, frames_BTHWC: Pixels) -> Codes:
         self._check_sides(frames_BTHWC)
@@ -102,16 +101,17 @@ class Emu3VisionTokenizer:
         made = np.empty((len(codes_Bthw) * frames, rows, columns, 3), np.uint8)
         done = 0
         for part in _parts(codes_Bthw, self.batch_size):
-            for pixels in self._pixels(part, frames, at_once=max(1, FRAME_PIXELS // (rows * columns))):
+            for pixels in self._pixels(part, frames, at_once=frames_at_once(len(part) * frames, rows * columns)):
                 made[done : done + len(pixels)] = pixels
                 done += len(pixels)
         return made.reshape(-1, frames, *made.shape[1:])
 
     def _pixels(self, codes_Bthw: Codes, frames: int, *, at_once: int) -> Iterator[Pixels]:
         codes = torch.from_numpy(codes_Bthw.astype(np.int64)).to(self._device)
-        inputs = decoder_inputs(self.model, embedded(self.model, codes), frames)
-        for hidden, guide in zip(*(torch.split(part, at_once) for part in inputs), strict=True):
-            yield self._frames(hidden, guide).cpu().numpy()
+        with whole_float32(self._device):
+            inputs = decoder_inputs(self.model, embedded(self.model, codes), frames)
+            for hidden, guide in zip(*(torch.split(part, at_once) for part in inputs), strict=True):
+                yield self._frames(hidden, guide).cpu().numpy()
 
     def _features_of(self, frames_NHWC: torch.Tensor) -> torch.Tensor:
         return encoded(self.model.encoder, normalised(frames_NHWC, dtype=self._dtype))
@@ -140,6 +140,7 @@ def load(spec: str | Path, **options: Any) -> Emu3VisionTokenizer:
         RecipeError: no such folder or model, no safetensors in it, weights that do not fit, or an unknown option.
     """
     chosen = VisionOptions.of(spec, options)
+    check_device(spec, chosen.device)
     model = read_checkpoint(spec)
     who = fingerprint(model, chosen)
     model.requires_grad_(False).to(chosen.device).eval()

@@ -16,7 +16,7 @@ class VisionOptions:
 
     Attributes:
         dtype: of the 2-d networks; the small temporal layers and the search for codes stay in float32.
-        batch_size: images, windows or latent frames a batch; batches of many pixels run in parts (`FRAME_PIXELS`).
+        batch_size: images, windows or latent frames a batch; batches of many pixels run in parts (`vision_device`).
         compile: by torch.compile, once for all sizes; does not pay on CPUs.
         cuda_graphs: replays the compiled kernels without launching each; for CUDA and small pictures.
     """
@@ -51,6 +51,8 @@ class VisionOptions:
             return f"dtype {self.dtype!r} is not one of {', '.join(PRECISIONS)}"
         if type(self.batch_size) is not int or self.batch_size < 1:
             return f"batch_size {self.batch_size!r} must be at least 1"
+        if type(self.device) is not str:
+            return f"device {self.device!r} must be a name, as cpu or cuda:0"
         for name in ("compile", "cuda_graphs"):
             if type(getattr(self, name)) is not bool:
                 return f"{name} {getattr(self, name)!r} must be true or false"

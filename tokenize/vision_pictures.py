@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision import Codes, Pixels
-from tokenmill.tokenize.vision_device import on_device
-from tokenmill.tokenize.vision_emu3 import DTYPES, FRAME_PIXELS
+from tokenmill.tokenize.vision_device import check_device, frames_at_once, on_device, whole_float32
+from tokenmill.tokenize.vision_emu3 import DTYPES
 from tokenmill.tokenize.vision_folder import VisionFolder
 from tokenmill.tokenize.vision_fsq import build_fsq
 from tokenmill.tokenize.vision_ibq import build_ibq
@@ -65,7 +65,8 @@ class PictureTokenizer:
             shape = "x".join(map(str, images_BHWC.shape))
             raise ValueError(f"pixels of shape {shape}: need a batch with sides of multiples of {self.spatial_factor}")
         parts = on_device(self._parts(images_BHWC, height * width), self._device)
-        codes = [self.network.codes(normalised(part, dtype=self._dtype)).cpu().numpy() for part in parts]
+        with whole_float32(self._device):
+            codes = [self.network.codes(normalised(part, dtype=self._dtype)).cpu().numpy() for part in parts]
         return np.concatenate(codes).astype(np.uint32)
 
     def encode_video(self, frames_BTHWC: Pixels) -> Codes:
@@ -89,15 +90,18 @@ class PictureTokenizer:
         return frames.reshape(batch, steps, *frames.shape[1:])
 
     def _decoded(self, codes_Bhw: Codes) -> Pixels:
-        decoded = self.network.pixels(torch.from_numpy(codes_Bhw.astype(np.int64)).to(self._device)).float()
+        with whole_float32(self._device):
+            decoded = self.network.pixels(torch.from_numpy(codes_Bhw.astype(np.int64)).to(self._device)).float()
         images = decoded.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         result: Pixels = images.movedim(1, -1).cpu().numpy()
         return result
 
     def _parts(self, array: NDArray[Any], pixels: int) -> Iterator[NDArray[Any]]:
-        """Cut a batch of pictures of so many pixels into what runs at once."""
-        size = min(self.batch_size, max(1, FRAME_PIXELS // pixels))
-        return (array[start : start + size] for start in range(0, len(array), size))
+        """Cut pictures of so many pixels into batches, and these into what runs at once."""
+        for first in range(0, len(array), self.batch_size):
+            batch = array[first : first + self.batch_size]
+            size = frames_at_once(len(batch), pixels)
+            yield from (batch[start : start + size] for start in range(0, len(batch), size))
 
 
 def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
@@ -109,6 +113,7 @@ def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     chosen = VisionOptions.of(folder.path, options)
     if chosen.compile:
         raise RecipeError(f"vision tokenizer {folder.path}: compile is for Emu3's network alone")
+    check_device(folder.path, chosen.device)
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
     fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too

@@ -103,15 +103,25 @@ def _norm(norm: Any, hidden: torch.Tensor, guide: torch.Tensor | None) -> torch.
 
 
 def _group_norm(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Group norm whose sums don't hang on the number of threads, as those of torch's channels-last one on CPUs do."""
+    """Group norm whose sums don't hang on the number of threads, as those of torch's channels-last one on CPUs do.
+
+    The mean is taken off before squares are summed: of a picture of one colour E[x²] - E[x]² is rounding alone.
+    """
     if hidden.device.type != "cpu":
         return functional.group_norm(hidden, norm.num_groups, norm.weight, norm.bias, norm.eps)
     values = hidden.float()
-    per_channel = torch.stack([values.sum((2, 3)), values.square().sum((2, 3))]).double()
-    per_group = torch.unflatten(per_channel, 2, (norm.num_groups, -1)).sum(3, keepdim=True)
-    mean, square = per_group / (values[0].numel() / norm.num_groups)
-    deviation = (square - mean * mean).clamp_min_(0).add_(norm.eps).sqrt_()
-    scale = norm.weight.double().view(norm.num_groups, -1) / deviation
+    size = values[0].numel() / norm.num_groups
+    mean = _per_group(norm, values.sum((2, 3))) / size
+    apart = values - _per_channel(mean.expand(-1, -1, values.shape[1] // norm.num_groups))
+    variance = _per_group(norm, apart.square_().sum((2, 3))) / size
+    scale = norm.weight.double().view(norm.num_groups, -1) / variance.add_(norm.eps).sqrt_()
     shift = norm.bias.double().view(norm.num_groups, -1) - mean * scale
-    scale, shift = (part.flatten(1)[:, :, None, None].float() for part in (scale, shift))
-    return torch.addcmul(shift, values, scale).to(hidden.dtype)
+    return torch.addcmul(_per_channel(shift), values, _per_channel(scale)).to(hidden.dtype)
+
+
+def _per_group(norm: Any, sums_NC: torch.Tensor) -> torch.Tensor:
+    return torch.unflatten(sums_NC.double(), 1, (norm.num_groups, -1)).sum(2, keepdim=True)
+
+
+def _per_channel(value_NGc: torch.Tensor) -> torch.Tensor:
+    return value_NGc.flatten(1)[:, :, None, None].float()
