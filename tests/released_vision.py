@@ -52,6 +52,9 @@ def small_port() -> Any:
         latents_BCThw = model.quant_conv(model.encoder(pixels_BTCHW).permute(0, 2, 1, 3, 4))
         latents_ND = latents_BCThw.permute(0, 2, 3, 4, 1).flatten(0, 3)
         model.quantize.embedding.weight.copy_(latents_ND[torch.randperm(len(latents_ND))[:CODES]])
+        spread = model.decode(torch.randint(CODES, (1, 1, 6, 8))).std()
+        model.decoder.conv_out.weight.mul_(0.4 / spread)  # else every pixel would be black or white
+        model.decoder.conv_out.bias.zero_()
     return model
 
 
