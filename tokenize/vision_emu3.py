@@ -19,7 +19,8 @@ from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_checkpoint import read_checkpoint
 from tokenmill.tokenize.vision_device import check_device, frames_at_once, on_device, whole_float32
-from tokenmill.tokenize.vision_fingerprint import SHAPE, SHIPPED, fingerprint_of
+from tokenmill.tokenize.vision_emu3_names import SHAPE
+from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of
 from tokenmill.tokenize.vision_frames import WINDOW, decoder_inputs, embedded, latents_of_features
 from tokenmill.tokenize.vision_options import VisionOptions
 from tokenmill.tokenize.vision_spatial import channels_last, decoded, encoded, normalised
@@ -134,7 +135,9 @@ def load_shipped(**options: Any) -> Emu3VisionTokenizer:
 
 
 def load(spec: str | Path, **options: Any) -> Emu3VisionTokenizer:
-    """Load `Emu3VQVAE` from a folder or the hub, from safetensors only; `options` are those of `VisionOptions`.
+    """Load `Emu3VQVAE` from a folder or the hub, in any of the layouts of `vision_emu3_files`, from safetensors only.
+
+    `options` are those of `VisionOptions`.
 
     Raises:
         RecipeError: no such folder or model, no safetensors in it, weights that do not fit, or an unknown option.

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.errors import RecipeError
+from tokenmill.tokenize.vision_emu3_files import Emu3Files, emu3_files, safetensors_header
+from tokenmill.tokenize.vision_emu3_names import SHAPE, as_port
 from tokenmill.tokenize.vision_options import VisionOptions
 
 SHIPPED = Path(__file__).parent / "weights" / "scenes"
@@ -32,40 +35,32 @@ RULES = {
 HALF_RULES = {"half": "2-d networks in half precision, temporal layers and search in float32"}
 """What is said besides where precision is lower than float32."""
 
-SHAPE = (
-    "attn_resolutions",
-    "base_channels",
-    "channel_multiplier",
-    "codebook_size",
-    "double_latent",
-    "embed_dim",
-    "hidden_size",
-    "in_channels",
-    "latent_channels",
-    "num_attention_heads",
-    "num_res_blocks",
-    "out_channels",
-    "temporal_downsample_factor",
-)
-"""The configuration that shapes the network; what else transformers writes may change with its version."""
-
-_KINDS: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_WEIGHTS = "model.safetensors"
+_KINDS: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),  # how many batches a batch norm has seen
+}
 
 
 def fingerprint_of_folder(folder: Path, options: VisionOptions) -> str | None:
     """Return the fingerprint of the tokenizer in a folder, or None where only the model itself can tell."""
     try:
-        described = json.loads((folder / "config.json").read_bytes())
-        config = {key: described[key] for key in SHAPE}
-        data = memoryview((folder / _WEIGHTS).read_bytes())
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(bytes(data[8 : 8 + length]))
-        header.pop("__metadata__", None)
-        weights = [(name, tensor_of(data[8 + length :], header[name])) for name in sorted(header)]
-    except (OSError, KeyError, TypeError, ValueError):
+        files = emu3_files(folder) if folder.is_dir() else None
+        if files is None or files.config.keys() != set(SHAPE):
+            return None
+        return fingerprint_of(files.config, _weights(files), options)
+    except (RecipeError, OSError, KeyError, TypeError, ValueError):
         return None
-    return fingerprint_of(config, weights, options)
+
+
+def _weights(files: Emu3Files) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield the weights in the order of the port's names and in its shapes."""
+    opened = {path: (safetensors_header(path), np.memmap(path, np.uint8, "r").data) for path in files.by_file}
+    for name, (path, inside) in sorted(files.held.items()):
+        header, data = opened[path]
+        behind = 8 + int.from_bytes(data[:8], "little")
+        yield name, as_port(name, tensor_of(data[behind:], header[inside]))
 
 
 def fingerprint_of(

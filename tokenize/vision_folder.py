@@ -3,7 +3,8 @@
 Told from the configuration alone, in milliseconds and without torch, so that a recipe whose vocabulary does not fit its
 tokenizer is refused before anything starts. Three kinds:
 
-* `emu3`: transformers' `config.json` (`codebook_size`), or whatever else transformers may know how to open.
+* `emu3`: anything else, in the layouts of `vision_emu3_files`; `config.json` has `codebook_size` at the top or under
+  `vq_config`.
 * `ibq`: the released layouts, `config.yaml` with `ddconfig`, `n_embed`, `embed_dim`: Emu3.5's at the top, SEED-Voken's
   under `model.init_args`. A `config.json` with `model_type: ibq` and the same keys is the same.
 * `fsq`: `config.json` with `model_type: fsq`, `levels`, `ddconfig` (tokenmill's own; nobody released one as weights).
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.vision_emu3_files import WHOLE
 
 Kind = Literal["emu3", "ibq", "fsq"]
 
@@ -94,7 +96,10 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _network(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the settings of the network: the whole file, or `model.init_args` of a whole training run's."""
+    """Return the settings of the network: the whole file, or its part in a whole model's or a training run's."""
+    inside = described.get("vq_config")
+    if described.get("model_type") == WHOLE and isinstance(inside, Mapping):
+        return inside
     model = described.get("model")
     arguments = model.get("init_args") if isinstance(model, Mapping) else None
     return arguments if isinstance(arguments, Mapping) else described

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.vision_emu3_names import as_port, port_name
 
 _WHERE = "tokenizer.start.from"
 _PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
@@ -42,15 +43,6 @@ _OF_DIFFUSERS = (
     (r"\.(to_out\.0|proj_attn)\.", r".proj_out."),
     (r"\.conv_shortcut\.", r".nin_shortcut."),
     (r"\.conv_norm_out\.", r".norm_out."),
-)
-_OF_MOVQ = (
-    (r"^encoder\.down\.", r"encoder.down_block.down."),
-    (r"^decoder\.up\.", r"decoder.up_block.up."),
-    (r"\.mid\.attn_1\.norm\.", r".middle_block.attn_norm."),
-    (r"\.mid\.", r".middle_block."),
-    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
-    (r"\.(attn_1|attn\.\d+)\.([qkv])\.", r".\1.\2_proj."),
-    (r"\.(attn_1|attn\.\d+)\.proj_out\.", r".\1.out_proj."),
 )
 
 
@@ -87,12 +79,12 @@ def emu3_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     )
     renamed = {}
     for name, tensor in state.items():
-        for pattern, new in (*_OF_DIFFUSERS, *_OF_MOVQ):
+        for pattern, new in _OF_DIFFUSERS:
             name = re.sub(pattern, new, name)
+        name = port_name(name)
         if levels:
             name = re.sub(r"^decoder\.up_block\.up\.(\d+)", lambda found: _counted_back(found[1], levels), name)
-        is_attention = re.search(r"\.[qkv]_proj\.weight$|\.out_proj\.weight$", name) is not None
-        renamed[name] = tensor[:, :, 0, 0] if is_attention and tensor.ndim == 4 else tensor
+        renamed[name] = as_port(name, tensor)
     return renamed
 
 

@@ -10,8 +10,7 @@ import torch
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_tokenizer import TokenizerShape, TokenizerTraining
-from tokenmill.tokenize.loading import without_progress_bar
-from tokenmill.tokenize.vision_frames import WINDOW
+from tokenmill.tokenize.vision_checkpoint import read_checkpoint
 from tokenmill.train.vision_image_model import read_image_model
 from tokenmill.train.vision_image_start import from_image_model
 from tokenmill.train.vision_start import start_as_linear
@@ -55,23 +54,11 @@ def _is_emu3(folder: Path) -> bool:
 
 
 def _pretrained(folder: Path) -> Any:
-    """Open a trained tokenizer; raises RecipeError that names missing and strange tensors."""
-    from transformers.models.emu3 import Emu3VQVAE
-
+    """Open a trained tokenizer, Emu3's own included; raises RecipeError that names missing and strange tensors."""
     try:
-        with without_progress_bar():
-            model, told = Emu3VQVAE.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"tokenizer.start.from: {folder}: {str(error).splitlines()[0]}") from error
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if told[kind]:
-            names = ", ".join(sorted(str(key) for key in told[kind])[:5])
-            what = kind.replace("_", " ")
-            raise RecipeError(f"tokenizer.start.from: {folder}: {len(told[kind])} {what}: {names}")
-    if model.config.temporal_downsample_factor != WINDOW:
-        frames = model.config.temporal_downsample_factor
-        raise RecipeError(f"tokenizer.start.from: {folder}: {frames} frames a window; only {WINDOW} are supported")
-    return model
+        return read_checkpoint(folder)
+    except RecipeError as error:
+        raise RecipeError(f"tokenizer.start.from: {error}") from error
 
 
 def _check_shape(settings: TokenizerTraining, config: Any) -> None:
