@@ -57,7 +57,8 @@ class Objective:
     ) -> Made:
         """Encode, quantize and decode pixels in -1..1, and weigh what came out.
 
-        Without `encoder_learns` no gradient reaches encoder and codebook. Encoder and search for codes stay in full precision under autocast.
+        Without `encoder_learns` no gradient reaches encoder and codebook. Encoder and search for codes stay in full
+        precision under autocast.
         """
         gradients = torch.is_grad_enabled() and encoder_learns
         with torch.autocast(pixels_BTCHW.device.type, enabled=False), torch.set_grad_enabled(gradients):

@@ -7,8 +7,8 @@ then only adds what a linear coder lacks.
 
 Group norms remove the level of whatever they see, and with two channels a group nothing about a flat picture survives.
 With three, one can hold a constant K and two the signal and its negative, with four there are +K and -K: mean and
-deviation of the group are K's whatever the picture, and swish(x) - swish(-x) = x. So this start wants 96 or 128 channels
-(32 groups), 32 signals at most, and no residual blocks in the encoder's levels; other shapes start by
+deviation of the group are K's whatever the picture, and swish(x) - swish(-x) = x. So this start wants 96 or 128
+channels (32 groups), 32 signals at most, and no residual blocks in the encoder's levels; other shapes start by
 `vision_start.start_as_linear`.
 
 Shapes: N pictures, C channels, H W pixels, h w cells (H/8, W/8), D latent channels.
@@ -27,7 +27,7 @@ from tokenmill.train.vision_codebook import Codebook
 
 GROUPS = 32
 ENCODER_LEVEL, DECODER_LEVEL = 20.0, 5.0
-"""K of the constant channels, in deviations of the signals beside them; the decoder's products are rounded to bfloat16."""
+"""K of the constant channels, in deviations of the signals beside them; the decoder may run in bfloat16."""
 WIDE, SMALL = 4.0, 1.0 / 16.0
 """Latents leave the encoder's 2-d half with deviation WIDE along the first component (1 for the codebook), and pass
 the temporal layers, each with a swish behind it, as small numbers: swish(-2 swish(y)) = -y/2 + O(y³). Shifted to where

@@ -125,7 +125,7 @@ class TokenizerTraining(_Settings):
     held_out: Fraction = Field(default=0.02, description="share of the samples that is measured and never trained on")
     start: TokenizerStart | Literal["scratch", "pictures"] = Field(
         default="scratch",
-        description="`pictures`: from scratch, its first weights solved for from some of the pictures (96 or 128 channels)",
+        description="`pictures`: from scratch, first weights solved for from some of the pictures (96 or 128 channels)",
     )
     shape: TokenizerShape | None = Field(default=None, description="absent: that of `start`, else a small one")
     losses: TokenizerLosses = TokenizerLosses()
