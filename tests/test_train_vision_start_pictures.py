@@ -15,10 +15,11 @@ from tokenmill.tokenize.vision_frames import embedded, latents, pixels
 from tokenmill.train.vision_codebook import Codebook
 from tokenmill.train.vision_data import as_pixels
 from tokenmill.train.vision_model import build_model
-from tokenmill.train.vision_run import TokenizerRun
+from tokenmill.train.vision_run import FROZEN, TokenizerRun
+from tokenmill.train.vision_start_pictures import start_from_pictures
 
 SHAPE = {
-    "base_channels": 128, "hidden_size": 128, "codebook_size": 64, "embed_dim": 16, "latent_channels": 16,
+    "base_channels": 96, "hidden_size": 96, "codebook_size": 64, "embed_dim": 16, "latent_channels": 16,
 }  # fmt: skip
 
 
@@ -69,6 +70,19 @@ def test_start_codes_held_out_pictures_about_as_well_as_k_means_on_patches(run: 
     assert len(codes.unique()) > 32
 
 
+@pytest.mark.parametrize("width", [96, 128])
+def test_latents_are_principal_components_whatever_the_picture_beside_them(width: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(settings(shape=SHAPE | {"base_channels": width, "hidden_size": width}))
+    training = scenes(0, 24)[:, 0]
+    start_from_pictures(model, training, generator=torch.Generator().manual_seed(0))
+    flat = torch.full((1, 1, 3, 32, 32), 0.5)
+    both = torch.cat([flat, scenes(10_000, 1)], dim=-1)
+    with torch.inference_mode():
+        alone, beside = latents(model, flat)[..., 1, 1], latents(model, both)[..., 1, 1]
+    assert float((alone - beside).norm()) < 0.03 * float(alone.norm())
+
+
 def test_level_of_a_flat_picture_survives(run: TokenizerRun) -> None:
     for level in (-0.8, 0.0, 0.7):
         flat = torch.full((1, 1, 3, 64, 64), level)
@@ -80,9 +94,9 @@ def test_level_of_a_flat_picture_survives(run: TokenizerRun) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"base_channels": 64}, r"base_channels of 128 \(found 64\)"),
+        ({"base_channels": 64}, r"base_channels of 96 or 128 \(found 64\)"),
         ({"num_res_blocks": 1}, "num_res_blocks 0"),
-        ({"hidden_size": 64}, r"hidden_size of 128, its channels \(found 64\)"),
+        ({"hidden_size": 64}, r"hidden_size of 96, its channels \(found 64\)"),
         ({"embed_dim": 48, "latent_channels": 48}, "32 at most"),
     ],
 )
@@ -99,3 +113,18 @@ def test_start_is_taken_up_by_average_and_codebook_and_training_goes_on_from_it(
     rows = [run.advance(batch) for _ in range(3)]
     assert rows[-1]["l2"] < rows[0]["l2"] < 0.1
     assert not run.needs_pictures()
+
+
+def test_frozen_encoder_and_codebook_stay_and_learn_afterwards() -> None:
+    small = {"base_channels": 32, "hidden_size": 32, "codebook_size": 32, "embed_dim": 4, "latent_channels": 4}
+    wanted = settings(start="scratch", shape=small, warm_up_steps=0, freeze_encoder_steps=2, rise_steps=1)
+    begun = TokenizerRun(wanted, build_model(wanted), torch.device("cpu"))
+    batch = scenes(0, 4)
+    for changes in (False, False, True):
+        before = {name: value.clone() for name, value in begun.model.state_dict().items()}
+        begun.advance(batch)
+        moved = {name for name, value in begun.model.named_parameters() if not torch.equal(value, before[name])}
+        assert any(name.startswith("decoder.up_block") for name in moved)
+        assert any(name.startswith("encoder.") for name in moved) == changes
+        assert ("quantize.embedding.weight" in moved) == changes
+        assert any(name.startswith(FROZEN) for name in moved) == changes

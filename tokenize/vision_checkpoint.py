@@ -72,7 +72,8 @@ def _weights(spec: str | Path, files: Emu3Files) -> dict[str, torch.Tensor]:
                     # a copy: what safetensors gives lies in the file, which may be replaced
                     found[name] = tensor.to(kept, copy=True, memory_format=torch.contiguous_format)
     except (OSError, SafetensorError) as error:
-        raise RecipeError(f"vision tokenizer {spec}: {path.name}: {" ".join(str(error).split())[:_TOLD]}") from error
+        told = " ".join(str(error).split())[:_TOLD]
+        raise RecipeError(f"vision tokenizer {spec}: {path.name}: {told}") from error
     return found
 
 

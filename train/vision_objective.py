@@ -58,12 +58,16 @@ class Objective:
             else None
         )
 
-    def generator(self, model: Any, pixels_BTCHW: torch.Tensor, *, step: int, quantized: bool) -> Made:
+    def generator(
+        self, model: Any, pixels_BTCHW: torch.Tensor, *, step: int, quantized: bool, encoder_learns: bool = True
+    ) -> Made:
         """Encode, quantize and decode pixels in -1..1, and weigh what came out.
 
-        Encoder and search for codes stay in full precision under autocast.
+        Without `encoder_learns` no gradient reaches encoder and codebook. Encoder and search for codes stay in full
+        precision under autocast.
         """
-        with torch.autocast(pixels_BTCHW.device.type, enabled=False):
+        gradients = torch.is_grad_enabled() and encoder_learns
+        with torch.autocast(pixels_BTCHW.device.type, enabled=False), torch.set_grad_enabled(gradients):
             found = latents(model, pixels_BTCHW)
         flat = found.detach().permute(0, 1, 3, 4, 2).flatten(0, 3)
         terms: dict[str, torch.Tensor] = {}
@@ -71,7 +75,8 @@ class Objective:
         if quantized:
             with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
                 codes = nearest(flat, model.quantize.embedding.weight).view(len(found), 1, *found.shape[-2:])
-            chosen = embedded(model, codes)
+            with torch.set_grad_enabled(gradients):
+                chosen = embedded(model, codes)
             passed = found + (chosen - found).detach()
             terms |= self._distances_of_codes(found, chosen, gathered(flat).var())
         decoded = pixels(model, passed, pixels_BTCHW.shape[1]).float()

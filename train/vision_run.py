@@ -21,6 +21,8 @@ from tokenmill.train.vision_codebook import Codebook, gathered, summed
 from tokenmill.train.vision_objective import Made, Objective
 from tokenmill.train.vision_start_pictures import start_from_pictures
 
+FROZEN = ("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder.time_conv.", "decoder.time_res_stack.")
+"""All that has a say in what a code is; the decoder's temporal layers too, whose small numbers are scaled up behind."""
 _RECENT_STEPS = 100
 _BUCKET = 1 << 25  # gradients that are averaged at once
 
@@ -59,7 +61,9 @@ class TokenizerRun:
         pixels = pixels_BTCHW.to(self.device, non_blocking=True)
         quantized = step >= settings.steps_without_codebook
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            made = self.objective.generator(self.model, pixels, step=step, quantized=quantized)
+            made = self.objective.generator(
+                self.model, pixels, step=step, quantized=quantized, encoder_learns=self.encoder_learns()
+            )
         row = self._descend(made)
         row |= self._descend_judge(pixels, made)
         if made.codes_N is not None:
@@ -71,6 +75,10 @@ class TokenizerRun:
     def needs_codebook(self) -> bool:
         """Say whether the next step is the first with a codebook, after some without."""
         return 0 < self.step == self.settings.steps_without_codebook
+
+    def encoder_learns(self) -> bool:
+        """Say whether the next step moves the encoder and the codebook, or the decoder alone."""
+        return self.step >= self.settings.freeze_encoder_steps
 
     def needs_pictures(self) -> bool:
         """Say whether the next step is the first, and the weights are yet to be solved for."""
@@ -106,12 +114,17 @@ class TokenizerRun:
         self.model.quantize.embedding.weight.requires_grad_(learns)
         return [parameter for _, parameter in self.named_trained()]
 
+    def _learning(self) -> list[torch.nn.Parameter]:
+        """The parameters that the next step moves: the others must not even lose weight."""
+        frozen = () if self.encoder_learns() else FROZEN
+        return [parameter for name, parameter in self.named_trained() if not name.startswith(frozen)]
+
     def _descend(self, made: Made) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         made.loss.backward()  # type: ignore[no-untyped-call]
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters = self._learning()
         average_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip or math.inf))
         row = averaged({"loss": float(made.loss.detach()), **made.terms}, self.device)
@@ -143,6 +156,8 @@ class TokenizerRun:
             "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())),
             "usage": float((self.last_used_V > self.step - _RECENT_STEPS).double().mean()),
         }
+        if not self.encoder_learns():
+            return row
         if settings.learning == "ema":
             self.codebook.follow(latents_ND, codes_N, decay=settings.decay)
         else:

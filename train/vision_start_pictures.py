@@ -6,9 +6,10 @@ Here both are solved for and written into the network's convolutions; every resi
 then only adds what a linear coder lacks.
 
 Group norms remove the level of whatever they see, and with two channels a group nothing about a flat picture survives.
-With four, two can hold +K and -K and two the signal and its negative: mean 0, deviation K/√2 whatever the picture, and
-swish(x) - swish(-x) = x. So this start wants 128 channels (32 groups of four), 32 signals at most, and no residual
-blocks in the encoder's levels; other shapes start by `vision_start.start_as_linear`.
+With three, one can hold a constant K and two the signal and its negative, with four there are +K and -K: mean and
+deviation of the group are K's whatever the picture, and swish(x) - swish(-x) = x. So this start wants 96 or 128
+channels (32 groups), 32 signals at most, and no residual blocks in the encoder's levels; other shapes start by
+`vision_start.start_as_linear`.
 
 Shapes: N pictures, C channels, H W pixels, h w cells (H/8, W/8), D latent channels.
 """
@@ -24,13 +25,14 @@ from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision_frames import embedded, latents, temporal_features
 from tokenmill.train.vision_codebook import Codebook
 
-GROUP, GROUPS = 4, 32
-LEVEL = 5.0
-"""K of the constant channels, in deviations of the signal beside them."""
+GROUPS = 32
+ENCODER_LEVEL, DECODER_LEVEL = 20.0, 5.0
+"""K of the constant channels, in deviations of the signals beside them; the decoder may run in bfloat16."""
 WIDE, SMALL = 4.0, 1.0 / 16.0
 """Latents leave the encoder's 2-d half with deviation WIDE along the first component (1 for the codebook), and pass
 the temporal layers, each with a swish behind it, as small numbers: swish(-2 swish(y)) = -y/2 + O(y³). Shifted to where
 swish is linear they would drag an offset into convolutions, through which a first step of Adam moves everything."""
+ENCODER_LEVEL = 20.0
 RIDGE = 1e-3
 SOLVED_PICTURES = 192
 
@@ -43,8 +45,8 @@ def check_shape(config: Any) -> None:
             "tokenizer.start: pictures needs shape.channel_multiplier [1, 1, 1, 1] and num_res_blocks 0 "
             f"(found {list(multiplier)} and {config.num_res_blocks}); or start from scratch"
         )
-    if width < GROUP * GROUPS:
-        raise RecipeError(f"tokenizer.start: pictures needs shape.base_channels of {GROUP * GROUPS} (found {width})")
+    if width not in (3 * GROUPS, 4 * GROUPS):
+        raise RecipeError(f"tokenizer.start: pictures needs shape.base_channels of 96 or 128 (found {width})")
     if config.hidden_size != width:
         raise RecipeError(
             f"tokenizer.start: pictures needs shape.hidden_size of {width}, its channels (found {config.hidden_size})"
@@ -95,21 +97,48 @@ def _encoder(model: Any, pixels_NCHW: torch.Tensor) -> None:
     hidden = encoder.down_block.down[0].downsample(encoder.conv_in(pixels_NCHW))
     quarter_NCHW = encoder.down_block.down[1].downsample(hidden)[:, :48]
     patches_ND = functional.pixel_unshuffle(quarter_NCHW, 2).permute(0, 2, 3, 1).flatten(0, 2)
-    mean, components_DK, deviations_D = _principal(patches_ND, GROUPS)
-    last = downs[2]
+    count, last = model.config.latent_channels, downs[2]
+    mean, components_DK, deviations_D = _principal(patches_ND, count)
+    rows = (components_DK / deviations_D[:, None]).reshape(-1, 48, 2, 2)
     last.weight.zero_()
     last.bias.zero_()
-    rows = (components_DK / deviations_D[:, None]).reshape(-1, 48, 2, 2)
-    offsets = -(components_DK @ mean) / deviations_D
-    count = len(rows)
-    signal = torch.arange(count) * GROUP
-    for channel, sign in ((2, 1.0), (3, -1.0)):
-        last.weight[signal + channel, :48, :2, :2] = sign * rows
-        last.bias[signal + channel] = sign * offsets
-    _levels(last.bias, encoder.norm_out, count)
-    scale = WIDE * deviations_D / deviations_D[0]
-    _from_pairs(encoder.conv_out, scale[: model.config.latent_channels])
+    for places, sign in zip(_pairs(last.out_channels, count), (1.0, -1.0), strict=True):
+        last.weight[places, :48, :2, :2] = sign * rows
+        last.bias[places] = -sign * (components_DK @ mean) / deviations_D
+    _beside_levels(last, encoder.norm_out, ENCODER_LEVEL, spread=1.0)
+    _from_pairs(encoder.conv_out, WIDE * deviations_D / deviations_D[0])
     _through_time(model)
+
+
+def _pairs(channels: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The channels of `count` signals, and of their negatives: the last two of a group each."""
+    last = (torch.arange(count) + 1) * (channels // GROUPS) - 1
+    return last - 1, last
+
+
+def _beside_levels(convolution: Any, norm: Any, level: float, *, spread: float) -> None:
+    """Make constants of what a group has beside its pair, and a norm that undoes its own division and subtraction.
+
+    `spread` is the mean square of the signals.
+    """
+    group = convolution.out_channels // GROUPS
+    constants = torch.tensor([level, -level][: group - 2])
+    for channel, constant in enumerate(constants):
+        convolution.weight[channel::group] = 0.0
+        convolution.bias[channel::group] = constant
+    mean = float(constants.sum()) / group
+    squares = (float(constants.square().sum()) + 2 * spread) / group
+    norm.weight.fill_((squares - mean**2) ** 0.5)
+    norm.bias.fill_(mean)
+
+
+def _from_pairs(convolution: Any, scale_D: torch.Tensor) -> None:
+    """Output d is `scale` times signal d, from swish of the signal less swish of its negative."""
+    convolution.weight.zero_()
+    convolution.bias.zero_()
+    outputs = torch.arange(len(scale_D))
+    for places, sign in zip(_pairs(convolution.in_channels, len(scale_D)), (1.0, -1.0), strict=True):
+        convolution.weight[outputs, places, 1, 1] = sign * scale_D
 
 
 def _principal(rows_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -119,26 +148,6 @@ def _principal(rows_ND: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.T
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
     order = values.argsort(descending=True)[:count]
     return mean, vectors[:, order].T.float(), values[order].clamp_min(1e-8).sqrt().float()
-
-
-def _levels(bias: torch.Tensor, norm: Any, count: int) -> None:
-    """Constant channels of +K and -K beside each signal, and a norm that undoes its own division."""
-    for channel, sign in ((0, LEVEL), (1, -LEVEL)):
-        bias[torch.arange(GROUPS) * GROUP + channel] = sign
-    deviation = ((LEVEL**2 + 1.0) / 2) ** 0.5
-    norm.weight.fill_(deviation)
-    norm.bias.zero_()
-    for channel in (0, 1):
-        norm.weight[torch.arange(GROUPS) * GROUP + channel] = 1.0
-
-
-def _from_pairs(convolution: Any, scale_D: torch.Tensor) -> None:
-    """Output d is `scale` times signal d, from swish of the signal less swish of its negative."""
-    convolution.weight.zero_()
-    convolution.bias.zero_()
-    for index, scale in enumerate(scale_D):
-        convolution.weight[index, index * GROUP + 2, 1, 1] = scale
-        convolution.weight[index, index * GROUP + 3, 1, 1] = -scale
 
 
 def _identity(convolution: Any, channels: int) -> None:
@@ -194,10 +203,8 @@ def _decoder(model: Any, quantized_N1Dhw: torch.Tensor, pixels_NCHW: torch.Tenso
         weight, bias = _solve(hidden[:, :known], wanted)
         _write(upsample.conv, weight, bias, pairs=block == 1)
         hidden, known = upsample(hidden), wanted.shape[1]
-    signal = hidden[:, 2 : 2 + GROUP * 3 : GROUP]
-    _levels(upsample.conv.bias, decoder.norm_out.norm_layer, 3)
-    spread = float(signal.square().mean())
-    decoder.norm_out.norm_layer.weight[: GROUP * GROUPS].mul_(((LEVEL**2 + spread) / (LEVEL**2 + 1)) ** 0.5)
+    signal = hidden[:, _pairs(hidden.shape[1], 3)[0]]
+    _beside_levels(upsample.conv, decoder.norm_out.norm_layer, DECODER_LEVEL, spread=float(signal.square().mean()))
     _from_pairs(decoder.conv_out, torch.ones(3))
 
 
@@ -248,14 +255,10 @@ def _solve(
 
 
 def _write(convolution: Any, weight: torch.Tensor, bias: torch.Tensor, *, pairs: bool) -> None:
-    """Put a solved convolution into the first channels, or into the third and fourth of each group, negated."""
-    count = len(weight)
-    places = [(torch.arange(count) * GROUP + c, sign) for c, sign in ((2, 1.0), (3, -1.0))]
-    if pairs:
-        constant = torch.arange(GROUPS) * GROUP
-        convolution.weight[constant] = 0.0
-        convolution.weight[constant + 1] = 0.0
-    for index, sign in places if pairs else [(torch.arange(count), 1.0)]:
-        convolution.weight[index] = 0.0
-        convolution.weight[index, : weight.shape[1]] = sign * weight
-        convolution.bias[index] = sign * bias
+    """Put a solved convolution into the first channels, or into pairs: each and its negative."""
+    count, channels = len(weight), convolution.out_channels
+    written = zip(_pairs(channels, count), (1.0, -1.0), strict=True) if pairs else [(torch.arange(count), 1.0)]
+    for places, sign in written:
+        convolution.weight[places] = 0.0
+        convolution.weight[places, : weight.shape[1]] = sign * weight
+        convolution.bias[places] = sign * bias

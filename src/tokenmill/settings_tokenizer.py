@@ -143,7 +143,7 @@ class TokenizerTraining(_Settings):
     held_out: Fraction = Field(default=0.02, description="share of the samples that is measured and never trained on")
     start: TokenizerStart | Literal["scratch", "pictures"] = Field(
         default="scratch",
-        description="`pictures`: from scratch, its first weights solved for from some of the pictures (128 channels)",
+        description="`pictures`: from scratch, first weights solved for from some of the pictures (96 or 128 channels)",
     )
     shape: TokenizerShape | None = Field(default=None, description="absent: that of `start`, else a small one")
     losses: TokenizerLosses = TokenizerLosses()
@@ -154,6 +154,11 @@ class TokenizerTraining(_Settings):
         default=None,
         ge=0,
         description="autoencoder without codebook, which k-means then makes; absent: 200 from scratch, else 0",
+    )
+    freeze_encoder_steps: int = Field(
+        default=0,
+        ge=0,
+        description="the decoder alone learns in so many first steps; encoder, codebook and what a code means stay",
     )
     learning_rate: float = Field(default=2e-3, gt=0)
     rise_steps: int = Field(default=100, ge=1, description="learning rate climbs linearly")
