@@ -1,4 +1,4 @@
-"""Pictures on their way to the device: on CUDA the next part is copied while the current one is encoded."""
+"""Devices, and pictures on their way there: on CUDA the next part is copied while the current one is encoded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision import Pixels
+
+
+def opened_device(name: str, where: str) -> torch.device:
+    """Return a device by name; raises RecipeError, naming `where`, for one that is none or is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(f"{where}: device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.Tensor]:
