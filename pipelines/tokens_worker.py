@@ -161,8 +161,9 @@ class TokenWorker:
             try:
                 if isinstance(found, SampleError):
                     raise found
-                texts = self._said(sample)
-                sample.codes, sample.segments = [found[None]], with_vision(texts, VisionSegment(1, *found.shape, 0))
+                texts, (height, width) = self._said(sample), found.shape
+                sample.segments = with_vision(texts, VisionSegment(1, height, width, 0))
+                sample.codes = [found[None]]
             except SampleError as error:  # of the picture, or of a caption that cannot be encoded
                 sample.error = error
             yield sample
