@@ -116,6 +116,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             loaded: dict[str, torch.Tensor] = load_file(file)
             return loaded
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:  # whose advice is to run what the file holds
+        raise RecipeError(
+            f"{file}: holds objects beside tensors, which are not loaded, or is no file of weights"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         raise RecipeError(f"{file}: cannot be read as weights: {str(error).splitlines()[0]}") from error
     return dict(state) if isinstance(state, dict) else {}

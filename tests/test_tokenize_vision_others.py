@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from tests.small_vision import IBQ_CODES, pictures, write_fsq, write_ibq
 
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.preprocess import normalise
-from tokenmill.tokenize.vision import load_vision_tokenizer, vision_codebook_size, vision_fingerprint
+from tokenmill.tokenize.vision import BUILT_IN, load_vision_tokenizer, vision_codebook_size, vision_fingerprint
 from tokenmill.tokenize.vision_folder import vision_folder
 from tokenmill.tokenize.vision_fsq import FiniteScalars
 from tokenmill.tokenize.vision_ibq import largest_products
@@ -307,6 +307,30 @@ def test_configuration_of_no_known_network_is_refused(fsq: Path, tmp_path: Path,
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match=told):
         load_vision_tokenizer(tmp_path)
+
+
+def test_device_that_is_none_is_refused_before_weights_are_read(fsq: Path) -> None:
+    for spec in (fsq, "scenes"):
+        with pytest.raises(RecipeError, match="device 'nonsense' cannot be used"):
+            load_vision_tokenizer(spec, device="nonsense")
+        with pytest.raises(RecipeError, match="device 3 must be a name"):
+            load_vision_tokenizer(spec, device=3)
+
+
+def theirs(*, depth: int = 1) -> int:
+    """Stand for a plug-in's factory."""
+    return depth
+
+
+def test_option_that_a_plug_in_does_not_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(dict[str, str], BUILT_IN), "theirs", f"{__name__}:theirs")
+    with pytest.raises(RecipeError, match=r"'theirs' does not take \['width'\]"):
+        load_vision_tokenizer("theirs", width=2)
+
+
+def test_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        load_vision_tokenizer(tmp_path / "nowhere")
 
 
 def test_folder_without_weights_or_with_wrong_options_is_refused(fsq: Path, tmp_path: Path) -> None:

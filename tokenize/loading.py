@@ -1,9 +1,15 @@
-"""Loading models of transformers quietly: its bar for 40 small tensors is noise on a terminal and a mess in a log."""
+"""Loading models by path or hub name, and quietly: transformers' bar for 40 small tensors is noise on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def is_path(name: str) -> bool:
+    """Tell what can be no repository's name on the hub, so that a wrong path is not looked for there."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError, SampleError
+from tokenmill.tokenize.loading import is_path
 from tokenmill.tokenize.text_cuts import BLANK_CUTS, check_length, cut
 from tokenmill.tokenize.text_huggingface_file import ordinary, special_ids, splits_before_blanks, unknown_id
 
@@ -118,7 +119,7 @@ def _read(path: str, revision: str | None, local_files_only: bool) -> str:
             return file.read_text(encoding="utf-8")
         if local.is_dir():
             return _converted(path, local_files_only=True)
-        if local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or local.suffix == ".json":
+        if is_path(path) or local.suffix == ".json":
             raise RecipeError(f"{path}: there is no such folder or file")
         return _from_hub(path, revision, local_files_only)
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.loading import is_path
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of_folder
 from tokenmill.tokenize.vision_folder import vision_folder
 from tokenmill.tokenize.vision_identity import fingerprint_of_pictures
@@ -71,12 +72,14 @@ def load_vision_tokenizer(spec: str | Path, **options: Any) -> VisionTokenizer:
     """
     factories = _factories()
     if str(spec) in factories:
-        return _factory(factories[str(spec)])(**options)
+        return _made(str(spec), _factory(factories[str(spec)]), options)
     folder = vision_folder(spec)
     if folder is not None and folder.kind != "emu3":
         from tokenmill.tokenize.vision_pictures import load_pictures
 
         return load_pictures(folder, **options)
+    if folder is None and not Path(spec).is_dir() and is_path(str(spec)):
+        raise RecipeError(f"vision tokenizer {spec}: there is no such folder")
     from tokenmill.tokenize.vision_emu3 import load
 
     return load(spec, **options)
@@ -100,6 +103,13 @@ def vision_codebook_size(spec: str | Path) -> int | None:
     folder = _folder_of(spec)
     described = None if folder is None else vision_folder(folder)
     return None if described is None else described.codebook_size
+
+
+def _made(name: str, factory: Callable[..., VisionTokenizer], options: Mapping[str, Any]) -> VisionTokenizer:
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise RecipeError(f"vision tokenizer {name!r} does not take {sorted(options)}: {error}") from error
 
 
 def _folder_of(spec: str | Path) -> Path | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,13 +31,14 @@ def whole_float32(device: torch.device) -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
-def check_device(spec: str | Path, name: str) -> None:
-    """Raise RecipeError for a device that torch does not know, or that is not there."""
+def opened_device(name: str, where: str) -> torch.device:
+    """Return a device by name; raises RecipeError, naming `where`, for one that is none or is not there."""
     try:
-        torch.empty(1, device=name)
+        device = torch.device(name)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).splitlines()[0]
-        raise RecipeError(f"vision tokenizer {spec}: device {name!r} cannot be used: {told}") from error
+        raise RecipeError(f"{where}: device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def on_device(parts: Iterable[Pixels], device: torch.device) -> Iterator[torch.Tensor]:

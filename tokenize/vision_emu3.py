@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_checkpoint import read_checkpoint
-from tokenmill.tokenize.vision_device import check_device, frames_at_once, on_device, whole_float32
+from tokenmill.tokenize.vision_device import frames_at_once, on_device, opened_device, whole_float32
 from tokenmill.tokenize.vision_emu3_names import SHAPE
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of
 from tokenmill.tokenize.vision_frames import WINDOW, decoder_inputs, embedded, latents_of_features
@@ -140,13 +140,14 @@ def load(spec: str | Path, **options: Any) -> Emu3VisionTokenizer:
     `options` are those of `VisionOptions`.
 
     Raises:
-        RecipeError: no such folder or model, no safetensors in it, weights that do not fit, or an unknown option.
+        RecipeError: no such folder or model, no safetensors in it, weights that do not fit, a device
+            that is not there, or an unknown option.
     """
     chosen = VisionOptions.of(spec, options)
-    check_device(spec, chosen.device)
+    device = opened_device(chosen.device, f"vision tokenizer {spec}")
     model = read_checkpoint(spec)
     who = fingerprint(model, chosen)
-    model.requires_grad_(False).to(chosen.device).eval()
+    model.requires_grad_(False).to(device).eval()
     for half in (model.encoder, model.decoder):
         channels_last(half)
         for name, module in half.named_children():

@@ -49,6 +49,8 @@ class VisionOptions:
     def _fault(self) -> str | None:
         if self.dtype not in PRECISIONS:
             return f"dtype {self.dtype!r} is not one of {', '.join(PRECISIONS)}"
+        if type(self.device) is not str:
+            return f"device {self.device!r} must be a name, such as cpu or cuda:0"
         if type(self.batch_size) is not int or self.batch_size < 1:
             return f"batch_size {self.batch_size!r} must be at least 1"
         if type(self.device) is not str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
 from tokenmill.tokenize.vision import Codes, Pixels
-from tokenmill.tokenize.vision_device import check_device, frames_at_once, on_device, whole_float32
+from tokenmill.tokenize.vision_device import frames_at_once, on_device, opened_device, whole_float32
 from tokenmill.tokenize.vision_emu3 import DTYPES
 from tokenmill.tokenize.vision_folder import VisionFolder
 from tokenmill.tokenize.vision_fsq import build_fsq
@@ -113,12 +113,12 @@ def load_pictures(folder: VisionFolder, **options: Any) -> PictureTokenizer:
     chosen = VisionOptions.of(folder.path, options)
     if chosen.compile:
         raise RecipeError(f"vision tokenizer {folder.path}: compile is for Emu3's network alone")
-    check_device(folder.path, chosen.device)
+    device = opened_device(chosen.device, f"vision tokenizer {folder.path}")
     with torch.device("meta"):
         network = _BUILDERS[folder.kind](folder)
     fingerprint = fingerprint_of_pictures(folder, chosen)  # before the weights are held: it maps the file too
     load_into(network, read_weights(folder.weights), f"vision tokenizer {folder.path}")
-    network.requires_grad_(False).float().to(chosen.device).eval()
+    network.requires_grad_(False).float().to(device).eval()
     for name in _CONVOLUTIONS:
         getattr(network, name).to(DTYPES[chosen.dtype])
     channels_last(network)

@@ -56,18 +56,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from tokenmill.generate.reconstruction_tally import Measures
     from tokenmill.pipelines.tokenizer_evaluation import PAPER, Asked, Evaluation
     from tokenmill.tokenize.vision import load_vision_tokenizer
+    from tokenmill.tokenize.vision_device import opened_device
 
+    vision = load_vision_tokenizer(options.spec, **_options(options))
     device = options.device or "cpu"
+    opened_device(device, "--device")
     features = open_features(options.features, device) if options.features else None
     measures = Measures(
         lpips=open_lpips(options.lpips, device) if options.lpips else None,
         features=features.measure if features else None,
         device=device,
     )
-    try:
-        vision = load_vision_tokenizer(options.spec, **_options(options))
-    except TypeError as error:
-        raise RecipeError(f"{options.spec} does not take {sorted(_options(options))}: {error}") from error
     evaluation = Evaluation(vision, Asked(sides_px=options.sizes, limit=options.limit, measures=measures))
     evaluation.run(_data(paths, storage))
     return {
