@@ -69,7 +69,7 @@ class Objective:
         gradients = torch.is_grad_enabled() and encoder_learns
         with torch.autocast(pixels_BTCHW.device.type, enabled=False), torch.set_grad_enabled(gradients):
             found = latents(model, pixels_BTCHW)
-        flat = found.detach().permute(0, 1, 3, 4, 2).flatten(0, 3)
+        flat = rows_of_latents(found.detach())
         terms: dict[str, torch.Tensor] = {}
         passed, codes = found, None
         if quantized:
@@ -138,6 +138,11 @@ class Objective:
             loss = balance(likeness, loss, model.decoder.conv_out.weight) * loss
         weighted: torch.Tensor = settings.weight * loss
         return weighted
+
+
+def rows_of_latents(latents_BSDhw: torch.Tensor) -> torch.Tensor:
+    """Lay latents out as rows, (N, D), in the order of their codes."""
+    return latents_BSDhw.permute(0, 1, 3, 4, 2).flatten(0, 3)
 
 
 def balance(likeness: torch.Tensor, adversarial: torch.Tensor, last: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 from tokenmill.errors import RunError
 from tokenmill.settings_tokenizer import TokenizerTraining
+from tokenmill.tokenize.vision_frames import latents
 from tokenmill.train.vision_codebook import Codebook, gathered, summed
-from tokenmill.train.vision_objective import Made, Objective
+from tokenmill.train.vision_objective import Made, Objective, rows_of_latents
 from tokenmill.train.vision_start_pictures import start_from_pictures
 
 FROZEN = ("encoder.", "quant_conv.", "quantize.", "post_quant_conv.", "decoder.time_conv.", "decoder.time_res_stack.")
@@ -97,10 +98,7 @@ class TokenizerRun:
     @torch.no_grad()
     def settle_codebook(self, batches: Iterable[torch.Tensor]) -> None:
         """Make the codebook by k-means over the latents of some batches (this rank's share of each)."""
-        found = [
-            self.objective.generator(self.model, pixels.to(self.device), step=self.step, quantized=False).latents_ND
-            for pixels in batches
-        ]
+        found = [rows_of_latents(latents(self.model, pixels.to(self.device))) for pixels in batches]
         self.codebook.settle(torch.cat(found), generator=self._generator())
 
     def named_trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
