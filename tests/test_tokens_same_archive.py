@@ -73,9 +73,8 @@ def test_archives_with_codes_taken_over_are_those_made_from_scratch(licensed, fi
     assert after == scratch | tokens_of(finished.root)
 
 
-@pytest.mark.parametrize(
-    "point", ["commit:between-files:2", "storage:half-written:2"]
-)  # the others: test_faults_inline
+# Other points: test_faults_inline.
+@pytest.mark.parametrize("point", ["commit:between-files:2", "storage:half-written:2"])
 def test_run_killed_while_it_takes_codes_over_leaves_the_same_archives(licensed, finished, commands, tmp_path, point):
     root = copied(finished, tmp_path / "root", without_tokens=False)
     recipe = tiny.write_recipe(tmp_path / "recipe.yaml", finished.data, str(root), LICENCE)
