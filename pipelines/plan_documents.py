@@ -21,6 +21,8 @@ from tokenmill.tokenize.documents import Segment, TextSegment, document_spans, s
 from tokenmill.tokenize.templates import LossClass
 from tokenmill.tokenize.vocabulary import Vocabulary
 
+_SAYS_NOTHING = ("no_template", "no_page")  # about a sample that other templates refuse too
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawer:
@@ -70,7 +72,10 @@ class Drawer:
     def _template(
         self, key: str, kind: str, segments: Sequence[Segment], variant: int
     ) -> tuple[str, Sequence[tuple[int, LossClass]]]:
-        """Draw among the templates that fit the sample; raises the last one's SampleError when none does."""
+        """Draw among the templates that fit the sample; raises why none does.
+
+        Of several SampleErrors it is the first drawn one's; that a conversation is no page explains nothing.
+        """
         shares = {name: share for name, share in sorted(self.settings.templates.get(kind, {}).items()) if share > 0}
         refusal = SampleError("no_template", f"the plan has no template for {kind}")
         position = self._draw("template", key)
@@ -79,7 +84,7 @@ class Drawer:
             try:
                 return name, document_spans(segments, name, self.vocabulary, variant)
             except SampleError as error:
-                refusal = error
+                refusal = error if refusal.reason in _SAYS_NOTHING else refusal
                 del shares[name]
         raise refusal
 

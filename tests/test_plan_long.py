@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,8 +140,6 @@ def test_document_draws_among_the_templates_that_fit_it():
     drawer = Drawer(plan_id="p", source="s", settings=PlanSettings(), vocabulary=V, repetition=0, share=1.0)
     captions = [TextSegment(0, 1, "caption"), TextSegment(1, 2, "caption", variant=1)]
     kinds = {"chat": [shows(), U, A], "interleaved": [shows(), *texts(3)], "image": [shows(), *captions]}
-    import json
-
     for kind, segments in kinds.items():
         told = json.dumps([segment_to_json(segment) for segment in segments])
         drawn = set()
@@ -147,6 +147,15 @@ def test_document_draws_among_the_templates_that_fit_it():
             row = {"key": f"k{n}", "modality": "document", "segments": told}
             drawn |= {document.template for document in drawer.documents(0, row)}
         assert drawn == ({kind} if kind != "image" else {"generation", "understanding", "unconditional"})
+
+
+@pytest.mark.parametrize("key", ["a", "b", "c", "d", "e", "f"])
+def test_conversation_that_the_assistant_opens_is_refused_for_that_whatever_is_drawn_first(key):
+    drawer = Drawer(plan_id="p", source="s", settings=PlanSettings(), vocabulary=V, repetition=0, share=1.0)
+    told = json.dumps([segment_to_json(one) for one in (says("assistant"), says("user"), says("assistant"))])
+    with pytest.raises(SampleError) as refused:
+        drawer.documents(0, {"key": key, "modality": "document", "segments": told})
+    assert refused.value.reason == "no_answer"
 
 
 def test_role_of_a_picture_goes_through_json():

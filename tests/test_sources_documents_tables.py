@@ -36,7 +36,7 @@ def test_llava_json_is_cut_into_ranges_and_brings_its_pictures(tmp_path):
         document = _read(row)
         assert document.pictures == (drawn(number),)
         assert document.parts[:3] == (
-            RawPicture(number=0, learn=False), RawText(text="What is this?", role="user", learn=False),
+            RawPicture(number=0, learn=False, role="user"), RawText(text="What is this?", role="user", learn=False),
             RawText(text=said(number), role="assistant"),
         )  # fmt: skip
         assert json.loads(row.metadata) == {"id": f"talk{number}", "pictures": [f"scenes/{number}.png"]}
@@ -83,6 +83,13 @@ def test_image_folder_may_lie_elsewhere(tmp_path):
     write_llava(tmp_path / "a")
     rows = index_of(tmp_path / "a" / "chats", "documents", image_folder=str(tmp_path / "a" / "images"))
     assert [reason_of(row) for row in rows] == [None] * 6
+
+
+def test_another_image_folder_is_another_source_wherever_it_lies(tmp_path):
+    write_llava(tmp_path / "a")
+    folders = ("", "images", str(tmp_path / "a" / "images"), str(tmp_path / "b"))
+    told = [open_source("s", {"kind": "documents", "url": str(tmp_path), "image_folder": one}) for one in folders]
+    assert len({str(source.settings) for source in told}) == len(folders)
 
 
 @pytest.mark.parametrize(

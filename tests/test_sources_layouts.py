@@ -56,8 +56,8 @@ def test_llava_answers_are_learned_and_questions_with_their_pictures_are_not():
     laid = lay_out(_turns("<image>\nWhat?", "A box.", "And <image> here?", "Two.", image=["a.png", "b.png"]))
     ask, answer = {"role": "user", "learn": False}, {"role": "assistant"}
     assert laid.parts == (
-        RawPicture(number=0, learn=False), RawText(text="What?", **ask), RawText(text="A box.", **answer),
-        RawText(text="And", **ask), RawPicture(number=1, learn=False), RawText(text="here?", **ask),
+        RawPicture(number=0, **ask), RawText(text="What?", **ask), RawText(text="A box.", **answer),
+        RawText(text="And", **ask), RawPicture(number=1, **ask), RawText(text="here?", **ask),
         RawText(text="Two.", **answer),
     )  # fmt: skip
 

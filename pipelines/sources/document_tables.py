@@ -67,7 +67,7 @@ class DocumentTables:
     @property
     def settings(self) -> Mapping[str, Any]:
         key = {} if self.key_field is None else {"key_field": self.key_field}
-        return {"layout": self.layout, "image_folder": self._folder, **key}
+        return {"layout": self.layout, "image_folder": self.image_folder, **key}
 
     def files(self) -> list[RawFile]:
         """List ranges of all tables; reads JSON arrays to their end, and of Parquet the number of rows.
