@@ -113,8 +113,11 @@ class TokenizerRun:
         return [parameter for _, parameter in self.named_trained()]
 
     def _learning(self) -> list[torch.nn.Parameter]:
-        """The parameters that the next step moves: the others must not even lose weight."""
+        """Return the parameters that the next step moves; the others lose their gradients, so they lose no weight."""
         frozen = () if self.encoder_learns() else FROZEN
+        for name, parameter in self.named_trained():
+            if name.startswith(frozen):
+                parameter.grad = None
         return [parameter for name, parameter in self.named_trained() if not name.startswith(frozen)]
 
     def _descend(self, made: Made) -> dict[str, float]:
