@@ -258,8 +258,8 @@ def test_pictures_that_are_turned_or_read_only_have_the_codes_of_their_copies(to
 def test_folder_of_another_kind_of_model_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     described = json.loads((tmp_path / "config.json").read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(described | {"model_type": "Emu3VisionVQ"}))
-    with pytest.raises(RecipeError, match="'Emu3VisionVQ', not 'emu3_vqgan'"):
+    (tmp_path / "config.json").write_text(json.dumps(described | {"model_type": "llama"}))
+    with pytest.raises(RecipeError, match="'llama', not 'emu3_vqgan'"):
         load(tmp_path)
 
 
