@@ -121,7 +121,7 @@ def test_assembled_ids_are_those_of_the_reference_processor(
 
     tokenizer, image = load(SHIPPED), picture(size)
     port = Emu3VQVAE.from_pretrained(SHIPPED, dtype=torch.float32).eval()
-    chosen = target_size(*size, min_area=MIN_AREA, max_area=MAX_AREA, max_aspect=5)
+    chosen = target_size(*size, min_area=MIN_AREA, max_area=MAX_AREA, max_aspect=5, multiple=8)
     codes = tokenizer.encode_images(resize(image, chosen)[None])[0]
     for caption in CAPTIONS:
         text_ids = np.asarray(vocabulary.text.encode(caption), np.uint32)
