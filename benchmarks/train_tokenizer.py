@@ -34,7 +34,7 @@ from tokenmill.pipelines.sample_list import places_of, sources_of_training, writ
 from tokenmill.recipe import Recipe, load_recipe
 from tokenmill.tokenize.picture_quality import ssim
 from tokenmill.tokenize.vision import Codes, Pixels
-from tokenmill.tokenize.vision_frames import latents
+from tokenmill.tokenize.vision_frames import latents, nearest_codes
 from tokenmill.train.vision_data import Batches, as_pixels
 from tokenmill.train.vision_loop import starting_pictures
 from tokenmill.train.vision_measure import (
@@ -213,7 +213,7 @@ def codes_of(model: Any) -> Callable[[Pixels], Codes]:
 
     @torch.inference_mode()
     def codes(picture: Pixels) -> Codes:
-        found: Codes = model.quantize(latents(model, as_pixels([picture[None]]))).numpy().astype(np.uint32)
+        found: Codes = nearest_codes(model, latents(model, as_pixels([picture[None]]))).numpy().astype(np.uint32)
         return found
 
     return codes

@@ -7,13 +7,13 @@ named by its own sha256 and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.file_digest import file_digest
+from tokenmill.tensor_file import read_state
 
 HUB = "hf-hub:"
 
@@ -62,7 +62,10 @@ def read_tensors(path: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing, cut off, holds anything but tensors, or numbers that are none.
     """
-    tensors = _unwrapped(_loaded(path))
+    try:
+        tensors = _without_module(read_state(path))
+    except RecipeError as error:  # a worker finds it out, long after the recipe was checked
+        raise RunError(str(error)) from error
     wrong = next((name for name, value in tensors.items() if not _is_tensor(value)), None)
     if wrong is not None or not tensors:
         what = f"{wrong!r} is no tensor" if tensors else "it holds no tensors"
@@ -84,26 +87,8 @@ def _check_safetensors(path: Path, size: int, modified_ns: int) -> None:
         raise RecipeError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
 
 
-def _loaded(path: Path) -> Any:
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        why = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RunError(f"{path}: cannot be read as weights (safetensors, or tensors alone): {why}") from error
-
-
-def _unwrapped(value: Any) -> dict[str, Any]:
-    """Take off what training loops put around weights: `state_dict`, and `module.` before every name."""
-    inner = value.get("state_dict", value) if isinstance(value, Mapping) else {}
-    tensors = dict(inner) if isinstance(inner, Mapping) else {}
+def _without_module(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Take off what data-parallel training put before every name."""
     if tensors and all(str(name).startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors

@@ -8,7 +8,6 @@ Shapes: B pictures, H W pixels, D features.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.tensor_file import read_tensors
 from tokenmill.tokenize.loading import without_progress_bar
 
 Pixels = NDArray[np.uint8]
@@ -40,7 +40,7 @@ def open_features(path: str | Path, device: str = "cpu") -> Features:
         return _encoder(place, device)
     from tokenmill.generate.inception import fid_inception, is_inception
 
-    state = _read(place)
+    state = read_tensors(place)
     if not is_inception(state):
         raise RecipeError(f"{path}: not the FID's Inception (no Conv2d_1a_3x3.conv.weight); an encoder is a folder")
     model = fid_inception(state, path).to(device)
@@ -105,21 +105,3 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 def _as_array(values: torch.Tensor) -> NDArray[np.float64]:
     found: NDArray[np.float64] = values.double().cpu().numpy()
     return found
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            loaded: dict[str, torch.Tensor] = load_file(file)
-            return loaded
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # whose advice is to run what the file holds
-        raise RecipeError(
-            f"{file}: holds objects beside tensors, which are not loaded, or is no file of weights"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
-        raise RecipeError(f"{file}: cannot be read as weights: {str(error).splitlines()[0]}") from error
-    return dict(state) if isinstance(state, dict) else {}

@@ -126,7 +126,7 @@ def test_features_that_are_none_are_refused(weights: dict[str, torch.Tensor], tm
         "odd.safetensors": "Conv2d_1a_3x3",
         "other.safetensors": "not the FID's",
     }
-    told |= {"bad.pth": "is no file of weights", "absent.pth": "cannot be read", "folder": "no image encoder"}
+    told |= {"bad.pth": "no file of weights", "absent.pth": "cannot be read", "folder": "no image encoder"}
     for name, why in told.items():
         with pytest.raises(RecipeError, match=why):
             open_features(tmp_path / name)

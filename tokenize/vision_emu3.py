@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenmill.tokenize.nearest import nearest
 from tokenmill.tokenize.vision import Codes, Pixels
 from tokenmill.tokenize.vision_checkpoint import read_checkpoint
 from tokenmill.tokenize.vision_device import frames_at_once, on_device, opened_device, whole_float32
 from tokenmill.tokenize.vision_emu3_names import SHAPE
 from tokenmill.tokenize.vision_fingerprint import SHIPPED, fingerprint_of
-from tokenmill.tokenize.vision_frames import WINDOW, decoder_inputs, embedded, latents_of_features
+from tokenmill.tokenize.vision_frames import WINDOW, decoder_inputs, embedded, latents_of_features, nearest_codes
 from tokenmill.tokenize.vision_options import VisionOptions
 from tokenmill.tokenize.vision_spatial import channels_last, decoded, encoded, normalised
 
@@ -88,10 +87,7 @@ class Emu3VisionTokenizer:
 
     @torch.inference_mode()
     def _codes(self, frames_BTHWC: Pixels) -> Codes:
-        latents_BSDhw = self.latents(frames_BTHWC)
-        places = latents_BSDhw.permute(0, 1, 3, 4, 2)
-        found = nearest(places.flatten(0, 3), self.model.quantize.embedding.weight).view(places.shape[:4])
-        codes: Codes = found.cpu().numpy().astype(np.uint32)
+        codes: Codes = nearest_codes(self.model, self.latents(frames_BTHWC)).cpu().numpy().astype(np.uint32)
         return codes
 
     @torch.inference_mode()

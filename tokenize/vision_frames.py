@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tokenmill.tokenize.nearest import nearest
+
 WINDOW = 4
 """Frames that make one latent frame; video is cut into windows of so many, each coded by itself (EMU3.md §2)."""
 
@@ -43,6 +45,12 @@ def spatial_features(encoder: Any, pixels_NCHW: torch.Tensor) -> torch.Tensor:
     hidden = encoder.middle_block(encoder.down_block(encoder.conv_in(pixels_NCHW)))
     result: torch.Tensor = encoder.conv_out(swish(encoder.norm_out(hidden)))
     return result
+
+
+def nearest_codes(model: Any, latents_BSDhw: torch.Tensor) -> torch.Tensor:
+    """Codes of latents, int64 (B, S, h, w), in bounded memory: the port makes the whole matrix of distances."""
+    places = latents_BSDhw.permute(0, 1, 3, 4, 2)
+    return nearest(places.flatten(0, 3), model.quantize.embedding.weight).view(places.shape[:4])
 
 
 def embedded(model: Any, codes_BShw: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,12 @@ weights (`model_ema.<name without dots>`) lie beside them, they are taken: the r
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenmill.errors import RecipeError
+from tokenmill.tensor_file import read_tensors
 from tokenmill.tokenize.vision_identity import own_names
 
 if TYPE_CHECKING:
@@ -28,7 +27,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         RecipeError: the file cannot be read, or holds objects beside tensors.
     """
-    found = _checkpoint(path) if path.suffix == ".ckpt" else _safetensors(path)
+    try:
+        found = read_tensors(path)
+    except RecipeError as error:
+        raise RecipeError(f"vision tokenizer {error}") from error
     return {name: found[held] for name, held in own_names(found).items()}
 
 
@@ -48,33 +50,6 @@ def load_into(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], where
             shapes = f"{tuple(weights[name].shape)}, its configuration says {tuple(value.shape)}"
             raise RecipeError(f"{where}: {name} has shape {shapes}")
     model.load_state_dict(dict(weights), assign=True)
-
-
-def _safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found: dict[str, torch.Tensor] = load_file(path)
-        return found
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"vision tokenizer {path}: {error}") from error
-
-
-def _checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        told = "holds objects beside tensors, which are not loaded; write its tensors as model.safetensors"
-        raise RecipeError(f"vision tokenizer {path}: {told}") from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise RecipeError(f"vision tokenizer {path}: {str(error).splitlines()[0]}") from error
-    state = held.get("state_dict", held) if isinstance(held, dict) else None
-    if not isinstance(state, dict):
-        raise RecipeError(f"vision tokenizer {path}: holds no tensors by name")
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _names(keys: set[str]) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-_SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "data_wait_s", "memory_gib", "mfu")
+SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "data_wait_s", "memory_gib", "mfu")
 
 
 class Board:
     """TensorBoard event files, or nothing."""
 
-    def __init__(self, folder: Path, upto_step: int, *, enabled: bool, shown: Sequence[str] = _SHOWN) -> None:
+    def __init__(self, folder: Path, upto_step: int, *, enabled: bool, shown: Sequence[str] = SHOWN) -> None:
         self._writer: Any = None
         self._shown = shown
         if enabled:

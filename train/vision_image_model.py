@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tokenmill.errors import RecipeError
+from tokenmill.tensor_file import read_tensors
 from tokenmill.tokenize.vision_emu3_names import as_port, port_name
 
 _WHERE = "tokenizer.start.from"
@@ -64,7 +65,7 @@ def read_image_model(path: Path) -> ImageModel:
     state = {
         _without_prefix(name): tensor.float()
         for name, tensor in _state(_file(path)).items()
-        if isinstance(tensor, torch.Tensor) and _without_prefix(name).startswith(_PARTS)
+        if _without_prefix(name).startswith(_PARTS)
     }
     if not state:
         raise RecipeError(f"{_WHERE}: {path}: holds no tensor of a MoVQGAN, such as encoder.conv_in.weight")
@@ -108,24 +109,11 @@ def _file(path: Path) -> Path:
     raise RecipeError(f"{_WHERE}: {path}: no weights in it; looked for {', '.join(_FILES)}")
 
 
-def _state(path: Path) -> Mapping[str, Any]:
-    """Read a file's tensors; a pickle is read only as far as it holds nothing but tensors."""
+def _state(path: Path) -> Mapping[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(str(path))
-            return dict(found)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and pickle raise kinds of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecipeError(f"{_WHERE}: {path}: cannot be read without running code in it: {reason}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-    if not isinstance(found, Mapping):
-        raise RecipeError(f"{_WHERE}: {path}: holds {type(found).__name__}, not a mapping of tensors")
-    return found
+        return read_tensors(path)
+    except RecipeError as error:
+        raise RecipeError(f"{_WHERE}: {error}") from error
 
 
 def _shape(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tokenmill.errors import SampleError
 from tokenmill.settings_tokenizer import TokenizerTraining
 from tokenmill.tokenize import picture_quality
 from tokenmill.tokenize.preprocess import resize, target_size
-from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, pixels
+from tokenmill.tokenize.vision_frames import WINDOW, embedded, latents, nearest_codes, pixels
 from tokenmill.train.vision_codebook import summed
 from tokenmill.train.vision_data import as_pixels
 from tokenmill.train.vision_samples import Samples
@@ -99,7 +99,7 @@ def _held_out(samples: Samples, rows: Iterable[int], settings: TokenizerTraining
 @torch.inference_mode()
 def through(model: Any, picture_THWC: Pixels) -> tuple[Pixels, torch.Tensor]:
     """Encode and decode a picture (T = 1) or a window (T = 4); returns what came back, and its codes."""
-    codes = model.quantize(latents(model, as_pixels([picture_THWC]).to(model.device)))
+    codes = nearest_codes(model, latents(model, as_pixels([picture_THWC]).to(model.device)))
     decoded = pixels(model, embedded(model, codes), frames=len(picture_THWC))[0]
     return np.stack([as_picture(frame) for frame in decoded]), codes
 

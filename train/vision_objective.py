@@ -20,8 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from tokenmill.settings_tokenizer import CodebookSettings, TokenizerLosses
-from tokenmill.tokenize.nearest import nearest
-from tokenmill.tokenize.vision_frames import embedded, latents, pixels
+from tokenmill.tokenize.vision_frames import embedded, latents, nearest_codes, pixels
 from tokenmill.train.vision_codebook import gathered, summed
 from tokenmill.train.vision_discriminator import PatchDiscriminator, hinge
 from tokenmill.train.vision_perceptual import load_lpips
@@ -74,7 +73,7 @@ class Objective:
         passed, codes = found, None
         if quantized:
             with torch.no_grad(), torch.autocast(pixels_BTCHW.device.type, enabled=False):
-                codes = nearest(flat, model.quantize.embedding.weight).view(len(found), 1, *found.shape[-2:])
+                codes = nearest_codes(model, found)
             with torch.set_grad_enabled(gradients):
                 chosen = embedded(model, codes)
             passed = found + (chosen - found).detach()

@@ -10,7 +10,6 @@ Shapes: B pictures, H W pixels in -1..1, C channels of a layer.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from tokenmill.errors import RecipeError
+from tokenmill.tensor_file import read_tensors
 
 Network = Literal["alex", "vgg"]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -188,19 +188,4 @@ def _read_all(path: Path) -> dict[str, torch.Tensor]:
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise RecipeError(f"{path}: no weights of LPIPS here; name a file or a folder of {', '.join(SUFFIXES)}")
-    return {name: value for file in files for name, value in _read(file).items()}
-
-
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            loaded: dict[str, torch.Tensor] = load_file(file)
-            return loaded
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise RecipeError(f"{file}: cannot be read as weights: {str(error).splitlines()[0]}") from error
-    state = state.get("state_dict", state) if isinstance(state, Mapping) else {}
-    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return {name: value for file in files for name, value in read_tensors(file).items()}

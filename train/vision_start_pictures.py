@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from tokenmill.errors import RecipeError
-from tokenmill.tokenize.vision_frames import embedded, latents, temporal_features
+from tokenmill.tokenize.vision_frames import embedded, latents, nearest_codes, temporal_features
 from tokenmill.train.vision_codebook import Codebook
 
 GROUPS = 32
@@ -38,7 +38,7 @@ SOLVED_PICTURES = 192
 
 
 def check_shape(config: Any) -> None:
-    """Raise RecipeError where the network is not of the form this start needs."""
+    """Raise RecipeError where a shape that `TokenizerShape` allows is not of the form this start needs."""
     multiplier, width = tuple(config.channel_multiplier), config.base_channels
     if len(multiplier) != 4 or set(multiplier) != {1} or config.num_res_blocks:
         raise RecipeError(
@@ -47,14 +47,9 @@ def check_shape(config: Any) -> None:
         )
     if width not in (3 * GROUPS, 4 * GROUPS):
         raise RecipeError(f"tokenizer.start: pictures needs shape.base_channels of 96 or 128 (found {width})")
-    if config.hidden_size != width:
+    if config.embed_dim > GROUPS:
         raise RecipeError(
-            f"tokenizer.start: pictures needs shape.hidden_size of {width}, its channels (found {config.hidden_size})"
-        )
-    if config.latent_channels != config.embed_dim or config.embed_dim > GROUPS:
-        raise RecipeError(
-            f"tokenizer.start: pictures needs shape.latent_channels = embed_dim, {GROUPS} at most "
-            f"(found {config.latent_channels} and {config.embed_dim})"
+            f"tokenizer.start: pictures needs shape.embed_dim of {GROUPS} at most (found {config.embed_dim})"
         )
 
 
@@ -70,7 +65,7 @@ def start_from_pictures(model: Any, pixels_NCHW: torch.Tensor, *, generator: tor
     found = [latents(model, part[:, None]) for part in torch.split(pixels_NCHW, 32)]
     flat_ND = torch.cat(found).permute(0, 1, 3, 4, 2).flatten(0, 3)
     Codebook.of(model.quantize.embedding.weight).settle(flat_ND, generator=generator)
-    quantized = embedded(model, model.quantize(latents(model, some_NCHW[:, None])))
+    quantized = embedded(model, nearest_codes(model, latents(model, some_NCHW[:, None])))
     _decoder(model, quantized, some_NCHW)
 
 

@@ -1,25 +1,23 @@
 """What each command does; every function takes the parsed arguments and returns an exit code.
 
-Only this file knows both the data side (`pipelines`) and the trainer (`train`): they meet in files on disk.
+Beside `stage_training`, only this file knows both the data side (`pipelines`) and the trainer (`train`), which meet in
+files on disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokenmill.errors import RecipeError, RunError
+from tokenmill.errors import RecipeError
 from tokenmill.recipe import Recipe, load_recipe, storage_options
 from tokenmill.stage_rows import data_row, describe_row, plan_row
-
-log = logging.getLogger(__name__)
+from tokenmill.stage_training import train_model, train_vision_tokenizer
 
 # Which stages of the chain a command may work on; everything before only has to be there already.
 _WORK = {
@@ -312,9 +310,9 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
     if name in _DATA_STAGES:
         return data_row(chain.snapshots(name))
     if name == "train":
-        return _train(recipe, chain)
+        return train_model(recipe, chain)
     if name == "train-tokenizer":
-        return _train_tokenizer(recipe, chain)
+        return train_vision_tokenizer(recipe, chain)
     if name in ("generate", "evaluate"):
         from tokenmill.pipelines.generation import evaluate_model, generate_pictures
 
@@ -344,57 +342,6 @@ def _caption_row(chain: Any) -> dict[str, Any]:
         if snapshot.folder.path in asked:  # of the samples that are kept now
             asked[snapshot.folder.path]["unanswered"] = snapshot.totals.get("unanswered", 0)
     return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
-
-
-def _train(recipe: Recipe, chain: Any) -> dict[str, Any]:
-    """Train on the plan the recipe describes, which has to be there."""
-    from tokenmill.train.job import TrainJob
-    from tokenmill.train.launch import launch
-
-    plan = chain.plan.folder.path
-    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
-    result = launch(job, on_row=_TrainingLog())
-    if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
-    return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
-
-
-def _train_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
-    """Write the list of what was kept, and train on it."""
-    from tokenmill.pipelines.sample_list import places_of, sources_of_training, write_sample_list
-    from tokenmill.train.vision_job import StorePlace, TokenizerJob
-    from tokenmill.train.vision_launch import figures, is_begun, launch_tokenizer, run_folder
-
-    assert recipe.tokenizer is not None
-    settings = recipe.tokenizer
-    places = places_of(chain, sources_of_training(chain, settings))
-    root = StorePlace(url=chain.store.url, options=recipe.storage)
-    given = {name: StorePlace(url=url, options=dict(options)) for name, (url, options) in places.items()}
-    job = TokenizerJob(root=root, places=given, settings=settings)
-    folder = run_folder(job)
-    listed = write_sample_list(chain, settings, folder.at("").rstrip("/"), is_begun=is_begun(folder))
-    shown = ("loss", "psnr_db", "usage", "images_per_s", "eta_s")
-    result = launch_tokenizer(job, on_row=_TrainingLog("train-tokenizer", shown))
-    if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
-    measured = figures(folder).get("measured", {})
-    samples = {"samples": sum(listed.samples.values()), "held_out": sum(listed.held_out.values())}
-    return {**samples, "step": result.step, "total_steps": result.total_steps, **measured, "export": result.export}
-
-
-class _TrainingLog:
-    """Tells how training goes, every thirty seconds."""
-
-    def __init__(self, title: str = "train", shown: tuple[str, ...] = ("loss", "tokens_per_s", "eta_s")) -> None:
-        self._told = time.monotonic()
-        self._title, self._shown = title, shown
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._told < 30:
-            return
-        self._told = time.monotonic()
-        figures = "  ".join(f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float))
-        log.info("%s: step %s  %s", self._title, row.get("step"), figures)
 
 
 def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:
