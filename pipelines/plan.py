@@ -8,30 +8,24 @@ memory. The price is one half-filled pack a window; a window has 20,000 document
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-import polars as pl
-
-from tokenmill.errors import ManifestError, RecipeError, SampleError
+from tokenmill.errors import RecipeError
 from tokenmill.faults import fault_point
-from tokenmill.manifests.identity import digest_of, short
-from tokenmill.manifests.plans import PLAN_SCHEMA, Plan, open_plan, read_named_table
-from tokenmill.manifests.records import Commit, Counts
+from tokenmill.manifests.identity import short
+from tokenmill.manifests.plans import PLAN_SCHEMA, Plan, open_plan
+from tokenmill.manifests.records import Commit
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir, table_bytes
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
-from tokenmill.pipelines.packing import pack
 from tokenmill.pipelines.plan_description import describe_plan
-from tokenmill.pipelines.plan_documents import Drawer
-from tokenmill.pipelines.plan_tables import Drawn, PlannedWindow, window_tables
-from tokenmill.pipelines.plan_windows import ShardPass, Window, check_sources, windows_of
+from tokenmill.pipelines.plan_tables import PlannedWindow
+from tokenmill.pipelines.plan_window import plan_window
+from tokenmill.pipelines.plan_windows import Window, check_sources, windows_of
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
@@ -70,21 +64,6 @@ def plan_vocabulary(snapshots: Sequence[Snapshot]) -> Vocabulary:
             + " and ".join(f"{path} ({vocabulary.name}, {vocabulary.size} ids)" for path, vocabulary in found.values())
         )
     return next(iter(found.values()))[1]
-
-
-def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabulary: Vocabulary) -> PlannedWindow:
-    """Draw, pack and shuffle the documents of one window; reads its indexes, writes nothing."""
-    draws = _Draws()
-    for shard in window.shards:
-        drawer = Drawer(plan_id=folder.config.digest, source=shard.source, settings=settings, vocabulary=vocabulary,
-                        repetition=shard.repetition, share=shard.share)  # fmt: skip
-        draws.add(shard, drawer, read_named_table(folder.store, shard.index, ["key", "modality", "segments"]))
-    lengths = [document.length for _, document in draws.drawn]
-    cuttable = [document.cuttable for _, document in draws.drawn]
-    packs = pack(lengths, cuttable, settings.context, settings.min_piece)
-    order = _shuffled(len(packs), folder.config.digest, window.unit)
-    counts = Counts(rows_in=draws.rows_in, kept=draws.kept, out=len(packs), dropped=draws.reasons, failed=draws.failed)
-    return window_tables([packs[number] for number in order], draws.drawn, draws.left_out, counts, settings)
 
 
 def commit_window(folder: StageDir, window: Window, planned: PlannedWindow) -> Commit:
@@ -163,43 +142,3 @@ def finish_plan(
     if not folder.store.exists(folder.at("plan.json")):
         describe_plan(plan, snapshots, settings, [shard for window in windows for shard in window.shards])
     return open_plan(folder.store, folder.path)
-
-
-_UNREMARKABLE = ("held_out", "training", "not_drawn")  # what the recipe asked for: counted, but not listed by sample
-
-
-@dataclass
-class _Draws:
-    """The documents of a window, and the samples that gave none."""
-
-    drawn: list[Drawn] = field(default_factory=list)
-    left_out: list[tuple[Any, ...]] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)
-    rows_in: int = 0
-    kept: int = 0
-
-    def add(self, shard: ShardPass, drawer: Drawer, rows: pl.DataFrame) -> None:
-        for sample, row in enumerate(rows.iter_rows(named=True)):
-            if row["segments"] is None:  # failed to tokenize: counted there, and never a document
-                continue
-            self.rows_in += 1
-            try:
-                self.drawn += [(shard, document) for document in drawer.documents(sample, row)]
-                self.kept += 1
-            except SampleError as error:
-                self.reasons[error.reason] += 1
-                if error.reason not in _UNREMARKABLE:
-                    self._leave_out(shard, sample, row["key"], error.reason, error.message)
-            except (ManifestError, ValueError) as error:
-                self.failed["bad_segments"] += 1
-                self._leave_out(shard, sample, row["key"], "bad_segments", str(error)[:200])
-
-    def _leave_out(self, shard: ShardPass, sample: int, key: str, reason: str, message: str) -> None:
-        self.left_out.append((shard.source, shard.archive, sample, key, reason, message))
-
-
-def _shuffled(count: int, plan_id: str, unit: str) -> list[int]:
-    """Give a random order of `count` packs that depends on the plan and the window alone."""
-    seed = int(digest_of([plan_id, unit, "packs"])[:16], 16)
-    return [int(number) for number in np.random.default_rng(seed).permutation(count)]

@@ -14,7 +14,8 @@ from tokenmill.manifests.plans import Plan, open_plan, plan_faults, plan_paths
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import read_table
 from tokenmill.manifests.storage import Store, open_store
-from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, plan_window, write_plan
+from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, write_plan
+from tokenmill.pipelines.plan_window import plan_window
 from tokenmill.pipelines.plan_windows import windows_of
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
