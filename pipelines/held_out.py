@@ -87,7 +87,7 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """Yield a source's documents, shard by shard until there are `limit`."""
     settings = PlanSettings(**plan.folder.config.settings["plan"])
-    epochs = settings.mix.get(source, 1.0)
+    epochs = float(plan.description["sources"][source]["epochs"])
     drawer = Drawer(
         plan_id=plan.plan_id,
         source=source,

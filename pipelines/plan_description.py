@@ -16,13 +16,11 @@ from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
-from tokenmill.pipelines.plan_windows import ShardPass
+from tokenmill.pipelines.plan_mix import Mix
 from tokenmill.settings_train import PlanSettings
 
 
-def describe_plan(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
-) -> None:
+def describe_plan(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> None:
     """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`."""
     folder = plan.folder
     tables = {
@@ -32,15 +30,13 @@ def describe_plan(
     for name, data in tables.items():
         folder.store.put(folder.at(name), data)
     fault_point("plan:before-description")
-    description = plan_summary(plan, sources, settings, passes)
+    description = plan_summary(plan, sources, settings, mix)
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
 
-def plan_summary(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
-) -> dict[str, Any]:
+def plan_summary(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> dict[str, Any]:
     """Give the description as JSON values; `fill` is the share of all positions that hold ids of documents."""
     totals = plan.totals
     first = sources[0].folder.config.settings
@@ -70,17 +66,16 @@ def plan_summary(
         "counts": plan.counts.to_json(),
         "totals": {name: value for name, value in totals.items() if "." not in name},
         "templates": _grouped(totals, "template"),
-        "sources": {s.folder.source: _source(s, totals, passes) for s in sources},
+        "sources": {s.folder.source: _source(s, totals, mix) for s in sources},
     }
 
 
-def _source(snapshot: Snapshot, totals: dict[str, int], passes: Sequence[ShardPass]) -> dict[str, Any]:
+def _source(snapshot: Snapshot, totals: dict[str, int], mix: Mix) -> dict[str, Any]:
     name = snapshot.folder.source
-    epochs = {shard.repetition: shard.share for shard in passes if shard.source == name}
     return {
         "folder": snapshot.folder.path,
         "snapshot": snapshot.digest,
-        "epochs": sum(epochs.values()),
+        "epochs": mix.epochs[name],
         "tokens": totals.get(f"source.{name}.tokens", 0),
     }
 

@@ -7,11 +7,10 @@ and 2 s from JSONL, 0.5 s from text.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -66,7 +65,6 @@ def check_exclude_files(settings: PhaseSettings, storage: Mapping[str, Any] | No
             raise _refused(path, "no such file; give the path or URL of a text, JSONL or Parquet file")
 
 
-@lru_cache(maxsize=8)
 def exclusion_in(folder: StageDir) -> Exclusion:
     """Return the set that a plan's folder was made with; raises ManifestError if it is not what the plan names."""
     wanted = folder.config.settings.get("excluded")
@@ -98,9 +96,9 @@ def _names_in(path: str, storage: Mapping[str, Any] | None) -> pl.Series:
 
 def _in_parquet(path: str, data: bytes) -> pl.Series:
     try:
-        table = pl.read_parquet(io.BytesIO(data), use_pyarrow=True)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise _refused(path, f"is no Parquet file that can be read ({type(error).__name__})") from error
+        table = parse_table(data)
+    except ManifestError as error:
+        raise _refused(path, str(error)) from error
     if "key" not in table.columns:
         raise _refused(path, f"has the columns {', '.join(table.columns)}; key is needed, source may stand beside it")
     key = pl.col("key").cast(pl.String)

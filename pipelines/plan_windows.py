@@ -87,15 +87,18 @@ def fixed_epochs(snapshots: Sequence[Snapshot], settings: PlanSettings) -> dict[
 
 
 def check_sources(snapshots: Sequence[Snapshot], settings: PlanSettings) -> None:
-    """Refuse a mix that names unknown sources, or sources that come twice or not at all; raises RecipeError."""
+    """Refuse a mix of sources that have no tokens, that come twice or are not named; raises RecipeError."""
     sources = [snapshot.folder.source for snapshot in snapshots]
-    unknown = sorted(set(settings.mix) - set(sources))
     told = f"tokenized sources are {', '.join(sources) or 'none'}"
-    if not sources or unknown or len(set(sources)) != len(sources):
-        raise RecipeError(f"plan.mix: names {', '.join(unknown) or 'no source twice'}; {told}")
+    if not sources or len(set(sources)) != len(sources):
+        raise RecipeError(f"plan: needs sources, each once; {told}")
+    for source in sorted(set(settings.mix) - set(sources)):
+        if settings.of_source(source).is_taken:
+            hint = "tokenmill status says what became of it; take it out of the mix, or give it 0"
+            raise RecipeError(f"plan.mix.{source}: nothing of it is tokenized; {told}; {hint}")
     unnamed = [source for source in sources if source not in settings.mix]
     if settings.has_shares and unnamed:
-        raise RecipeError(f"plan.mix: has shares and does not name {', '.join(unnamed)}; give it share or epochs, or 0")
+        raise RecipeError(f"plan.mix: has shares, so every source needs share or epochs; missing: {', '.join(unnamed)}")
 
 
 def _passes(snapshot: Snapshot, epochs: float) -> Iterator[ShardPass]:
