@@ -213,8 +213,8 @@ class _Counting:
         The first 64 are laid out one by one; the others are taken to keep the same share of their ids.
         """
         is_lost = np.zeros(len(lengths), np.bool_)
-        long = np.flatnonzero(fits & (lengths > self.settings.context)) if template not in CUTTABLE else []
-        if not len(long):
+        long = np.flatnonzero(fits & (lengths > self.settings.context))
+        if template in CUTTABLE or not len(long):
             return lengths, is_lost
         lengths = lengths.copy()
         known = long[:_LONG_LAID_OUT]

@@ -52,7 +52,9 @@ def find_mix(
     if known is not None:
         return known
     measured = dict(measured_sources(snapshots, settings, vocabulary, exclusion))
-    mix = solve_mix({s.folder.source: settings.of_source(s.folder.source) for s in snapshots}, measured, settings.tokens)
+    mix = solve_mix(
+        {s.folder.source: settings.of_source(s.folder.source) for s in snapshots}, measured, settings.tokens
+    )
     if may_write:
         folder.describe()
         value = {"epochs": mix.epochs, "tokens": mix.tokens, "measured": {n: asdict(m) for n, m in measured.items()}}
@@ -117,7 +119,9 @@ def _whole(
     """Say how many tokens the plan has."""
     left, given = 1 - sum(shares.values()), sum(fixed.values())
     if not fixed or left <= SUM_OF_SHARES:
-        return float(tokens or min(_most(asked[name]) * measured[name].tokens / share for name, share in shares.items()))
+        return float(
+            tokens or min(_most(asked[name]) * measured[name].tokens / share for name, share in shares.items())
+        )
     if tokens is not None and abs(left * tokens - given) > _OFF * given:
         raise RecipeError(
             f"plan.tokens: of {tokens:,} the shares leave {left * tokens:,.0f} to {', '.join(fixed)}, whose epochs in "
@@ -137,7 +141,7 @@ def _check_has_tokens(name: str, found: SourceTokens) -> None:
 
 def _too_little(name: str, share: float, whole: float, wanted: float, has: float, most: float) -> str:
     return (
-        f"plan.mix.{name}: share {share:g} of {whole:,.0f} tokens is {share * whole:,.0f}, which is {wanted:.3g} epochs of "
-        f"the {has:,.0f} it has, and max_epochs is {most:g}; raise max_epochs, lower the share, or let the plan have "
-        f"{most * has / share:,.0f} tokens (plan.tokens, or fewer epochs of other sources)"
+        f"plan.mix.{name}: share {share:g} of {whole:,.0f} tokens is {share * whole:,.0f}, that is {wanted:.3g} epochs "
+        f"of the {has:,.0f} it has, and max_epochs is {most:g}; raise max_epochs, lower the share, or let the plan "
+        f"have {most * has / share:,.0f} tokens (plan.tokens, or fewer epochs of other sources)"
     )

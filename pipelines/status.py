@@ -18,7 +18,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
-
+from tokenmill.pipelines.plan_figures import told_plan
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.recipe import Recipe
@@ -68,7 +68,9 @@ def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
 
 def _plan_row(phase: str, plan: Plan) -> dict[str, Any]:
     row = _row("plan", plan.folder, len(plan.windows), read_ledger(plan.folder)[0].in_order_of_name())
-    return row | {"what": phase}
+    about = plan.description
+    shown = ("num_packs", "context", "fill", "supply_bound", "longest", "window_mix", "cost_spread", "sources")
+    return row | {"what": phase, "plan": {name: about[name] for name in shown if name in about}}
 
 
 def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) -> dict[str, Any]:
@@ -128,6 +130,8 @@ def render_status(found: Mapping[str, Any]) -> str:
         lines.append(line)
         if "asked" in row:
             lines.append(f"    {told_totals(row['asked'])}")
+        if "plan" in row:
+            lines += [f"    {line}" for line in told_plan(row["plan"])]
     unanswered = sum(row["asked"]["unanswered"] for row in found["stages"] if "asked" in row)
     if unanswered:
         told = "have no good answer; tokenmill caption RECIPE --retry-failed asks them again"

@@ -17,6 +17,7 @@ from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, SourceMix, 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
 
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
