@@ -66,8 +66,14 @@ def loader_of(launch: Launch, plan: Plan, rank: int) -> PlanLoader:
 
 
 def step_reached(launch: Launch, loader: PlanLoader) -> int:
-    """The step to go on with: that of the published state."""
-    return loader.step_of(json.loads(launch.state.read_text())) if launch.state.exists() else 0
+    """The step to go on with: that of the published checkpoint, which is a loader's state and an optimizer's step."""
+    if not launch.state.exists():
+        return 0
+    checkpoint = json.loads(launch.state.read_text())
+    step = loader.step_of(checkpoint["loader"])
+    assert step == checkpoint["optimizer_step"]
+    assert len(json.dumps(checkpoint["loader"])) <= 1024
+    return step
 
 
 def run_rank(launch: Launch, rank: int, barrier: Barrier) -> None:
@@ -82,7 +88,7 @@ def run_rank(launch: Launch, rank: int, barrier: Barrier) -> None:
             time.sleep(STEP_S)
             barrier.wait()
             if rank == 0:
-                _publish(launch.state, loader.state(step.number + 1).to_json())
+                _publish(launch.state, loader.state(step.number + 1).to_json(), step.number + 1)
 
 
 def row_of(step: Step) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def _checksum(document: tuple[np.ndarray, ...]) -> int:
     return checksum
 
 
-def _publish(path: Path, state: dict[str, Any]) -> None:
+def _publish(path: Path, state: dict[str, Any], step: int) -> None:
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(state), encoding="utf-8")
+    part.write_text(json.dumps({"loader": state, "optimizer_step": step}), encoding="utf-8")
     part.replace(path)

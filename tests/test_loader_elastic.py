@@ -155,7 +155,6 @@ def test_loader_killed_twenty_times_and_resumed_elastically_gives_the_samples_of
             time.sleep(rng.uniform(0, 0.012))  # anywhere inside a step
             running.kill()
         published = step_reached(launch, loader_of(launch, plan, 0))
-        assert launch.state.stat().st_size <= 1024
         read = read_launch(launch)
         assert not set(table) & set(read), "a step was taken again although its state was published"
         table |= {step: rows for step, rows in read.items() if step < published}
