@@ -21,8 +21,9 @@ import polars as pl
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.records import check_schema
-from tokenmill.manifests.stagedir import StageDir, parse_table, read_table, stage_dir_at
+from tokenmill.manifests.stagedir import StageDir, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 
 PLAN_SCHEMA = 1
@@ -215,19 +216,8 @@ def open_plan(store: Store, path: str) -> Plan:
 
 
 def read_named_table(store: Store, path: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
-    """Read a table whose name carries 8 digits of its SHA-256; raises ManifestError naming it when they differ.
-
-    A plan and a trainer read tables without their records; 32 bits are enough to notice damage.
-    """
-    data = store.read_bytes(path)
-    digits = path.rsplit("/", 1)[-1].split(".", 1)[0].rpartition("-")[2]
-    hint = 'run "tokenmill verify --deep" on its folder'
-    if sha256_hex(data)[:8] != digits:
-        raise ManifestError(f"{path}: sha256 differs from the digits in its name; {hint}")
-    try:
-        return parse_table(data, columns)
-    except ManifestError as error:
-        raise ManifestError(f"{path}: {error}; {hint}") from error
+    """Read a table whose name carries 8 digits of its SHA-256; raises ManifestError naming it when they differ."""
+    return open_named_table(store, path).frame(columns)
 
 
 def plan_paths(store: Store, phase: str) -> list[str]:
