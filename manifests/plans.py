@@ -32,15 +32,15 @@ _WINDOWS_KEPT = 4  # tables in memory: the one being read, its neighbours, and o
 DOCUMENT_COLUMNS: Mapping[str, Any] = {
     "pack": pl.Int32,  # within the window
     "slot": pl.Int32,  # within the pack
-    "source": pl.String,
-    "shard": pl.String,  # the archive, relative to the root
+    "source": pl.Categorical,
+    "shard": pl.Categorical,  # the archive, relative to the root
     "sample": pl.Int32,  # row of the shard's index
     "repetition": pl.Int32,  # how often this sample was taken before
     "frame": pl.Int32,  # first latent frame taken, of a split clip
     "frames": pl.Int32,  # latent frames taken; 0 = the whole document
     "start": pl.Int32,  # first id of the piece
     "length": pl.Int32,  # ids of the piece
-    "template": pl.String,
+    "template": pl.Categorical,
     "variant": pl.Int32,
     "weight": pl.Float32,  # sum of the loss weights of its ids
 }
