@@ -24,10 +24,11 @@ from tokenmill.errors import SampleError
 from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_exclusion import Exclusion
 from tokenmill.pipelines.plan_long import fitting
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document
+from tokenmill.pipelines.plan_wanted import is_of_other_part
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import TextSegment, document_spans, segments_from_json
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -75,7 +76,7 @@ def measure_source(
     sizes = [_size(commit) for commit in snapshot.commits]
     whole = sum(sizes)
     chosen = _chosen(snapshot)
-    measure = partial(_measure_file, snapshot, settings, vocabulary, exclusion.keys_of(snapshot.folder.source))
+    measure = partial(_measure_file, snapshot, settings, vocabulary, exclusion)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         files = list(pool.map(measure, chosen))
     read = sum(one.size for one in files)
@@ -118,11 +119,11 @@ def _error(files: Sequence[_File], num_files: int) -> float:
 
 
 def _measure_file(
-    snapshot: Snapshot, settings: PlanSettings, vocabulary: Vocabulary, excluded: pl.Series, commit: Commit
+    snapshot: Snapshot, settings: PlanSettings, vocabulary: Vocabulary, exclusion: Exclusion, commit: Commit
 ) -> _File:
     folder = snapshot.folder
     table = read_named_table(folder.store, folder.at(commit.rows.name), ["key", "modality", "segments"])
-    rows = _of_part(table.filter(pl.col("segments").is_not_null()), folder.source, settings, excluded)
+    rows = _of_part(table.filter(pl.col("segments").is_not_null()), folder.source, settings, exclusion)
     reasons: dict[str, float] = defaultdict(float)
     tokens = 0.0
     for (modality,), group in rows.group_by("modality", maintain_order=True):
@@ -131,14 +132,13 @@ def _measure_file(
     return _File(tokens, len(rows), _size(commit), reasons)
 
 
-def _of_part(rows: pl.DataFrame, source: str, settings: PlanSettings, excluded: pl.Series) -> pl.DataFrame:
+def _of_part(rows: pl.DataFrame, source: str, settings: PlanSettings, exclusion: Exclusion) -> pl.DataFrame:
     """Keep the samples that the plan's part has: neither excluded nor on the other side of the held-out line."""
-    if len(excluded):
-        rows = rows.filter(~pl.col("key").is_in(excluded.implode()))
+    rows = rows.filter(pl.Series(~exclusion.mask(source, rows["key"]), dtype=pl.Boolean))
     if settings.held_out in (0.0, 1.0):
         return rows if settings.held_out == (settings.part == "held_out") else rows.clear()
-    drawn = np.array([uniform("held out", f"{source}/{key}") for key in rows["key"]])
-    return rows.filter(pl.Series((drawn < settings.held_out) == (settings.part == "held_out"), dtype=pl.Boolean))
+    is_other = [is_of_other_part(source, key, settings) for key in rows["key"]]
+    return rows.filter(~pl.Series(is_other, dtype=pl.Boolean))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.named_tables import NamedTable, open_named_table
@@ -19,7 +20,9 @@ from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.packing import pack
 from tokenmill.pipelines.plan_documents import draw_pass
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, joined
+from tokenmill.pipelines.plan_exclusion import Exclusion, exclusion_in
 from tokenmill.pipelines.plan_tables import Pieces, PlannedWindow, window_tables
+from tokenmill.pipelines.plan_totals import document_totals, modalities_of, source_totals
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -27,17 +30,19 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 
 def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabulary: Vocabulary) -> PlannedWindow:
     """Draw, pack and shuffle the documents of one window; reads its indexes, writes nothing."""
-    draws = _Draws()
+    draws = _Draws(exclusion=exclusion_in(folder))
     for number, shard in enumerate(window.shards):
         draws.add(number, shard, open_named_table(folder.store, shard.index), settings, vocabulary)
     drawn = joined(draws.drawn)
     pieces = _shuffled(_packed(drawn, settings), folder.config.digest, window.unit)
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(pieces.offsets) - 1, dropped=draws.dropped, failed=draws.failed)  # fmt: skip
-    return window_tables(pieces, drawn, window.shards, draws.left_out, counts, settings)
+    planned = window_tables(pieces, drawn, window.shards, draws.left_out, counts, settings)
+    told = Counter(planned.totals) + draws.totals + document_totals(drawn, draws.modality, window.shards, settings)
+    return replace(planned, totals=dict(sorted(told.items())))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Draws:
     """The documents of a window, and the samples that gave none."""
 
@@ -45,16 +50,26 @@ class _Draws:
     left_out: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    totals: Counter[str] = field(default_factory=Counter)
+    modalities: list[NDArray[np.int64]] = field(default_factory=list)
     rows_in: int = 0
+    exclusion: Exclusion
+
+    @property
+    def modality(self) -> NDArray[np.int64]:
+        """Each document's modality, a place in MODALITIES, int64 (D,)."""
+        return np.concatenate([np.empty(0, np.int64), *self.modalities])
 
     def add(
         self, number: int, shard: ShardPass, index: NamedTable, settings: PlanSettings, vocabulary: Vocabulary
     ) -> None:
-        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary)
+        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, self.exclusion)
         self.drawn.append(replace(drawn, shard=np.full(len(drawn), number, np.int32)))
         self.rows_in += rows_in
         self.dropped += refused.dropped
         self.failed += refused.failed
+        self.totals += source_totals(shard.source, rows_in, refused)
+        self.modalities.append(modalities_of(index)[drawn.sample])
         if refused.listed:
             self._list(shard, index, refused)
 
@@ -65,14 +80,9 @@ class _Draws:
 
 
 def _packed(drawn: Drawn, settings: PlanSettings) -> Pieces:
-    packs = pack(drawn.length.tolist(), drawn.cuttable.tolist(), settings.context, settings.min_piece)
-    pieces = [piece for pieces in packs for piece in pieces]
-    return Pieces(
-        offsets=np.cumsum([0, *map(len, packs)]),
-        document=np.array([piece.document for piece in pieces], np.int64),
-        start=np.array([piece.start for piece in pieces], np.int64),
-        length=np.array([piece.length for piece in pieces], np.int64),
-    )
+    packs = pack(drawn.length, drawn.cuttable, settings.context, settings.min_piece)
+    document, start, length = (of.astype(np.int64) for of in (packs.document, packs.start, packs.length))
+    return Pieces(offsets=packs.offsets, document=document, start=start, length=length)
 
 
 def _shuffled(pieces: Pieces, plan_id: str, unit: str) -> Pieces:
