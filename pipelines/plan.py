@@ -15,6 +15,7 @@ from typing import Any
 from tokenmill.errors import RecipeError
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import short
+from tokenmill.manifests.plan_border import Border, BorderReference
 from tokenmill.manifests.plans import PLAN_SCHEMA, Plan, open_plan
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.snapshots import Snapshot
@@ -22,10 +23,12 @@ from tokenmill.manifests.stagedir import StageConfig, StageDir, table_bytes
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
-from tokenmill.pipelines.plan_description import describe_plan
+from tokenmill.pipelines.plan_continue import check_continued
+from tokenmill.pipelines.plan_continue_documents import Carrying, open_carrying, prepare_windows
+from tokenmill.pipelines.plan_description import describe_plan, shard_table
 from tokenmill.pipelines.plan_tables import PlannedWindow
 from tokenmill.pipelines.plan_window import plan_window
-from tokenmill.pipelines.plan_windows import Window, check_sources, windows_of
+from tokenmill.pipelines.plan_windows import ShardPass, Window, check_sources, passes_of, windows_of
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
@@ -33,10 +36,13 @@ from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 PLAN_VERSION = 4
 
 
-def plan_folder(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> StageDir:
+def plan_folder(
+    store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
+) -> StageDir:
     """Give the folder of the plan over these tokenize snapshots; its config digest is the plan id.
 
-    Raises RecipeError when sources are missing, mixed twice, or tokenized with different vocabularies.
+    `border` is the place in another plan from which this one goes on. Raises RecipeError when sources are missing,
+    mixed twice, or tokenized with different vocabularies.
     """
     check_sources(snapshots, settings)
     config = StageConfig(
@@ -46,6 +52,7 @@ def plan_folder(store: Store, snapshots: Sequence[Snapshot], settings: PlanSetti
         settings={
             "plan": settings.model_dump(mode="json"),
             "snapshots": {snapshot.folder.source: snapshot.digest for snapshot in snapshots},
+            **({"continues": border.identity()} if border is not None else {}),
         },
         fingerprints={"vocabulary": plan_vocabulary(snapshots).fingerprint},
     )
@@ -87,31 +94,57 @@ def commit_window(folder: StageDir, window: Window, planned: PlannedWindow) -> C
     return folder.publish_commit(commit)
 
 
-def write_plan(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> Plan:
+def write_plan(
+    store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
+) -> Plan:
     """Plan a phase in this process, resuming; a finished plan is only opened."""
-    return run_plan(store, snapshots, settings, RunOptions(quiet=True))
+    return run_plan(store, snapshots, settings, RunOptions(quiet=True), border)
 
 
-def run_plan(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, options: RunOptions) -> Plan:
-    """Plan a phase as the runner is told to (in this process or on a pool), resuming."""
-    folder = plan_folder(store, snapshots, settings)
-    windows = windows_of(folder.config.digest, snapshots, settings)
+def run_plan(
+    store: Store,
+    snapshots: Sequence[Snapshot],
+    settings: PlanSettings,
+    options: RunOptions,
+    border: Border | None = None,
+) -> Plan:
+    """Plan a phase as the runner is told to (in this process or on a pool), resuming.
+
+    With a `border`, the plan goes on from there: what remains of the plan before, and all that it did not have.
+    """
+    folder = plan_folder(store, snapshots, settings, border)
+    passes = passes_of(snapshots, settings)
+    vocabulary = plan_vocabulary(snapshots)
+    if border is None:
+        windows = windows_of(folder.config.digest, snapshots, settings)
+    else:
+        check_continued(border, settings, vocabulary)
+        shards = shard_table(snapshots, passes, border)
+        windows = prepare_windows(folder, border, shards, passes, settings, write=options.allow_work)
     work = StageWork(
         title=f"plan {settings.phase}",
         folders=(folder,),
         units=[Unit(inputs=window.inputs, payload={"window": window}) for window in windows],
-        make_worker=partial(PlanWorker, settings, plan_vocabulary(snapshots).spec),
-        parents={f"{snapshot.folder.config.stage}/{snapshot.folder.source}": snapshot.digest for snapshot in snapshots},
+        make_worker=partial(PlanWorker, settings, vocabulary.spec, border and border.reference()),
+        parents=_parents(snapshots, border),
     )
     ((plan,),) = run_stage("plan", [work], options)
-    return finish_plan(plan, windows, snapshots, settings)
+    return finish_plan(plan, passes, snapshots, settings, border)
+
+
+def _parents(snapshots: Sequence[Snapshot], border: Border | None) -> dict[str, str]:
+    parents = {f"{snapshot.folder.config.stage}/{snapshot.folder.source}": snapshot.digest for snapshot in snapshots}
+    return parents | ({"continues": border.plan.description["snapshot"]} if border is not None else {})
 
 
 class PlanWorker:
     """Plans one window after the other."""
 
-    def __init__(self, settings: PlanSettings, vocabulary: Mapping[str, Any]) -> None:
-        self._settings, self._vocabulary = settings, build_vocabulary(vocabulary)
+    def __init__(
+        self, settings: PlanSettings, vocabulary: Mapping[str, Any], border: BorderReference | None = None
+    ) -> None:
+        self._settings, self._vocabulary, self._border = settings, build_vocabulary(vocabulary), border
+        self._carrying: Carrying | None = None
 
     def close(self) -> None:
         pass
@@ -121,7 +154,9 @@ class PlanWorker:
         (target,) = job.targets
         window: Window = job.unit.payload["window"]
         fault_point("commit:before-data")
-        planned = plan_window(target.folder, window, self._settings, self._vocabulary)
+        if self._border is not None and self._carrying is None:
+            self._carrying = open_carrying(target.folder, self._border, self._settings, self._vocabulary)
+        planned = plan_window(target.folder, window, self._settings, self._vocabulary, self._carrying)
         planned_s = time.perf_counter() - started
         commit = commit_window(target.folder, window, planned)
         return JobResult(
@@ -130,15 +165,20 @@ class PlanWorker:
 
 
 def finish_plan(
-    plan: Snapshot, windows: Sequence[Window], snapshots: Sequence[Snapshot], settings: PlanSettings
+    plan: Snapshot,
+    passes: Sequence[ShardPass],
+    snapshots: Sequence[Snapshot],
+    settings: PlanSettings,
+    border: Border | None = None,
 ) -> Plan:
     """Publish the plan's description, once all windows are there."""
     if plan.counts.out == 0:
         raise RecipeError(
             f"plan: no document is left for phase {settings.phase} ({dict(plan.counts.dropped)}); "
             "see plan.templates, plan.context and plan.held_out"
+            + (f", or add data: nothing remains of {border.plan.folder.path}" if border is not None else "")
         )
     folder = plan.folder
     if not folder.store.exists(folder.at("plan.json")):
-        describe_plan(plan, snapshots, settings, [shard for window in windows for shard in window.shards])
+        describe_plan(plan, snapshots, settings, passes, border)
     return open_plan(folder.store, folder.path)

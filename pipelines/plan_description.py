@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,26 +14,34 @@ import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex
+from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
+from tokenmill.pipelines.plan_continue import continued_summary
 from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
 
 
 def describe_plan(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
+    plan: Snapshot,
+    sources: Sequence[Snapshot],
+    settings: PlanSettings,
+    passes: Sequence[ShardPass],
+    border: Border | None = None,
 ) -> None:
-    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`."""
+    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`; `border` is where it goes on from."""
     folder = plan.folder
     tables = {
         "windows.parquet": table_bytes(_windows(plan), PLAN_SCHEMA),
-        "shards.parquet": table_bytes(_shards(sources), PLAN_SCHEMA),
+        "shards.parquet": table_bytes(shard_table(sources, passes, border), PLAN_SCHEMA),
     }
     for name, data in tables.items():
         folder.store.put(folder.at(name), data)
     fault_point("plan:before-description")
     description = plan_summary(plan, sources, settings, passes)
+    if border is not None:
+        description["continues"] = continued_summary(plan, border, shard_table(sources, passes, border))
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
@@ -105,10 +114,17 @@ def _windows(plan: Snapshot) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict(WINDOW_COLUMNS), orient="row")
 
 
-def _shards(sources: Sequence[Snapshot]) -> pl.DataFrame:
+def shard_table(sources: Sequence[Snapshot], passes: Sequence[ShardPass], border: Border | None) -> pl.DataFrame:
+    """List the shards of some sources, with the epochs that `passes` and the plans before take them for."""
+    epochs: Counter[str] = Counter()
+    for one in passes:
+        epochs[one.archive] += one.share  # type: ignore[assignment]  # a sum of shares
+    before = dict(border.plan.shards.select("shard", "begun").iter_rows()) if border is not None else {}
     rows = [
-        (s.folder.source, s.folder.at(c.data.name), s.folder.at(c.rows.name), c.data.sha256, c.rows.sha256)
+        (s.folder.source, name, s.folder.at(c.rows.name), c.data.sha256, c.rows.sha256, float(epochs[name]),
+         max(float(epochs[name]), before.get(name, 0.0)))
         for s in sources
         for c in s.commits
-    ]
+        for name in (s.folder.at(c.data.name),)
+    ]  # fmt: skip
     return pl.DataFrame(rows, schema=dict(SHARD_COLUMNS), orient="row")

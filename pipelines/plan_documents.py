@@ -34,6 +34,7 @@ class Drawer:
     vocabulary: Vocabulary
     repetition: int
     share: float
+    had: float = 0.0
 
     def documents(self, sample: int, row: Mapping[str, Any]) -> list[Document]:
         """Give the documents of one index row, at least one; raises SampleError with the reason it is left out."""
@@ -56,8 +57,10 @@ class Drawer:
             raise SampleError("held_out" if is_held_out else "training", "belongs to the other part")
         if key in self.settings.exclude:
             raise SampleError("excluded", "on the list of excluded keys")
-        if self.share < 1.0 and self._draw("share", key) >= self.share:
-            raise SampleError("not_drawn", f"this pass takes {self.share:g} of the source")
+        if self.had > 0.0 or self.share < 1.0:
+            place = share_draw(self.settings.seed, self.source, key, self.repetition)
+            if not self.had <= place < self.share:
+                raise SampleError("not_drawn", f"this pass takes {self.share - self.had:g} of the source")
 
     def _variant(self, key: str, segments: Sequence[Segment]) -> int:
         captions = sorted({s.variant for s in segments if isinstance(s, TextSegment) and s.role == "caption"})
@@ -90,6 +93,11 @@ class Drawer:
 
     def _draw(self, what: str, key: str) -> float:
         return uniform(self.plan_id, self.source, key, str(self.repetition), what)
+
+
+def share_draw(seed: int, source: str, key: str, repetition: int) -> float:
+    """Draw a sample's place in a pass over its source: a pass of share s takes those below s, whatever the plan."""
+    return uniform("share", str(seed), source, key, str(repetition))
 
 
 def uniform(*parts: str) -> float:

@@ -14,13 +14,17 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.records import InputRef, unit_name
 from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.pipelines.plan_carried import CarriedWindow
 from tokenmill.pipelines.plan_documents import uniform
 from tokenmill.settings_train import PlanSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardPass:
-    """One pass over one tokenized shard; `share` < 1 takes a random part of its samples."""
+    """One pass over one tokenized shard; `share` < 1 takes a random part of its samples.
+
+    In a plan that continues another, `had` is the share that was planned before; part `part` of `parts` is taken.
+    """
 
     source: str
     archive: str
@@ -29,11 +33,16 @@ class ShardPass:
     repetition: int
     share: float
     num_samples: int
+    had: float = 0.0
+    part: int = 0
+    parts: int = 1
 
     @property
     def reference(self) -> InputRef:
         here = self.repetition
-        return InputRef(name=self.archive, digest=self.digest, start=here, end=here + 1, unit_of_range="passes")
+        is_whole = not self.had and self.parts == 1
+        digest = self.digest if is_whole else digest_of([self.digest, self.had, self.part, self.parts])
+        return InputRef(name=self.archive, digest=digest, start=here, end=here + 1, unit_of_range="passes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +51,11 @@ class Window:
 
     number: int
     shards: tuple[ShardPass, ...]
+    carried: tuple[CarriedWindow, ...] = ()
 
     @property
     def inputs(self) -> tuple[InputRef, ...]:
-        return tuple(shard.reference for shard in self.shards)
+        return tuple(one.reference for one in (*self.shards, *self.carried))
 
     @property
     def unit(self) -> str:
@@ -54,7 +64,7 @@ class Window:
 
 def windows_of(plan_id: str, snapshots: Sequence[Snapshot], settings: PlanSettings) -> list[Window]:
     """Shuffle the passes over all shards and group them; a pure function of the plan and its snapshots."""
-    passes = [shard for snapshot in snapshots for shard in _passes(snapshot, settings)]
+    passes = passes_of(snapshots, settings)
     passes.sort(key=lambda shard: (uniform(plan_id, "shard", shard.archive, str(shard.repetition)), shard.archive))
     groups: list[list[ShardPass]] = [[]]
     held = 0.0
@@ -68,6 +78,11 @@ def windows_of(plan_id: str, snapshots: Sequence[Snapshot], settings: PlanSettin
         last = groups.pop()  # first: `groups[-2] += groups.pop()` would store it in the place of another window
         groups[-1] += last
     return [Window(number=number, shards=tuple(group)) for number, group in enumerate(groups) if group]
+
+
+def passes_of(snapshots: Sequence[Snapshot], settings: PlanSettings) -> list[ShardPass]:
+    """List all passes that a plan asks for, in the order of the snapshots."""
+    return [shard for snapshot in snapshots for shard in _passes(snapshot, settings)]
 
 
 def check_sources(snapshots: Sequence[Snapshot], settings: PlanSettings) -> None:

@@ -64,6 +64,11 @@ class PlanSettings(_Settings):
         default="training", description="which side of that line this plan takes"
     )
     exclude: tuple[str, ...] = Field(default=(), description="sample keys to leave out")
+    continue_from: str | None = Field(
+        default=None,
+        exclude=True,  # not how it was named but what it meant is part of the plan's identity
+        description="PLAN@STEP or RUN that this plan goes on from: what remains of it, and the data it did not have",
+    )
 
     @model_validator(mode="after")
     def _templates_have_shares(self) -> PlanSettings:

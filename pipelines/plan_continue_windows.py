@@ -1,0 +1,120 @@
+"""What a plan that continues another consists of: the passes the old one did not have, and the windows it did not finish.
+
+Both are laid side by side in proportion, so that new data comes in evenly from the first step on. Where there are fewer
+of one kind than windows, they are taken in parts of at most 8, since every part reads its index again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.manifests.identity import digest_of
+from tokenmill.manifests.plan_border import Border
+from tokenmill.pipelines.plan_carried import CarriedWindow
+from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_windows import ShardPass, Window
+from tokenmill.settings_train import PlanSettings
+
+MOST_PARTS = 8
+_SCATTER = 2654435761  # Knuth's multiplier: neighbours in a shard go to different parts
+
+
+Item = ShardPass | CarriedWindow
+T = TypeVar("T", ShardPass, CarriedWindow)
+
+
+def fresh_passes(wanted: Iterable[ShardPass], had: Mapping[str, float]) -> list[ShardPass]:
+    """Return the passes, or shares of passes, that a plan asks for beyond the epochs that each shard `had`."""
+    fresh = []
+    for shard in wanted:
+        before = min(1.0, max(0.0, had.get(shard.archive, 0.0) - shard.repetition))
+        if shard.share > before:
+            fresh.append(replace(shard, had=before))
+    return fresh
+
+
+def carried_windows(border: Border) -> list[CarriedWindow]:
+    """Return the windows of a plan of which something remains, in their order."""
+    plan, about = border.plan, border.plan.description
+    a_pack = about["totals"]["documents"] / max(1, about["num_packs"])
+    found = []
+    for number, row in enumerate(plan.windows.iter_rows(named=True)):
+        first = max(0, border.first_pack - row["first_pack"])
+        if first < row["num_packs"]:
+            table = plan.folder.at(row["documents"])
+            found.append(
+                CarriedWindow(
+                    number=number,
+                    table=table,
+                    digest=digest_of([plan.plan_id, table, row["packs"]]),
+                    first_pack=first,
+                    num_packs=row["num_packs"],
+                    num_documents=(row["num_packs"] - first) * a_pack,
+                )
+            )
+    return found
+
+
+def spread_windows(
+    plan_id: str, fresh: Sequence[ShardPass], carried: Sequence[CarriedWindow], settings: PlanSettings
+) -> list[Window]:
+    """Group passes and windows so that each new window has its share of both; a pure function of its arguments."""
+    shuffled = sorted(
+        fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive)
+    )
+    total = sum(map(num_documents, [*fresh, *carried]))
+    count = max(1, int(total // settings.window_documents))
+    placed = [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]
+    placed.sort(key=lambda one: one[0])
+    items = [item for _, item in placed]
+    return [_window(number, group) for number, group in enumerate(_grouped(items, total / count))]
+
+
+def num_documents(item: Item) -> float:
+    """Tell about how many documents a pass or a window gives."""
+    if isinstance(item, CarriedWindow):
+        return item.num_documents / item.parts
+    return item.num_samples * (item.share - item.had) / item.parts
+
+
+def in_part(samples: NDArray[Any], part: int, parts: int) -> NDArray[np.bool_]:
+    """Say which samples, by their rows in the index, belong to a part; every sample belongs to one."""
+    scattered = (samples.astype(np.uint64) * np.uint64(_SCATTER)) & np.uint64(0xFFFFFFFF)
+    chosen: NDArray[np.bool_] = (scattered * np.uint64(parts)) >> np.uint64(32) == part
+    return chosen
+
+
+def _in_parts(items: Sequence[T], count: int) -> list[T]:
+    parts = min(MOST_PARTS, -(-count // len(items))) if items else 1
+    return [replace(item, part=part, parts=parts) for item in items for part in range(parts)]
+
+
+def _placed(items: Sequence[T]) -> list[tuple[float, Item]]:
+    """Give every item its place on a line from 0 to 1, as long as it has documents."""
+    sizes = np.array([num_documents(item) for item in items])
+    middles = (np.cumsum(sizes) - sizes / 2) / max(float(sizes.sum()), 1e-9)
+    return list(zip(middles.tolist(), items, strict=True))
+
+
+def _grouped(items: Sequence[Item], size: float) -> list[list[Item]]:
+    """Cut a line of items where every `size` documents are full."""
+    groups: dict[int, list[Item]] = {}
+    held = 0.0
+    for item in items:
+        here = num_documents(item)
+        groups.setdefault(int((held + here / 2) // size), []).append(item)
+        held += here
+    return [groups[number] for number in sorted(groups)]
+
+
+def _window(number: int, items: Sequence[Item]) -> Window:
+    return Window(
+        number=number,
+        shards=tuple(item for item in items if isinstance(item, ShardPass)),
+        carried=tuple(item for item in items if isinstance(item, CarriedWindow)),
+    )
