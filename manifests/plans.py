@@ -256,7 +256,10 @@ def plan_faults(plan: Plan) -> list[str]:
         except (ManifestError, StorageError) as error:
             faults.append(str(error))
             continue
-        faults += [f"{where}: {fault}" for fault in _window_faults(window, row["num_packs"], plan.context, is_continued=is_continued)]
+        faults += [
+            f"{where}: {fault}"
+            for fault in _window_faults(window, row["num_packs"], plan.context, is_continued=is_continued)
+        ]
     if expected != plan.num_packs:
         faults.append(f"{plan.folder.path}: has {expected} packs, plan.json says {plan.num_packs}")
     return faults

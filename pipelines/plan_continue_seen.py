@@ -36,7 +36,7 @@ def seen_samples(border: Border, shards: pl.DataFrame, fresh: Sequence[ShardPass
         gone = left.filter(pl.col("source").is_in(list(passes)))
         again = _begun_passes(place, fresh)
         rows = _consumed(place, gone["shard"].to_list(), again)
-        found.append(rows.join(again, on=["shard", "repetition"], how="semi").select(SEEN_COLUMNS))
+        found.append(rows.join(again, on=["shard", "repetition"], how="semi").select(list(SEEN_COLUMNS)))
         for source, old in rows.join(again, on=["shard", "repetition"], how="anti").group_by("source"):
             found.append(_by_key(border.plan.folder.store, old, place.plan.index_of, passes[str(source[0])]))
     return pl.concat(found).unique().sort("shard", "repetition", "sample")
@@ -84,9 +84,7 @@ def _consumed(place: Border, gone: Sequence[str], again: pl.DataFrame) -> pl.Dat
     return pl.concat(found).unique()
 
 
-def _by_key(
-    store: Store, old: pl.DataFrame, index_of: Mapping[str, str], passes: Sequence[ShardPass]
-) -> pl.DataFrame:
+def _by_key(store: Store, old: pl.DataFrame, index_of: Mapping[str, str], passes: Sequence[ShardPass]) -> pl.DataFrame:
     """Find consumed samples of shards that left among those of a source's fresh passes, by key."""
     keys = [
         rows.with_columns(key=_keys(store, index_of[str(shard[0])]).gather(rows["sample"]))
@@ -101,7 +99,7 @@ def _by_key(
         rows = pl.DataFrame({"key": _keys(store, index)}).with_row_index("sample").cast({"sample": pl.Int32})
         wanted = {(one.archive, one.repetition) for one in some}
         again = pl.DataFrame(sorted(wanted), schema=_PASSES, orient="row")
-        found.append(rows.join(seen, on="key").join(again, on="repetition").select(SEEN_COLUMNS))
+        found.append(rows.join(seen, on="key").join(again, on="repetition").select(list(SEEN_COLUMNS)))
     return pl.concat(found)
 
 

@@ -64,9 +64,7 @@ def spread_windows(
     plan_id: str, fresh: Sequence[ShardPass], carried: Sequence[CarriedWindow], settings: PlanSettings
 ) -> list[Window]:
     """Group passes and windows so that each new window has its share of both; a pure function of its arguments."""
-    shuffled = sorted(
-        fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive)
-    )
+    shuffled = sorted(fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive))
     total = sum(map(num_documents, [*fresh, *carried]))
     count = max(1, int(total // settings.window_documents))
     placed = [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]

@@ -50,7 +50,12 @@ def plan_window(
     return replace(planned, totals={**planned.totals, "carried_documents": carried}) if carrying else planned
 
 
-_UNREMARKABLE = ("held_out", "training", "not_drawn", "seen")  # what the recipe asked for: counted, but not listed by sample
+_UNREMARKABLE = (
+    "held_out",
+    "training",
+    "not_drawn",
+    "seen",
+)  # what the recipe asked for: counted, but not listed by sample
 
 
 @dataclass
