@@ -18,8 +18,8 @@ from tokenmill.errors import ManifestError, RecipeError, StorageError
 from tokenmill.manifests.identity import short
 from tokenmill.manifests.plan_border import Border, first_step
 from tokenmill.manifests.plans import Plan, open_plan, plan_paths
-from tokenmill.manifests.storage import Store
 from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD
 from tokenmill.pipelines.plan_carried import GONE
 from tokenmill.pipelines.plan_continue_seen import unfinished_sources

@@ -311,7 +311,7 @@ def test_continued_plan_killed_in_the_middle_and_resumed_has_the_same_bytes(stor
     write_plan(copy, [pictures(copy), words(copy)], SETTINGS, after(open_plan(copy, plan.folder.path), 5))
 
     names = [
-        entry.path for entry in store.files(whole.folder.path) if not entry.path.split("/")[3] in ("logs", "rollups")
+        entry.path for entry in store.files(whole.folder.path) if entry.path.split("/")[3] not in ("logs", "rollups")
     ]
     assert len(names) > 10 and all(copy.read_bytes(name) == store.read_bytes(name) for name in names)
 
