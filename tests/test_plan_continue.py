@@ -17,11 +17,12 @@ from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plan_border import Border, border_before
 from tokenmill.manifests.plan_pieces import continued_faults
-from tokenmill.manifests.plans import Plan, open_plan, plan_faults, read_named_table
+from tokenmill.manifests.plans import Plan, open_plan, read_named_table
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import read_table
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify import verify
+from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.pipelines.plan_continue import border_of
 from tokenmill.settings_train import PlanSettings, TrainSettings
