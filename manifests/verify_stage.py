@@ -11,8 +11,8 @@ from functools import partial
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import RERUN, Fault, Findings
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.manifests.plan_root import in_root
 from tokenmill.manifests.plan_pieces import continued_faults
+from tokenmill.manifests.plan_root import in_root
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.records import Commit, unit_name
 from tokenmill.manifests.rollups import check_rollups

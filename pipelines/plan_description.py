@@ -15,7 +15,7 @@ import polars as pl
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.plan_border import Border
-from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
+from tokenmill.manifests.plans import EPOCH_COLUMNS, PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
 from tokenmill.pipelines.plan_continue import continued_summary
@@ -127,4 +127,4 @@ def shard_table(sources: Sequence[Snapshot], passes: Sequence[ShardPass], border
         for c in s.commits
         for name in (s.folder.at(c.data.name),)
     ]  # fmt: skip
-    return pl.DataFrame(rows, schema=dict(SHARD_COLUMNS), orient="row")
+    return pl.DataFrame(rows, schema={**SHARD_COLUMNS, **EPOCH_COLUMNS}, orient="row")

@@ -50,7 +50,12 @@ def words(store: Store) -> Snapshot:
 
 def some(snapshot: Snapshot, count: int) -> Snapshot:
     """The state of a source when it had only its first shards."""
-    return Snapshot(folder=snapshot.folder, commits=tuple(snapshot.commits[:count]))
+    return published(Snapshot(folder=snapshot.folder, commits=tuple(snapshot.commits[:count])))
+
+
+def published(snapshot: Snapshot) -> Snapshot:
+    snapshot.publish()
+    return snapshot
 
 
 def begun(store: Store, settings: PlanSettings = SETTINGS) -> tuple[Plan, list[Snapshot]]:
@@ -179,7 +184,7 @@ def test_samples_of_a_shard_that_left_leave_with_a_reason_and_their_keys(store):
     plan, everything = begun(store)
     border = after(plan, 4)
     left = everything[0].folder.at(everything[0].commits[0].data.name)
-    smaller = Snapshot(folder=everything[0].folder, commits=tuple(everything[0].commits[1:]))
+    smaller = published(Snapshot(folder=everything[0].folder, commits=tuple(everything[0].commits[1:])))
 
     new = write_plan(store, [smaller, everything[1]], SETTINGS, border)
 
