@@ -24,7 +24,8 @@ from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.plan_continue import check_continued
-from tokenmill.pipelines.plan_continue_documents import Carrying, open_carrying, prepare_windows
+from tokenmill.pipelines.plan_continue_documents import Carrying, open_carrying
+from tokenmill.pipelines.plan_continue_windows import prepare_windows
 from tokenmill.pipelines.plan_description import describe_plan, shard_table
 from tokenmill.pipelines.plan_tables import PlannedWindow
 from tokenmill.pipelines.plan_window import plan_window
@@ -33,7 +34,7 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 
 def plan_folder(

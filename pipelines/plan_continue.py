@@ -21,7 +21,7 @@ from tokenmill.manifests.plans import Plan, open_plan, plan_paths
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD
-from tokenmill.pipelines.plan_carried import GONE
+from tokenmill.pipelines.plan_carried import CARRIED, GONE
 from tokenmill.pipelines.plan_continue_seen import unfinished_sources
 from tokenmill.settings_train import PlanSettings, TrainSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -74,7 +74,7 @@ def check_continued(border: Border, settings: PlanSettings, vocabulary: Vocabula
 
 def continued_summary(plan: Snapshot, border: Border, shards: pl.DataFrame) -> dict[str, Any]:
     """Say what a plan goes on from and how many documents it took over, for its description; `shards` are its own."""
-    carried = plan.totals.get("carried_documents", 0)
+    carried = plan.totals.get(CARRIED, 0)
     return {
         **border.to_json(),
         "carried_documents": carried,

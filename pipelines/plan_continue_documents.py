@@ -1,159 +1,141 @@
-"""The documents that a window takes over from the plan before, and the rows of new shards that were seen already.
+"""The documents that a window takes over from the plan before.
 
 A document keeps its template, variant, repetition and run of frames. Pieces of one text that touch become one again,
-and may be cut elsewhere; one of which a piece was consumed goes on at the id where that ended.
+and may be cut elsewhere; one of which a piece was consumed goes on at the id where that ended. Documents are laid out
+anew from the indexes, all of a shard at once, since lengths alone do not say what a piece weighs.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from tokenmill.errors import ManifestError, SampleError, StorageError
-from tokenmill.faults import fault_point
+from tokenmill.manifests.identity import digest_of
+from tokenmill.manifests.named_tables import NamedTable, open_named_table
 from tokenmill.manifests.plan_border import Border, BorderReference, remaining_rows
 from tokenmill.manifests.plan_pieces import PIECE_COLUMNS, joined
-from tokenmill.manifests.plans import PLAN_SCHEMA, read_named_table
-from tokenmill.manifests.stagedir import StageDir, read_table, table_bytes
-from tokenmill.pipelines.plan_carried import GONE, CarriedWindow
-from tokenmill.pipelines.plan_continue_seen import seen_samples
-from tokenmill.pipelines.plan_continue_windows import carried_windows, fresh_passes, in_part, spread_windows
-from tokenmill.pipelines.plan_documents import share_draw
+from tokenmill.manifests.stagedir import StageDir, read_table
+from tokenmill.pipelines.plan_carried import GONE, LOWERED, CarriedWindow, in_part
+from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from
+from tokenmill.pipelines.plan_drawn import joined as joined_documents
+from tokenmill.pipelines.plan_laid_out import laid_out
+from tokenmill.pipelines.plan_long import too_long
+from tokenmill.pipelines.plan_samples import Samples
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document, spans_between
-from tokenmill.pipelines.plan_windows import ShardPass, Window
+from tokenmill.pipelines.plan_templates import TEMPLATE_NAMES
+from tokenmill.pipelines.plan_wanted import pass_draws
+from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
-from tokenmill.tokenize.documents import document_spans, segments_from_json
+from tokenmill.tokenize.documents import document_spans
 from tokenmill.tokenize.frames import take_frames
+from tokenmill.tokenize.layouts import scan_segments
+from tokenmill.tokenize.segments import segments_from_json
 from tokenmill.tokenize.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 SEEN = "seen.parquet"
-_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
-
-
-def prepare_windows(
-    folder: StageDir,
-    border: Border,
-    shards: pl.DataFrame,
-    passes: Sequence[ShardPass],
-    settings: PlanSettings,
-    *,
-    write: bool,
-) -> list[Window]:
-    """Return the windows of a plan that goes on from a border; writes what their units look up, if it may.
-
-    `shards` and `passes` are all that the recipe asks for; what the plan before had of them is not planned again.
-    """
-    same = border.plan.shards.join(shards, on=_SHARD, how="semi")
-    fresh = fresh_passes(passes, dict(same.select("shard", "epochs").iter_rows()))
-    carried = carried_windows(border)
-    if write and not folder.store.exists(folder.at(SEEN)):
-        seen = seen_samples(border, shards, fresh)
-        folder.store.put(folder.at("shards.parquet"), table_bytes(shards, PLAN_SCHEMA))
-        folder.store.put(folder.at(SEEN), table_bytes(seen, PLAN_SCHEMA))
-        fault_point("plan:after-seen")
-    return spread_windows(folder.config.digest, fresh, carried, settings)
+SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
+_OF_SAMPLE = ("sample", "template", "variant")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Carrying:
-    """What planning the windows of a continued plan looks up."""
+    """What planning the windows of a continued plan looks up.
+
+    Attributes:
+        shards: those that the plan before had too, with the epochs that the recipe asks for now.
+        seen: `shard`, `sample`, `repetition` of what was consumed under other shards, or in a pass planned again.
+    """
 
     border: Border
-    shards: pl.DataFrame  # those the plan before had too, as they are now
+    shards: pl.DataFrame
     seen: pl.DataFrame
     settings: PlanSettings
     vocabulary: Vocabulary
 
-    def seen_of(self, shard: ShardPass) -> frozenset[int]:
+    def seen_rows(self, shard: ShardPass) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Return the rows of a shard's index that were consumed before in this pass."""
-        rows = self.seen.filter((pl.col("shard") == shard.archive) & (pl.col("repetition") == shard.repetition))
-        return frozenset(rows["sample"])
+        of_pass = (pl.col("shard") == shard.archive) & (pl.col("repetition") == shard.repetition)
+        return self.seen.filter(of_pass)["sample"].to_numpy()
 
-    def documents(self, window: CarriedWindow) -> Carried:
+    def taken_over(self, window: CarriedWindow) -> Carried:
         """Return what remains of a window of the plan before."""
         rows = _whole_documents(remaining_rows(self.border, window.number, PIECE_COLUMNS), window)
         found = Carried(rows_in=len(rows))
+        known = {row["shard"]: row for row in self.shards.iter_rows(named=True)}
         for (shard,), group in rows.group_by("shard", maintain_order=True):
-            known = self.shards.filter(pl.col("shard") == shard)
-            if known.is_empty():
-                found.leave_out_all(group, GONE, "its shard left the sources", self._old_keys(str(shard)))
+            if shard in known:
+                self._take_over(found, group, known[str(shard)])
             else:
-                self._take_over(found, group, known.row(0, named=True))
+                found.leave_out_gone(group, self._old_keys(str(shard)))
         return found
 
     def _take_over(self, found: Carried, rows: pl.DataFrame, shard: Mapping[str, Any]) -> None:
-        store = self.border.plan.folder.store
-        index = read_named_table(store, shard["index"], ["key", "segments"])
-        for row in rows.iter_rows(named=True):
-            key, segments = index.row(row["sample"])
-            one = _pass_of(row, shard, len(index))
-            try:
-                _check_asked(one, key, self.settings)
-                found.drawn.append((one, self._document(row, segments)))
-            except SampleError as error:
-                found.leave_out(row, key, error.reason, error.message)
+        index = open_named_table(self.border.plan.folder.store, shard["index"])
+        (segments,) = index.codes(["segments"])
+        for (repetition,), group in rows.group_by("repetition", maintain_order=True):
+            one = _pass_of(shard, int(repetition), len(segments))  # type: ignore[call-overload]
+            refused = Refused()
+            group = _asked(group, one, index, self.settings, refused)
+            drawn = _fitting(_documents(group, segments, self.vocabulary, refused), self.settings, refused)
+            found.add(one, drawn, refused, index)
 
-    def _document(self, row: Mapping[str, Any], told: str) -> Document:
-        segments = segments_from_json(json.loads(told))
-        if row["frames"]:
-            segments = take_frames(segments, row["frame"], row["frames"])
-        spans = document_spans(segments, row["template"], self.vocabulary, row["variant"])
-        document = Document(
-            sample=row["sample"],
-            template=row["template"],
-            variant=row["variant"],
-            spans=spans_between(spans, row["start"], row["start"] + row["length"]),
-            frame=row["frame"],
-            frames=row["frames"],
-            start=row["start"],
-        )
-        if document.length > self.settings.context and not document.cuttable:
-            raise SampleError("too_long", f"{document.length} ids, the context is {self.settings.context}")
-        return document
-
-    def _old_keys(self, shard: str) -> Sequence[str]:
+    def _old_keys(self, shard: str) -> list[str]:
         """Return the keys of a shard that left; none if its index left too."""
         try:
-            keys = read_named_table(self.border.plan.folder.store, self.border.plan.index_of[shard], ["key"])["key"]
-            return keys.to_list()
+            index = open_named_table(self.border.plan.folder.store, self.border.plan.index_of[shard])
+            return index.frame(["key"])["key"].to_list()
         except (ManifestError, StorageError):
-            return ()
+            return []
 
 
 @dataclass(kw_only=True)
 class Carried:
-    """Documents taken over, and those that were not, with the reason."""
+    """Documents taken over, pass by pass, and those that were not: `left_out` are rows of the `dropped` table."""
 
     rows_in: int
-    drawn: list[tuple[ShardPass, Document]] = field(default_factory=list)
+    passes: list[ShardPass] = field(default_factory=list)
+    drawn: list[Drawn] = field(default_factory=list)
     left_out: list[tuple[Any, ...]] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
 
-    def leave_out(self, row: Mapping[str, Any], key: str, reason: str, message: str) -> None:
-        self.reasons[reason] += 1
-        self.left_out.append((row["source"], row["shard"], row["sample"], key, reason, message))
+    def add(self, one: ShardPass, drawn: Drawn, refused: Refused, index: NamedTable) -> None:
+        self.passes.append(one)
+        self.drawn.append(drawn)
+        self.dropped += refused.dropped
+        self.failed += refused.failed
+        if refused.listed:
+            keys = index.frame(["key"])["key"]
+            for row, reason, message in sorted(refused.listed):
+                self.left_out.append((one.source, one.archive, row, keys[row], reason, message))
 
-    def leave_out_all(self, rows: pl.DataFrame, reason: str, message: str, keys: Sequence[str]) -> None:
-        for row in rows.iter_rows(named=True):
-            self.leave_out(row, keys[row["sample"]] if row["sample"] < len(keys) else "", reason, message)
+    def leave_out_gone(self, rows: pl.DataFrame, keys: list[str]) -> None:
+        self.dropped[GONE] += len(rows)
+        for source, shard, row in rows.select("source", "shard", "sample").iter_rows():
+            key = keys[row] if row < len(keys) else ""
+            self.left_out.append((source, shard, row, key, GONE, "its shard left the sources"))
 
 
 def open_carrying(
     folder: StageDir, border: BorderReference, settings: PlanSettings, vocabulary: Vocabulary
 ) -> Carrying:
-    """Open what `prepare_windows` wrote into a plan's folder."""
-    store = folder.store
-    before = border.open(store)
-    shards = read_table(store, folder.at("shards.parquet"))
+    """Open what was prepared in a plan's folder before its units (`plan_continue_windows.prepare_windows`)."""
+    before = border.open(folder.store)
+    shards = read_table(folder.store, folder.at("shards.parquet"))
     return Carrying(
         border=before,
-        shards=shards.join(before.plan.shards, on=_SHARD, how="semi"),
-        seen=read_table(store, folder.at(SEEN)),
+        shards=shards.join(before.plan.shards, on=SAME_SHARD, how="semi"),
+        seen=read_table(folder.store, folder.at(SEEN)),
         settings=settings,
         vocabulary=vocabulary,
     )
@@ -164,24 +146,85 @@ def _whole_documents(rows: pl.DataFrame, window: CarriedWindow) -> pl.DataFrame:
     chosen = rows.filter(in_part(rows["sample"].to_numpy(), window.part, window.parts))
     is_text = pl.col("template").is_in(CUTTABLE)
     together = pl.concat([chosen.filter(~is_text), joined(chosen.filter(is_text))])
-    return together.sort("shard", "sample", "repetition", "frame", "start")
+    return together.sort("shard", "repetition", "sample", "frame", "start")
 
 
-def _pass_of(row: Mapping[str, Any], shard: Mapping[str, Any], num_samples: int) -> ShardPass:
+def _pass_of(shard: Mapping[str, Any], repetition: int, num_samples: int) -> ShardPass:
     return ShardPass(
-        source=row["source"],
-        archive=row["shard"],
+        source=shard["source"],
+        archive=shard["shard"],
         index=shard["index"],
-        digest="",
-        repetition=row["repetition"],
-        share=min(1.0, shard["epochs"] - row["repetition"]),
+        digest=digest_of([shard["shard_sha256"], shard["index_sha256"]]),
+        repetition=repetition,
+        share=min(1.0, max(0.0, shard["epochs"] - repetition)),
         num_samples=num_samples,
     )
 
 
-def _check_asked(one: ShardPass, key: str, settings: PlanSettings) -> None:
-    """Refuse a document that the recipe does not ask for any more."""
-    if key in settings.exclude:
-        raise SampleError("excluded", "on the list of excluded keys")
-    if one.share < 1.0 and share_draw(settings.seed, one.source, key, one.repetition) >= one.share:
-        raise SampleError("lowered", f"pass {one.repetition} takes {max(0.0, one.share):g} of the source now")
+def _asked(
+    rows: pl.DataFrame, one: ShardPass, index: NamedTable, settings: PlanSettings, refused: Refused
+) -> pl.DataFrame:
+    """Take the documents that the recipe still asks for."""
+    samples = rows["sample"].to_numpy().astype(np.int64)
+    is_wanted = np.ones(len(rows), np.bool_)
+    if settings.exclude:
+        is_excluded = index.frame(["key"])["key"].gather(samples).is_in(settings.exclude).to_numpy()
+        refused.without(samples, is_excluded, SampleError("excluded", "on the list of excluded keys"))
+        is_wanted &= ~is_excluded
+    if one.share < 1.0:
+        draws = pass_draws(int(samples.max(initial=0)) + 1, one, settings, "share")[samples]
+        told = f"pass {one.repetition} takes {one.share:g} of the source now"
+        refused.without(samples, is_wanted & (draws >= one.share), SampleError(LOWERED, told))
+        is_wanted &= draws < one.share
+    return rows.filter(is_wanted)
+
+
+def _documents(
+    rows: pl.DataFrame, segments: pa.DictionaryArray, vocabulary: Vocabulary, refused: Refused
+) -> Drawn:
+    """Lay the documents out: whole ones all at once, runs of frames and what begins or ends inside one by one."""
+    told = {name: rows[name].to_numpy().astype(np.int64) for name in ("sample", "variant", "start", "length", "frames")}
+    places = {name: place for place, name in enumerate(TEMPLATE_NAMES)}
+    template = np.array([places[name] for name in rows["template"]], np.int64)
+    string = np.asarray(segments.indices.fill_null(0).to_numpy(zero_copy_only=False), np.int64)[told["sample"]]
+    nothing = np.zeros(len(rows), np.int64)
+    samples = Samples(
+        row=told["sample"], string=string, kind=nothing, variant=told["variant"], template=template
+    )
+    drawn = laid_out(samples, scan_segments(segments.dictionary), vocabulary, refused)
+    is_whole = (told["frames"] == 0) & (told["start"] == 0)
+    is_whole &= drawn.length == told["length"]
+    others = rows.filter(~is_whole)
+    made = drawn_from([_part(row, segments, vocabulary) for row in others.iter_rows(named=True)])
+    together = joined_documents([drawn.taken(is_whole), made])
+    return together.taken(np.lexsort((together.start, together.frame, together.sample)))
+
+
+def _part(row: Mapping[str, Any], segments: pa.DictionaryArray, vocabulary: Vocabulary) -> Document:
+    parts = segments_from_json(json.loads(segments[row["sample"]].as_py()))
+    if row["frames"]:
+        parts = take_frames(parts, row["frame"], row["frames"])
+    spans = document_spans(parts, row["template"], vocabulary, row["variant"])
+    return Document(
+        sample=row["sample"],
+        template=row["template"],
+        variant=row["variant"],
+        spans=spans_between(spans, row["start"], row["start"] + row["length"]),
+        frame=row["frame"],
+        frames=row["frames"],
+        start=row["start"],
+    )
+
+
+def _fitting(drawn: Drawn, settings: PlanSettings, refused: Refused) -> Drawn:
+    """Leave out what has to stay whole and is longer than the context."""
+    is_long = (drawn.length > settings.context) & ~drawn.cuttable
+    for number in np.flatnonzero(is_long).tolist():
+        refused.add(int(drawn.sample[number]), too_long(drawn.document(number), settings))
+    return drawn.taken(~is_long)
+
+
+def numbered(carried: Carried, first: int) -> Iterator[Drawn]:
+    """Yield the documents with the numbers of their passes, counted from `first`."""
+    for number, drawn in enumerate(carried.drawn, start=first):
+        yield replace(drawn, shard=np.full(len(drawn), number, np.int32))

@@ -8,24 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import polars as pl
 
+from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plans import PLAN_SCHEMA
+from tokenmill.manifests.stagedir import StageDir, table_bytes
 from tokenmill.pipelines.plan_carried import CarriedWindow
-from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_continue_documents import SAME_SHARD, SEEN
+from tokenmill.pipelines.plan_continue_seen import seen_samples
+from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
 
 MOST_PARTS = 8
-_SCATTER = 2654435761  # Knuth's multiplier: neighbours in a shard go to different parts
 
 
 Item = ShardPass | CarriedWindow
 T = TypeVar("T", ShardPass, CarriedWindow)
+
+
+def prepare_windows(
+    folder: StageDir,
+    border: Border,
+    shards: pl.DataFrame,
+    passes: Sequence[ShardPass],
+    settings: PlanSettings,
+    *,
+    write: bool,
+) -> list[Window]:
+    """Return the windows of a plan that goes on from a border; writes what their units look up, if it may.
+
+    `shards` and `passes` are all that the recipe asks for; what the plan before had of them is not planned again.
+    """
+    same = border.plan.shards.join(shards, on=SAME_SHARD, how="semi")
+    fresh = fresh_passes(passes, dict(same.select("shard", "epochs").iter_rows()))
+    if write and not folder.store.exists(folder.at(SEEN)):
+        seen = seen_samples(border, shards, fresh)
+        folder.store.put(folder.at("shards.parquet"), table_bytes(shards, PLAN_SCHEMA))
+        folder.store.put(folder.at(SEEN), table_bytes(seen, PLAN_SCHEMA))
+        fault_point("plan:after-seen")
+    return spread_windows(folder.config.digest, fresh, carried_windows(border), settings)
 
 
 def fresh_passes(wanted: Iterable[ShardPass], had: Mapping[str, float]) -> list[ShardPass]:
@@ -67,10 +94,10 @@ def spread_windows(
     shuffled = sorted(fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive))
     total = sum(map(num_documents, [*fresh, *carried]))
     count = max(1, int(total // settings.window_documents))
-    placed = [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]
-    placed.sort(key=lambda one: one[0])
-    items = [item for _, item in placed]
-    return [_window(number, group) for number, group in enumerate(_grouped(items, total / count))]
+    groups: dict[int, list[Item]] = {}
+    for place, item in [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]:
+        groups.setdefault(int(place * count), []).append(item)
+    return [_window(number, groups[place]) for number, place in enumerate(sorted(groups))]
 
 
 def num_documents(item: Item) -> float:
@@ -80,34 +107,16 @@ def num_documents(item: Item) -> float:
     return item.num_samples * (item.share - item.had) / item.parts
 
 
-def in_part(samples: NDArray[Any], part: int, parts: int) -> NDArray[np.bool_]:
-    """Say which samples, by their rows in the index, belong to a part; every sample belongs to one."""
-    scattered = (samples.astype(np.uint64) * np.uint64(_SCATTER)) & np.uint64(0xFFFFFFFF)
-    chosen: NDArray[np.bool_] = (scattered * np.uint64(parts)) >> np.uint64(32) == part
-    return chosen
-
-
 def _in_parts(items: Sequence[T], count: int) -> list[T]:
     parts = min(MOST_PARTS, -(-count // len(items))) if items else 1
     return [replace(item, part=part, parts=parts) for item in items for part in range(parts)]
 
 
 def _placed(items: Sequence[T]) -> list[tuple[float, Item]]:
-    """Give every item its place on a line from 0 to 1, as long as it has documents."""
+    """Give every item the middle of its place on a line from 0 to 1 that all of its kind share by their documents."""
     sizes = np.array([num_documents(item) for item in items])
     middles = (np.cumsum(sizes) - sizes / 2) / max(float(sizes.sum()), 1e-9)
     return list(zip(middles.tolist(), items, strict=True))
-
-
-def _grouped(items: Sequence[Item], size: float) -> list[list[Item]]:
-    """Cut a line of items where every `size` documents are full."""
-    groups: dict[int, list[Item]] = {}
-    held = 0.0
-    for item in items:
-        here = num_documents(item)
-        groups.setdefault(int((held + here / 2) // size), []).append(item)
-        held += here
-    return [groups[number] for number in sorted(groups)]
 
 
 def _window(number: int, items: Sequence[Item]) -> Window:

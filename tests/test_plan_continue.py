@@ -134,18 +134,19 @@ def test_continued_plan_and_what_was_consumed_hold_every_id_once(step, store):
     assert about["carried_documents"] + 20 == new.description["totals"]["documents"]
 
 
+def cut_inside(border: Border) -> set[tuple[str, str, int]]:
+    """The texts whose first pieces were consumed, and others not."""
+    found = pieces(border.plan, range(border.first_pack, border.plan.num_packs))
+    return {name for name in set(consumed(border)) & set(found) if min(piece[0] for piece in found[name]) > 0}
+
+
 def test_continued_plan_goes_on_inside_of_a_text_that_the_border_cuts(store):
     plan, everything = begun(store)
-    border = next(
-        border
-        for border in (after(plan, step) for step in range(1, 20))
-        if set(consumed(border)) & set(pieces(plan, range(border.first_pack, plan.num_packs)))
-    )
+    border = next(border for border in (after(plan, step) for step in range(1, 20)) if cut_inside(border))
     new = write_plan(store, everything, SETTINGS, border)
 
-    cut = set(consumed(border)) & set(pieces(new, range(new.num_packs)))
-    assert cut
-    assert any(min(piece[0] for piece in pieces(new, range(new.num_packs))[name]) > 0 for name in cut)
+    found = pieces(new, range(new.num_packs))
+    assert all(min(piece[0] for piece in found[name]) > 0 for name in cut_inside(border))
     check_every_id_once(pieces(new, range(new.num_packs), consumed(border)), everything)
 
 
@@ -188,7 +189,7 @@ def test_samples_of_a_shard_that_left_leave_with_a_reason_and_their_keys(store):
 
     new = write_plan(store, [smaller, everything[1]], SETTINGS, border)
 
-    remained = pieces(plan, [p for p in range(border.first_pack, plan.num_packs)])
+    remained = pieces(plan, range(border.first_pack, plan.num_packs))
     keys = set(smaller.folder.read_rows(everything[0].commits[0])["key"]) & {name[1] for name in remained}
     assert {(row["key"], row["reason"], row["shard"]) for row in dropped(new)} == {(key, "gone", left) for key in keys}
     assert new.description["continues"]["gone_documents"] == new.description["counts"]["dropped"]["gone"] == len(keys)
