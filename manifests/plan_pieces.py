@@ -1,4 +1,4 @@
-"""Pieces of documents as stretches of ids: joined where they touch, and compared between a plan and the one before it."""
+"""Pieces of documents as stretches of ids: joined where they touch, and compared between a plan and the one before."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def continued_faults(plan: Plan) -> Iterator[str]:
     remaining = joined(_all_of(remaining_rows(border, number, PIECE_COLUMNS) for number in numbers))
     lost = remaining.join(joined(ours), on=list(PIECE_COLUMNS), how="anti")
     for row in lost.join(_left_out(plan), on=["shard", "sample"], how="anti").head(_TOLD).iter_rows(named=True):
-        yield f"{_place(plan, row)}: {row['length']} ids from {row['start']} on remained of plan {border.plan.folder.path}"
+        told = f"{row['length']} ids from {row['start']} on remained of plan {border.plan.folder.path}"
+        yield f"{_place(plan, row)}: {told}"
 
 
 def _place(plan: Plan, row: Mapping[str, Any]) -> str:

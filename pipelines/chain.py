@@ -31,6 +31,7 @@ from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.plan_continue_asked import asked_border, finished_plan
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -359,7 +360,15 @@ class Chain:
 
     @cached_property
     def plan(self) -> Plan:
-        return run_plan(self.store, list(self.tokenize.values()), self.recipe.plan, self._run_options("plan"))
+        snapshots, settings = list(self.tokenize.values()), self.recipe.plan
+        try:
+            border = asked_border(self.store, snapshots, settings, self.recipe.train)
+        except RecipeError:
+            plan = finished_plan(self.store, snapshots, settings)
+            if plan is None:
+                raise
+            return plan
+        return run_plan(self.store, snapshots, settings, self._run_options("plan"), border)
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""

@@ -38,12 +38,15 @@ PLAN_VERSION = 5
 
 
 def plan_folder(
-    store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
+    store: Store,
+    snapshots: Sequence[Snapshot],
+    settings: PlanSettings,
+    continues: Mapping[str, Any] | None = None,
 ) -> StageDir:
     """Give the folder of the plan over these tokenize snapshots; its config digest is the plan id.
 
-    `border` is the place in another plan from which this one goes on. Raises RecipeError when sources are missing,
-    mixed twice, or tokenized with different vocabularies.
+    `continues` says from where in another plan this one goes on (`Border.identity`). Raises RecipeError when sources
+    are missing, mixed twice, or tokenized with different vocabularies.
     """
     check_sources(snapshots, settings)
     config = StageConfig(
@@ -53,7 +56,7 @@ def plan_folder(
         settings={
             "plan": settings.model_dump(mode="json"),
             "snapshots": {snapshot.folder.source: snapshot.digest for snapshot in snapshots},
-            **({"continues": border.identity()} if border is not None else {}),
+            **({"continues": dict(continues)} if continues is not None else {}),
         },
         fingerprints={"vocabulary": plan_vocabulary(snapshots).fingerprint},
     )
@@ -113,7 +116,7 @@ def run_plan(
 
     With a `border`, the plan goes on from there: what remains of the plan before, and all that it did not have.
     """
-    folder = plan_folder(store, snapshots, settings, border)
+    folder = plan_folder(store, snapshots, settings, border.identity() if border is not None else None)
     passes = passes_of(snapshots, settings)
     vocabulary = plan_vocabulary(snapshots)
     if border is None:
@@ -126,7 +129,7 @@ def run_plan(
         title=f"plan {settings.phase}",
         folders=(folder,),
         units=[Unit(inputs=window.inputs, payload={"window": window}) for window in windows],
-        make_worker=partial(PlanWorker, settings, vocabulary.spec, border and border.reference()),
+        make_worker=partial(PlanWorker, settings, vocabulary.spec, border.reference() if border is not None else None),
         parents=_parents(snapshots, border),
     )
     ((plan,),) = run_stage("plan", [work], options)

@@ -1,7 +1,7 @@
 """Which plan another one continues, and from which step on: `PLAN@STEP`, or a run and its checkpoint.
 
 The new plan holds what remains of the old one and all that the recipe now asks for and the old one did not have. So
-what may change in between are data, mix, templates, context and weights; what the draws of the old plan hang on may not.
+data, mix, templates, context and weights may change in between; what the draws of the old plan hang on may not.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _FIXED = ("seed", "held_out", "part")  # what is drawn of a source hangs on them
 def border_of(store: Store, asked: str, phase: str, train: TrainSettings) -> Border:
     """Find the place that `PLAN@STEP`, `RUN` or `RUN@STEP` means.
 
-    PLAN is a plan's folder (relative to the root, or its whole path or URL) or its 16 digits, in the recipe's phase; RUN
-    is the name of a run, its folder, or the folder of one of its checkpoints. Steps count over the whole run; `end` is
-    the plan's end. Raises RecipeError, which says what is there.
+    PLAN is a plan's folder (relative to the root, or its whole path or URL) or its 16 digits, in the recipe's phase;
+    RUN is the name of a run, its folder, or the folder of one of its checkpoints. Steps count over the whole run; `end`
+    is the plan's end. Raises RecipeError, which says what is there.
     """
     name, step = _parted(asked)
     path = _relative(store, name)
@@ -53,6 +53,18 @@ def border_of(store: Store, asked: str, phase: str, train: TrainSettings) -> Bor
     return border
 
 
+def step_of(asked: str) -> int | None:
+    """Return the number behind the `@` of a text, if it has one."""
+    step = _parted(asked)[1]
+    return int(step) if step is not None and step.isdecimal() else None
+
+
+def names_step(asked: str) -> bool:
+    """Say whether a text names one place for good: with a step, or as the folder of one checkpoint."""
+    name, step = _parted(asked)
+    return step is not None or name.rstrip("/").rsplit("/", 1)[-1].startswith("step-")
+
+
 def check_continued(border: Border, settings: PlanSettings, vocabulary: Vocabulary) -> None:
     """Refuse what cannot change in the middle of a plan; raises RecipeError naming the key."""
     before = border.plan
@@ -65,8 +77,8 @@ def check_continued(border: Border, settings: PlanSettings, vocabulary: Vocabula
             )
     if vocabulary.fingerprint != before.description["vocabulary_fingerprint"]:
         raise RecipeError(
-            f"plan: the sources were tokenized with {vocabulary.name} ({vocabulary.size} ids), and {before.folder.path}, "
-            "which this plan continues, with another vocabulary; tokenize with that one"
+            f"plan: the sources were tokenized with {vocabulary.name} ({vocabulary.size} ids), and "
+            f"{before.folder.path}, which this plan continues, with another vocabulary; tokenize with that one"
         )
     if "epochs" not in before.shards.columns:
         raise RecipeError(f"{_WHERE}: {before.folder.path} was written by an older tokenmill, which kept no passes")

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from tokenmill.errors import ManifestError, SampleError, StorageError
+from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.named_tables import NamedTable, open_named_table
 from tokenmill.manifests.plan_border import Border, BorderReference, remaining_rows
 from tokenmill.manifests.plan_pieces import PIECE_COLUMNS, joined
 from tokenmill.manifests.stagedir import StageDir, read_table
 from tokenmill.pipelines.plan_carried import GONE, LOWERED, CarriedWindow, in_part
+from tokenmill.pipelines.plan_continue_seen import SAME_SHARD
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from
 from tokenmill.pipelines.plan_drawn import joined as joined_documents
 from tokenmill.pipelines.plan_laid_out import laid_out
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SEEN = "seen.parquet"
-SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
-_OF_SAMPLE = ("sample", "template", "variant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +75,18 @@ class Carrying:
             if shard in known:
                 self._take_over(found, group, known[str(shard)])
             else:
-                found.leave_out_gone(group, self._old_keys(str(shard)))
+                found.leave_out_gone(group)
         return found
 
     def _take_over(self, found: Carried, rows: pl.DataFrame, shard: Mapping[str, Any]) -> None:
         index = open_named_table(self.border.plan.folder.store, shard["index"])
         (segments,) = index.codes(["segments"])
         for (repetition,), group in rows.group_by("repetition", maintain_order=True):
-            one = _pass_of(shard, int(repetition), len(segments))  # type: ignore[call-overload]
+            one = _pass_of(shard, int(repetition), len(segments))
             refused = Refused()
             group = _asked(group, one, index, self.settings, refused)
             drawn = _fitting(_documents(group, segments, self.vocabulary, refused), self.settings, refused)
             found.add(one, drawn, refused, index)
-
-    def _old_keys(self, shard: str) -> list[str]:
-        """Return the keys of a shard that left; none if its index left too."""
-        try:
-            index = open_named_table(self.border.plan.folder.store, self.border.plan.index_of[shard])
-            return index.frame(["key"])["key"].to_list()
-        except (ManifestError, StorageError):
-            return []
 
 
 @dataclass(kw_only=True)
@@ -119,11 +110,11 @@ class Carried:
             for row, reason, message in sorted(refused.listed):
                 self.left_out.append((one.source, one.archive, row, keys[row], reason, message))
 
-    def leave_out_gone(self, rows: pl.DataFrame, keys: list[str]) -> None:
+    def leave_out_gone(self, rows: pl.DataFrame) -> None:
+        """List documents whose shard left, without their keys: a plan must not name what was taken down."""
         self.dropped[GONE] += len(rows)
         for source, shard, row in rows.select("source", "shard", "sample").iter_rows():
-            key = keys[row] if row < len(keys) else ""
-            self.left_out.append((source, shard, row, key, GONE, "its shard left the sources"))
+            self.left_out.append((source, shard, row, "", GONE, "its shard left the sources; its index has the key"))
 
 
 def open_carrying(
@@ -179,18 +170,14 @@ def _asked(
     return rows.filter(is_wanted)
 
 
-def _documents(
-    rows: pl.DataFrame, segments: pa.DictionaryArray, vocabulary: Vocabulary, refused: Refused
-) -> Drawn:
+def _documents(rows: pl.DataFrame, segments: pa.DictionaryArray, vocabulary: Vocabulary, refused: Refused) -> Drawn:
     """Lay the documents out: whole ones all at once, runs of frames and what begins or ends inside one by one."""
     told = {name: rows[name].to_numpy().astype(np.int64) for name in ("sample", "variant", "start", "length", "frames")}
     places = {name: place for place, name in enumerate(TEMPLATE_NAMES)}
     template = np.array([places[name] for name in rows["template"]], np.int64)
     string = np.asarray(segments.indices.fill_null(0).to_numpy(zero_copy_only=False), np.int64)[told["sample"]]
     nothing = np.zeros(len(rows), np.int64)
-    samples = Samples(
-        row=told["sample"], string=string, kind=nothing, variant=told["variant"], template=template
-    )
+    samples = Samples(row=told["sample"], string=string, kind=nothing, variant=told["variant"], template=template)
     drawn = laid_out(samples, scan_segments(segments.dictionary), vocabulary, refused)
     is_whole = (told["frames"] == 0) & (told["start"] == 0)
     is_whole &= drawn.length == told["length"]

@@ -7,7 +7,7 @@ then look rows up and read no old index. Reads the consumed rows of the plans be
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -17,6 +17,8 @@ from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.plan_windows import ShardPass
 
+SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
+"""What two plans have in common that read the same shard."""
 SEEN_COLUMNS = {"shard": pl.String, "sample": pl.Int32, "repetition": pl.Int32}
 _PASSES = {"shard": pl.String, "repetition": pl.Int32}
 _CONSUMED = ("source", "shard", "sample", "repetition")
@@ -31,39 +33,38 @@ def seen_samples(border: Border, shards: pl.DataFrame, fresh: Sequence[ShardPass
     for one in fresh:
         passes.setdefault(one.source, []).append(one)
     found = [pl.DataFrame(schema=SEEN_COLUMNS)]
-    for place in _chain(border, set(passes)):
-        left = place.plan.shards.join(shards, on=["shard", "index", "shard_sha256", "index_sha256"], how="anti")
-        gone = left.filter(pl.col("source").is_in(list(passes)))
+    place: Border | None = border
+    while place is not None:
+        left = place.plan.shards.join(shards, on=SAME_SHARD, how="anti")
+        gone = left.filter(pl.col("source").is_in(list(passes)))["shard"].to_list()
         again = _begun_passes(place, fresh)
-        rows = _consumed(place, gone["shard"].to_list(), again)
+        rows = _consumed(place, gone, again)
         found.append(rows.join(again, on=["shard", "repetition"], how="semi").select(list(SEEN_COLUMNS)))
         for source, old in rows.join(again, on=["shard", "repetition"], how="anti").group_by("source"):
             found.append(_by_key(border.plan.folder.store, old, place.plan.index_of, passes[str(source[0])]))
+        told = place.plan.description.get("continues", {}).get("unfinished", [])
+        needs_more = bool(gone) or not again.is_empty() or not passes.keys().isdisjoint(told)
+        place = _before(place) if needs_more else None
     return pl.concat(found).unique().sort("shard", "repetition", "sample")
 
 
 def unfinished_sources(border: Border, shards: pl.DataFrame) -> list[str]:
     """Name the sources of which a plan before had consumed what the plan now continued does not know any more."""
     before = border.plan
-    left = before.shards.join(shards, on=["shard", "index", "shard_sha256", "index_sha256"], how="anti")
+    left = before.shards.join(shards, on=SAME_SHARD, how="anti")
     lowered = shards.filter(pl.col("begun") > pl.col("epochs"))
     known = before.description.get("continues", {}).get("unfinished", [])
     return sorted({*left["source"], *lowered["source"], *known})
 
 
-def _chain(border: Border, sources: Collection[str]) -> Iterator[Border]:
-    """Yield the plans before, as far back as one of some sources has consumed samples that need a look."""
-    place: Border | None = border
-    while place is not None:
-        yield place
-        if not {*place.plan.description.get("continues", {}).get("unfinished", [])} & set(sources):
-            return
-        try:
-            place = border_before(place.plan)
-        except (ManifestError, StorageError) as error:
-            raise RecipeError(
-                f"plan.continue_from: what was seen of {', '.join(sources)} is written in a plan that is gone ({error})"
-            ) from error
+def _before(place: Border) -> Border | None:
+    try:
+        return border_before(place.plan)
+    except (ManifestError, StorageError) as error:
+        raise RecipeError(
+            f"plan.continue_from: what was seen before {place.plan.folder.path} is written in a plan that is gone "
+            f"({error}); restore it, or plan without plan.continue_from"
+        ) from error
 
 
 def _begun_passes(place: Border, fresh: Sequence[ShardPass]) -> pl.DataFrame:
@@ -108,6 +109,6 @@ def _keys(store: Store, index: str) -> pl.Series:
         return read_named_table(store, index, ["key"])["key"]
     except (ManifestError, StorageError) as error:
         raise RecipeError(
-            f"plan.continue_from: {index} would tell which samples of a shard that was made anew were seen already, and "
-            f"cannot be read ({error}); restore it, or plan without plan.continue_from"
+            f"plan.continue_from: {index} would tell which samples of a shard that was made anew were seen already, "
+            f"and cannot be read ({error}); restore it, or plan without plan.continue_from"
         ) from error

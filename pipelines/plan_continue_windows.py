@@ -1,7 +1,7 @@
-"""What a plan that continues another consists of: the passes the old one did not have, and the windows it did not finish.
+"""The windows of a plan that continues another: the passes the old one did not have, and what it did not finish.
 
-Both are laid side by side in proportion, so that new data comes in evenly from the first step on. Where there are fewer
-of one kind than windows, they are taken in parts of at most 8, since every part reads its index again.
+Both are spread over all windows in proportion, so that new data comes in evenly from the first step on. Where there are
+fewer of one kind than windows, they are taken in parts of at most 8, since every part reads its index again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import PLAN_SCHEMA
 from tokenmill.manifests.stagedir import StageDir, table_bytes
 from tokenmill.pipelines.plan_carried import CarriedWindow
-from tokenmill.pipelines.plan_continue_documents import SAME_SHARD, SEEN
-from tokenmill.pipelines.plan_continue_seen import seen_samples
+from tokenmill.pipelines.plan_continue_documents import SEEN
+from tokenmill.pipelines.plan_continue_seen import SAME_SHARD, seen_samples
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
@@ -92,7 +92,7 @@ def spread_windows(
 ) -> list[Window]:
     """Group passes and windows so that each new window has its share of both; a pure function of its arguments."""
     shuffled = sorted(fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive))
-    total = sum(map(num_documents, [*fresh, *carried]))
+    total = sum(map(num_documents, fresh)) + sum(map(num_documents, carried))
     count = max(1, int(total // settings.window_documents))
     groups: dict[int, list[Item]] = {}
     for place, item in [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]:

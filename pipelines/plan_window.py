@@ -43,8 +43,9 @@ def plan_window(
     for shard in window.shards:
         seen = None if carrying is None else carrying.seen_rows(shard)
         draws.add(shard, open_named_table(folder.store, shard.index), settings, vocabulary, seen)
-    for one in window.carried if carrying is not None else ():
-        draws.take_over(carrying.taken_over(one))
+    if carrying is not None:
+        for one in window.carried:
+            draws.take_over(carrying.taken_over(one))
     drawn = joined(draws.drawn)
     pieces = _shuffled(_packed(drawn, settings), folder.config.digest, window.unit)
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),

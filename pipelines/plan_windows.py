@@ -55,7 +55,7 @@ class Window:
 
     @property
     def inputs(self) -> tuple[InputRef, ...]:
-        return tuple(one.reference for one in (*self.shards, *self.carried))
+        return (*(one.reference for one in self.shards), *(one.reference for one in self.carried))
 
     @property
     def unit(self) -> str:

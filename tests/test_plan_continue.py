@@ -190,8 +190,11 @@ def test_samples_of_a_shard_that_left_leave_with_a_reason_and_their_keys(store):
     new = write_plan(store, [smaller, everything[1]], SETTINGS, border)
 
     remained = pieces(plan, range(border.first_pack, plan.num_packs))
-    keys = set(smaller.folder.read_rows(everything[0].commits[0])["key"]) & {name[1] for name in remained}
-    assert {(row["key"], row["reason"], row["shard"]) for row in dropped(new)} == {(key, "gone", left) for key in keys}
+    names = smaller.folder.read_rows(everything[0].commits[0])["key"].to_list()
+    keys = set(names) & {name[1] for name in remained}
+    assert {(names[row["sample"]], row["reason"], row["shard"]) for row in dropped(new)} == {
+        (key, "gone", left) for key in keys
+    }
     assert new.description["continues"]["gone_documents"] == new.description["counts"]["dropped"]["gone"] == len(keys)
     found = pieces(new, range(new.num_packs), consumed(border))
     check_every_id_once(

@@ -27,8 +27,8 @@ def takes_over(plan: Plan, state: Mapping[str, Any]) -> bool:
     if differing:
         raise RecipeError(
             f"train: {plan.folder.path} goes on from step {before['step']} of {before['folder']}, and the checkpoint "
-            f"stands elsewhere in it: {', '.join(differing)}; go on from a checkpoint of step {before['step']}, or plan "
-            "again with plan.continue_from set to the run"
+            f"stands elsewhere in it: {', '.join(differing)}; go on from a checkpoint of step {before['step']}, or "
+            "plan again with plan.continue_from set to the run"
         )
     return True
 

@@ -12,7 +12,14 @@ def plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a plan is, of its description."""
     counts = description["counts"]
     told = {key: description[key] for key in ("plan", "num_packs", "context")}
-    return {**counts, **told, "fill": round(description["fill"], 4), "snapshots": {"plan": description["snapshot"]}}
+    continued = {"continues": _continued(description["continues"])} if "continues" in description else {}
+    fill = {"fill": round(description["fill"], 4)}
+    return {**counts, **told, **fill, **continued, "snapshots": {"plan": description["snapshot"]}}
+
+
+def _continued(continues: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which plan one goes on from, and how many documents it took over, has anew, lost."""
+    return {key: continues[key] for key in ("plan", "step", "carried_documents", "new_documents", "gone_documents")}
 
 
 def data_row(snapshots: Any) -> dict[str, Any]:
@@ -44,7 +51,14 @@ def describe_row(row: Mapping[str, Any]) -> str:
         for why in ("dropped", "failed"):
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(row[why].items()))
             text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
-    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "asked")
+    continued = row.get("continues")
+    if continued:
+        text += (
+            f"   from step {continued['step']:,} of plan {continued['plan'][:16]}: "
+            f"{continued['carried_documents']:,} documents carried over, {continued['new_documents']:,} new, "
+            f"{continued['gone_documents']:,} gone"
+        )
+    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "asked", "continues")
     told = {key: value for key, value in row.items() if key not in hidden}
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
     return text + "".join(f"\n          {_asked(totals)}" for totals in row.get("asked", {}).values())
