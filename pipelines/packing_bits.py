@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.compiled import compiled
+from tokenmill.compiled import compiled
 
 Bits = NDArray[np.int64]
 

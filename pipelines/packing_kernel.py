@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.compiled import compiled
+from tokenmill.compiled import compiled
 from tokenmill.pipelines.packing_bits import Bits, clear_bit, first_from, set_bit
 
 Ints = NDArray[np.int32]
