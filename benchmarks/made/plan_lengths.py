@@ -43,6 +43,7 @@ MIXES = {
     "long_captions_5120": Mix(context=5_120, large=0.4, small=0.2, text=0.4, caption=145),
     "little_text_5120": Mix(context=5_120, large=0.5, small=0.4, text=0.1),
     "no_text_5120": Mix(context=5_120, large=0.5, small=0.5, text=0.0),
+    "no_text_16384": Mix(context=16_384, large=0.5, small=0.5, text=0.0),
     "emu3_131072": Mix(context=131_072, large=0.4, small=0.2, text=0.4),
     "video_131072": Mix(context=131_072, large=0.4, small=0.2, text=0.4, clips=True),
     "little_text_131072": Mix(context=131_072, large=0.7, small=0.25, text=0.05, clips=True),
