@@ -21,8 +21,8 @@ from tokenmill.pipelines.packing import pack
 from tokenmill.pipelines.plan_carried import CARRIED
 from tokenmill.pipelines.plan_continue_documents import Carried, Carrying, numbered
 from tokenmill.pipelines.plan_documents import draw_pass
-from tokenmill.pipelines.plan_drawn import Drawn, Refused, joined
-from tokenmill.pipelines.plan_tables import Pieces, PlannedWindow, window_tables
+from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_tables import PlannedWindow, window_tables
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -46,11 +46,12 @@ def plan_window(
     if carrying is not None:
         for one in window.carried:
             draws.take_over(carrying.taken_over(one))
-    drawn = joined(draws.drawn)
-    pieces = _shuffled(_packed(drawn, settings), folder.config.digest, window.unit)
+    drawn = joined(draws.drawn or [drawn_from([])])  # of a window whose shards all left, nothing is
+    packs = pack(drawn.length, drawn.cuttable, settings.context, settings.min_piece)
+    packs = packs.reordered(_order(len(packs), folder.config.digest, window.unit))
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
-                    out=len(pieces.offsets) - 1, dropped=draws.dropped, failed=draws.failed)  # fmt: skip
-    planned = window_tables(pieces, drawn, draws.passes, draws.left_out, counts, settings)
+                    out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
+    planned = window_tables(packs, drawn, draws.passes, draws.left_out, counts, settings)
     return planned if carrying is None else replace(planned, totals={**planned.totals, CARRIED: draws.carried})
 
 
@@ -99,23 +100,7 @@ class _Draws:
             self.left_out.append((shard.source, shard.archive, row, keys[row], reason, message))
 
 
-def _packed(drawn: Drawn, settings: PlanSettings) -> Pieces:
-    packs = pack(drawn.length.tolist(), drawn.cuttable.tolist(), settings.context, settings.min_piece)
-    pieces = [piece for pieces in packs for piece in pieces]
-    return Pieces(
-        offsets=np.cumsum([0, *map(len, packs)]),
-        document=np.array([piece.document for piece in pieces], np.int64),
-        start=np.array([piece.start for piece in pieces], np.int64),
-        length=np.array([piece.length for piece in pieces], np.int64),
-    )
-
-
-def _shuffled(pieces: Pieces, plan_id: str, unit: str) -> Pieces:
-    """Put the packs in a random order that depends on the plan and the window alone."""
+def _order(count: int, plan_id: str, unit: str) -> NDArray[np.int64]:
+    """Give a random order of `count` packs that depends on the plan and the window alone."""
     seed = int(digest_of([plan_id, unit, "packs"])[:16], 16)
-    order = np.random.default_rng(seed).permutation(len(pieces.offsets) - 1)
-    sizes = np.diff(pieces.offsets)[order]
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    places = np.repeat(pieces.offsets[order] - offsets[:-1], sizes) + np.arange(offsets[-1])
-    return Pieces(offsets=offsets, document=pieces.document[places], start=pieces.start[places],
-                  length=pieces.length[places])  # fmt: skip
+    return np.random.default_rng(seed).permutation(count)

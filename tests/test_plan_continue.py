@@ -203,6 +203,18 @@ def test_samples_of_a_shard_that_left_leave_with_a_reason_and_their_keys(store):
     assert is_sound(new)
 
 
+def test_windows_of_which_every_shard_left_are_empty_and_the_rest_goes_on(store):
+    plan, everything = begun(store)
+    border = after(plan, 9)
+
+    new = write_plan(store, everything[1:], SETTINGS, border)
+
+    assert {placed.source for pack in range(new.num_packs) for placed in new.documents(pack)} == {"words"}
+    found = pieces(new, range(new.num_packs), consumed(border))
+    check_every_id_once({name: p for name, p in found.items() if name[0] == "words"}, everything[1:])
+    assert is_sound(new)
+
+
 def gone_keys(snapshot: Snapshot, count: int) -> set[str]:
     return {key for commit in snapshot.commits[:count] for key in snapshot.folder.read_rows(commit)["key"]}
 
