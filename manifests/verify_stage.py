@@ -28,7 +28,7 @@ REDESCRIBE = "remove it and run the stage again, which writes it anew"
 _REPLAN = "remove plan.json and plan again"
 _THREADS = 8
 _PLAN_FILES = {"plan.json", "windows.parquet", "shards.parquet"}
-_PLAN_ASIDE = {"seen.parquet"}  # of a plan that continues another
+_PLAN_ASIDE = {"mix.json", "excluded.parquet", "seen.parquet"}  # of shares, of lists, of what was seen before
 Records = dict[tuple[str, int], tuple[Commit, str]]  # (unit, attempt) → the record and its file's sha256
 
 

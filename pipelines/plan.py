@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.faults import fault_point
@@ -24,15 +24,18 @@ from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.plan_continue import check_continued
-from tokenmill.pipelines.plan_continue_documents import Carrying, open_carrying
 from tokenmill.pipelines.plan_continue_windows import prepare_windows
 from tokenmill.pipelines.plan_description import describe_plan, shard_table
-from tokenmill.pipelines.plan_tables import PlannedWindow
-from tokenmill.pipelines.plan_window import plan_window
-from tokenmill.pipelines.plan_windows import ShardPass, Window, check_sources, passes_of, windows_of
+from tokenmill.pipelines.plan_exclusion import Exclusion, read_exclusion
+from tokenmill.pipelines.plan_mix import Mix, find_mix
+from tokenmill.pipelines.plan_windows import Window, check_sources, passes_of, windows_of
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
+
+if TYPE_CHECKING:
+    from tokenmill.pipelines.plan_continue_documents import Carrying
+    from tokenmill.pipelines.plan_tables import PlannedWindow
 
 PLAN_VERSION = 5
 
@@ -41,20 +44,24 @@ def plan_folder(
     store: Store,
     snapshots: Sequence[Snapshot],
     settings: PlanSettings,
+    exclusion: Exclusion | None = None,
     continues: Mapping[str, Any] | None = None,
 ) -> StageDir:
     """Give the folder of the plan over these tokenize snapshots; its config digest is the plan id.
 
-    `continues` says from where in another plan this one goes on (`Border.identity`). Raises RecipeError when sources
-    are missing, mixed twice, or tokenized with different vocabularies.
+    `exclusion` is what the plan leaves out, if it was read already; `continues` says from where in another plan it goes
+    on (`Border.identity`). Raises RecipeError when sources are missing, mixed twice, or tokenized with different
+    vocabularies.
     """
     check_sources(snapshots, settings)
+    left_out = read_exclusion(settings) if exclusion is None else exclusion
     config = StageConfig(
         stage="plan",
         version=PLAN_VERSION,
         schema=PLAN_SCHEMA,
         settings={
-            "plan": settings.model_dump(mode="json"),
+            "plan": settings.model_dump(mode="json", exclude={"phases", "exclude", "exclude_files"}),
+            "excluded": left_out.digest,
             "snapshots": {snapshot.folder.source: snapshot.digest for snapshot in snapshots},
             **({"continues": dict(continues)} if continues is not None else {}),
         },
@@ -102,29 +109,59 @@ def write_plan(
     store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
 ) -> Plan:
     """Plan a phase in this process, resuming; a finished plan is only opened."""
-    return run_plan(store, snapshots, settings, RunOptions(quiet=True), border)
+    borders = {settings.phase: border} if border is not None else {}
+    return run_plans(store, snapshots, [settings], RunOptions(quiet=True), borders=borders)[0]
 
 
-def run_plan(
+def run_plans(
+    store: Store,
+    snapshots: Sequence[Snapshot],
+    phases: Sequence[PlanSettings],
+    options: RunOptions,
+    storage: Mapping[str, Any] | None = None,
+    borders: Mapping[str, Border] | None = None,
+) -> list[Plan]:
+    """Plan some phases as the runner is told to (in this process or on one pool), resuming.
+
+    `storage` says how lists of excluded samples are reached; a phase in `borders` goes on from there in another plan.
+    Raises RecipeError for what the snapshots cannot give.
+    """
+    found = {one.phase: (borders or {}).get(one.phase) for one in phases}
+    described = [
+        _describe_work(store, snapshots, one, storage, found[one.phase], may_write=options.allow_work) for one in phases
+    ]
+    plans = run_stage("plan", [work for work, _ in described], options)
+    return [
+        finish_plan(plan, mix, snapshots, settings, found[settings.phase])
+        for (plan,), (_, mix), settings in zip(plans, described, phases, strict=True)
+    ]
+
+
+def _describe_work(
     store: Store,
     snapshots: Sequence[Snapshot],
     settings: PlanSettings,
-    options: RunOptions,
-    border: Border | None = None,
-) -> Plan:
-    """Plan a phase as the runner is told to (in this process or on a pool), resuming.
-
-    With a `border`, the plan goes on from there: what remains of the plan before, and all that it did not have.
-    """
-    folder = plan_folder(store, snapshots, settings, border.identity() if border is not None else None)
-    passes = passes_of(snapshots, settings)
+    storage: Mapping[str, Any] | None,
+    border: Border | None,
+    *,
+    may_write: bool,
+) -> tuple[StageWork, Mix]:
+    """Say which windows a phase has; of a mix with shares the sources are counted, once."""
+    exclusion = read_exclusion(settings, storage)
     vocabulary = plan_vocabulary(snapshots)
-    if border is None:
-        windows = windows_of(folder.config.digest, snapshots, settings)
-    else:
+    if border is not None:
         check_continued(border, settings, vocabulary)
-        shards = shard_table(snapshots, passes, border)
-        windows = prepare_windows(folder, border, shards, passes, settings, write=options.allow_work)
+    folder = plan_folder(store, snapshots, settings, exclusion, border.identity() if border is not None else None)
+    mix = find_mix(folder, snapshots, settings, vocabulary, exclusion, may_write=may_write)
+    if may_write and exclusion.digest is not None:
+        folder.describe()
+        exclusion.publish(folder)
+    if border is None:
+        windows = windows_of(folder.config.digest, snapshots, settings, mix.epochs)
+    else:
+        shards = shard_table(snapshots, mix, border)
+        passes = passes_of(snapshots, mix.epochs)
+        windows = prepare_windows(folder, border, shards, passes, settings, write=may_write)
     work = StageWork(
         title=f"plan {settings.phase}",
         folders=(folder,),
@@ -132,8 +169,7 @@ def run_plan(
         make_worker=partial(PlanWorker, settings, vocabulary.spec, border.reference() if border is not None else None),
         parents=_parents(snapshots, border),
     )
-    ((plan,),) = run_stage("plan", [work], options)
-    return finish_plan(plan, passes, snapshots, settings, border)
+    return work, mix
 
 
 def _parents(snapshots: Sequence[Snapshot], border: Border | None) -> dict[str, str]:
@@ -155,6 +191,9 @@ class PlanWorker:
 
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
+        from tokenmill.pipelines.plan_continue_documents import open_carrying
+        from tokenmill.pipelines.plan_window import plan_window  # brings numba
+
         (target,) = job.targets
         window: Window = job.unit.payload["window"]
         fault_point("commit:before-data")
@@ -169,11 +208,7 @@ class PlanWorker:
 
 
 def finish_plan(
-    plan: Snapshot,
-    passes: Sequence[ShardPass],
-    snapshots: Sequence[Snapshot],
-    settings: PlanSettings,
-    border: Border | None = None,
+    plan: Snapshot, mix: Mix, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
 ) -> Plan:
     """Publish the plan's description, once all windows are there."""
     if plan.counts.out == 0:
@@ -184,5 +219,5 @@ def finish_plan(
         )
     folder = plan.folder
     if not folder.store.exists(folder.at("plan.json")):
-        describe_plan(plan, snapshots, settings, passes, border)
+        describe_plan(plan, snapshots, settings, mix, border)
     return open_plan(folder.store, folder.path)

@@ -12,6 +12,7 @@ from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.records import InputRef
 
 GONE = "gone"  # the reason of a document whose shard left the snapshots
+SEEN = "seen.parquet"  # in a plan's folder: what its fresh passes leave out
 CARRIED = "carried_documents"  # what a window's totals call the number of documents taken over
 LOWERED = "lowered"  # of one in a pass that the mix does not ask for any more
 _SCATTER = 2654435761  # Knuth's multiplier: neighbours in a shard go to different parts

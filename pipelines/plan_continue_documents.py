@@ -11,10 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
@@ -22,16 +24,18 @@ from tokenmill.manifests.named_tables import NamedTable, open_named_table
 from tokenmill.manifests.plan_border import Border, BorderReference, remaining_rows
 from tokenmill.manifests.plan_pieces import PIECE_COLUMNS, joined
 from tokenmill.manifests.stagedir import StageDir, read_table
-from tokenmill.pipelines.plan_carried import GONE, LOWERED, CarriedWindow, in_part
+from tokenmill.pipelines.plan_carried import GONE, LOWERED, SEEN, CarriedWindow, in_part
 from tokenmill.pipelines.plan_continue_seen import SAME_SHARD
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from
 from tokenmill.pipelines.plan_drawn import joined as joined_documents
+from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion, exclusion_in
 from tokenmill.pipelines.plan_laid_out import laid_out
 from tokenmill.pipelines.plan_long import too_long
 from tokenmill.pipelines.plan_samples import Samples
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document, spans_between
 from tokenmill.pipelines.plan_templates import TEMPLATE_NAMES
-from tokenmill.pipelines.plan_wanted import pass_draws
+from tokenmill.pipelines.plan_totals import modalities_of, source_totals
+from tokenmill.pipelines.plan_wanted import share_draws
 from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import document_spans
@@ -42,8 +46,6 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-SEEN = "seen.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +62,28 @@ class Carrying:
     seen: pl.DataFrame
     settings: PlanSettings
     vocabulary: Vocabulary
+    exclusion: Exclusion = NOTHING
 
-    def seen_rows(self, shard: ShardPass) -> np.ndarray[Any, np.dtype[np.int32]]:
+    @cached_property
+    def _seen_of(self) -> dict[tuple[Any, ...], pl.DataFrame]:
+        return self.seen.partition_by("shard", "repetition", as_dict=True)
+
+    @cached_property
+    def _known(self) -> dict[str, dict[str, Any]]:
+        return {row["shard"]: row for row in self.shards.iter_rows(named=True)}
+
+    def seen_rows(self, shard: ShardPass) -> NDArray[np.integer[Any]]:
         """Return the rows of a shard's index that were consumed before in this pass."""
-        of_pass = (pl.col("shard") == shard.archive) & (pl.col("repetition") == shard.repetition)
-        return self.seen.filter(of_pass)["sample"].to_numpy()
+        found = self._seen_of.get((shard.archive, shard.repetition))
+        return np.empty(0, np.int32) if found is None else found["sample"].to_numpy()
 
     def taken_over(self, window: CarriedWindow) -> Carried:
         """Return what remains of a window of the plan before."""
         rows = _whole_documents(remaining_rows(self.border, window.number, PIECE_COLUMNS), window)
         found = Carried(rows_in=len(rows))
-        known = {row["shard"]: row for row in self.shards.iter_rows(named=True)}
         for (shard,), group in rows.group_by("shard", maintain_order=True):
-            if shard in known:
-                self._take_over(found, group, known[str(shard)])
+            if shard in self._known:
+                self._take_over(found, group, self._known[str(shard)])
             else:
                 found.leave_out_gone(group)
         return found
@@ -84,9 +94,10 @@ class Carrying:
         for (repetition,), group in rows.group_by("repetition", maintain_order=True):
             one = _pass_of(shard, int(repetition), len(segments))
             refused = Refused()
-            group = _asked(group, one, index, self.settings, refused)
+            rows_in = len(group)
+            group = _asked(group, one, index, self.settings, self.exclusion, refused)
             drawn = _fitting(_documents(group, segments, self.vocabulary, refused), self.settings, refused)
-            found.add(one, drawn, refused, index)
+            found.add(one, rows_in, drawn, refused, index)
 
 
 @dataclass(kw_only=True)
@@ -99,8 +110,12 @@ class Carried:
     left_out: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    totals: Counter[str] = field(default_factory=Counter)
+    modalities: list[NDArray[np.int64]] = field(default_factory=list)
 
-    def add(self, one: ShardPass, drawn: Drawn, refused: Refused, index: NamedTable) -> None:
+    def add(self, one: ShardPass, rows_in: int, drawn: Drawn, refused: Refused, index: NamedTable) -> None:
+        self.totals.update(source_totals(one.source, rows_in, refused))
+        self.modalities.append(modalities_of(index)[drawn.sample])
         self.passes.append(one)
         self.drawn.append(drawn)
         self.dropped += refused.dropped
@@ -113,6 +128,8 @@ class Carried:
     def leave_out_gone(self, rows: pl.DataFrame) -> None:
         """List documents whose shard left, without their keys: a plan must not name what was taken down."""
         self.dropped[GONE] += len(rows)
+        for source, number in Counter(rows["source"]).items():
+            self.totals.update({f"source.{source}.rows": number, f"source.{source}.dropped.{GONE}": number})
         for source, shard, row in rows.select("source", "shard", "sample").iter_rows():
             self.left_out.append((source, shard, row, "", GONE, "its shard left the sources; its index has the key"))
 
@@ -129,6 +146,7 @@ def open_carrying(
         seen=read_table(folder.store, folder.at(SEEN)),
         settings=settings,
         vocabulary=vocabulary,
+        exclusion=exclusion_in(folder),
     )
 
 
@@ -153,17 +171,22 @@ def _pass_of(shard: Mapping[str, Any], repetition: int, num_samples: int) -> Sha
 
 
 def _asked(
-    rows: pl.DataFrame, one: ShardPass, index: NamedTable, settings: PlanSettings, refused: Refused
+    rows: pl.DataFrame,
+    one: ShardPass,
+    index: NamedTable,
+    settings: PlanSettings,
+    exclusion: Exclusion,
+    refused: Refused,
 ) -> pl.DataFrame:
     """Take the documents that the recipe still asks for."""
     samples = rows["sample"].to_numpy().astype(np.int64)
     is_wanted = np.ones(len(rows), np.bool_)
-    if settings.exclude:
-        is_excluded = index.frame(["key"])["key"].gather(samples).is_in(settings.exclude).to_numpy()
+    if len(exclusion.names):
+        is_excluded = exclusion.mask(one.source, index.frame(["key"])["key"].gather(samples))
         refused.without(samples, is_excluded, SampleError("excluded", "on the list of excluded keys"))
         is_wanted &= ~is_excluded
     if one.share < 1.0:
-        draws = pass_draws(int(samples.max(initial=0)) + 1, one, settings, "share")[samples]
+        draws = share_draws(index, one, settings)[samples]
         told = f"pass {one.repetition} takes {one.share:g} of the source now"
         refused.without(samples, is_wanted & (draws >= one.share), SampleError(LOWERED, told))
         is_wanted &= draws < one.share

@@ -17,6 +17,7 @@ from tokenmill.errors import SampleError
 from tokenmill.manifests.named_tables import NamedTable
 from tokenmill.pipelines.plan_carried import in_part
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion
 from tokenmill.pipelines.plan_laid_out import laid_out
 from tokenmill.pipelines.plan_long import fitting, may_be_cut, too_long
 from tokenmill.pipelines.plan_samples import Samples, drawn_samples
@@ -37,9 +38,10 @@ def draw_pass(
     shard: ShardPass,
     settings: PlanSettings,
     vocabulary: Vocabulary,
+    exclusion: Exclusion = NOTHING,
     seen: NDArray[np.integer[Any]] | None = None,
 ) -> tuple[Drawn, Refused, int]:
-    """Draw the documents of one pass over a shard, but for rows that were `seen` before.
+    """Draw the documents of one pass over a shard, but for what is excluded and rows that were `seen` before.
 
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
@@ -50,7 +52,7 @@ def draw_pass(
     unseen = tokenized
     if seen is not None:
         unseen = refused.without(tokenized, np.isin(tokenized, seen), SampleError("seen", "consumed before this plan"))
-    row = wanted_rows(unseen, index, shard, settings, refused)
+    row = wanted_rows(unseen, index, shard, settings, exclusion, refused)
     nothing = np.zeros(len(row), np.int64)
     samples = Samples(row=row, string=_codes(segments)[row], kind=_codes(modality)[row], variant=nothing,
                       template=nothing)  # fmt: skip

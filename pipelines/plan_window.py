@@ -22,7 +22,9 @@ from tokenmill.pipelines.plan_carried import CARRIED
 from tokenmill.pipelines.plan_continue_documents import Carried, Carrying, numbered
 from tokenmill.pipelines.plan_documents import draw_pass
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_exclusion import Exclusion, exclusion_in
 from tokenmill.pipelines.plan_tables import PlannedWindow, window_tables
+from tokenmill.pipelines.plan_totals import document_totals, modalities_of, source_totals
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -39,7 +41,7 @@ def plan_window(
 
     `carrying` is what a plan that continues another looks up.
     """
-    draws = _Draws()
+    draws = _Draws(exclusion=exclusion_in(folder))
     for shard in window.shards:
         seen = None if carrying is None else carrying.seen_rows(shard)
         draws.add(shard, open_named_table(folder.store, shard.index), settings, vocabulary, seen)
@@ -52,10 +54,13 @@ def plan_window(
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
     planned = window_tables(packs, drawn, draws.passes, draws.left_out, counts, settings)
-    return planned if carrying is None else replace(planned, totals={**planned.totals, CARRIED: draws.carried})
+    totals = {**planned.totals, **document_totals(drawn, draws.modality, draws.passes, settings)}
+    for name, number in draws.totals.items():
+        totals[name] = totals.get(name, 0) + number
+    return replace(planned, totals=dict(sorted(totals.items())))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Draws:
     """The documents of a window, and the samples that gave none."""
 
@@ -65,7 +70,14 @@ class _Draws:
     failed: Counter[str] = field(default_factory=Counter)
     rows_in: int = 0
     passes: list[ShardPass] = field(default_factory=list)
-    carried: int = 0
+    totals: Counter[str] = field(default_factory=Counter)
+    modalities: list[NDArray[np.int64]] = field(default_factory=list)
+    exclusion: Exclusion
+
+    @property
+    def modality(self) -> NDArray[np.int64]:
+        """Each document's modality, a place in MODALITIES, int64 (D,)."""
+        return np.concatenate([np.empty(0, np.int64), *self.modalities])
 
     def add(
         self,
@@ -75,12 +87,14 @@ class _Draws:
         vocabulary: Vocabulary,
         seen: NDArray[np.integer[Any]] | None,
     ) -> None:
-        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, seen)
+        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, self.exclusion, seen)
         self.drawn.append(replace(drawn, shard=np.full(len(drawn), len(self.passes), np.int32)))
         self.passes.append(shard)
         self.rows_in += rows_in
         self.dropped += refused.dropped
         self.failed += refused.failed
+        self.totals.update(source_totals(shard.source, rows_in, refused))
+        self.modalities.append(modalities_of(index)[drawn.sample])
         if refused.listed:
             self._list(shard, index, refused)
 
@@ -92,7 +106,9 @@ class _Draws:
         self.dropped += carried.dropped
         self.failed += carried.failed
         self.rows_in += carried.rows_in
-        self.carried += sum(map(len, carried.drawn))
+        self.totals.update(carried.totals)
+        self.totals[CARRIED] += sum(map(len, carried.drawn))
+        self.modalities += carried.modalities
 
     def _list(self, shard: ShardPass, index: NamedTable, refused: Refused) -> None:
         keys = index.frame(["key"])["key"]

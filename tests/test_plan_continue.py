@@ -64,6 +64,10 @@ def begun(store: Store, settings: PlanSettings = SETTINGS) -> tuple[Plan, list[S
     return write_plan(store, [some(everything[0], 4), everything[1]], settings), everything
 
 
+def mixed(mix: dict[str, float]) -> PlanSettings:
+    return PlanSettings(context=300, window_documents=16, mix=mix)
+
+
 def after(plan: Plan, step: int) -> Border:
     return Border(plan=plan, step=step, global_packs=G)
 
@@ -252,7 +256,7 @@ def test_shards_made_anew_whose_old_index_is_gone_are_refused_by_name(store):
 def test_raised_mix_adds_only_the_passes_that_were_not_had(store):
     plan, everything = begun(store)
     border = after(plan, 6)
-    raised = SETTINGS.model_copy(update={"mix": {"pictures": 2.0, "words": 2.0}})
+    raised = mixed({"pictures": 2.0, "words": 2.0})
 
     new = write_plan(store, everything, raised, border)
 
@@ -262,7 +266,7 @@ def test_raised_mix_adds_only_the_passes_that_were_not_had(store):
 
 def test_share_raised_step_by_step_adds_up_to_one_pass(store):
     everything = [pictures(store), words(store)]
-    shares = [PlanSettings(context=300, window_documents=16, mix={"pictures": s, "words": s}) for s in (0.3, 0.7, 1.0)]
+    shares = [mixed({"pictures": s, "words": s}) for s in (0.3, 0.7, 1.0)]
     first = write_plan(store, everything, shares[0])
     one = after(first, 2)
     second = write_plan(store, everything, shares[1], one)
@@ -275,7 +279,7 @@ def test_share_raised_step_by_step_adds_up_to_one_pass(store):
 
 
 def test_lowered_mix_lets_the_rest_go_and_raised_again_brings_it_back(store):
-    plan, everything = begun(store, SETTINGS.model_copy(update={"mix": {"pictures": 2.0, "words": 1.0}}))
+    plan, everything = begun(store, mixed({"pictures": 2.0, "words": 1.0}))
     one = after(plan, 6)
     second = write_plan(store, everything, SETTINGS, one)
 
@@ -284,7 +288,7 @@ def test_lowered_mix_lets_the_rest_go_and_raised_again_brings_it_back(store):
     assert is_sound(second)
 
     two = after(second, 6 + 3)
-    raised = SETTINGS.model_copy(update={"mix": {"pictures": 2.0, "words": 2.0}})
+    raised = mixed({"pictures": 2.0, "words": 2.0})
     third = write_plan(store, everything, raised, two)
     check_every_id_once(pieces(third, range(third.num_packs), consumed(one, two)), everything, passes=2)
 
