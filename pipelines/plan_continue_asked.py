@@ -29,8 +29,8 @@ def asked_plan(
 ) -> Border | Plan | None:
     """Return the place from which a phase's plan goes on; None where it begins anew.
 
-    Where the plan before is gone, but what took over from it is finished and just what the recipe asks for, that plan is
-    returned: a takedown may have removed the other. Raises as `border_of`.
+    Where the plan before is gone, but what took over from it is finished and just what the recipe asks for, that plan
+    is returned: a takedown may have removed the other. Raises as `border_of`.
     """
     if settings.continue_from is None:
         return None
