@@ -48,6 +48,8 @@ class Packs:
         return self.offsets.size - 1
 
     def __getitem__(self, pack: int) -> list[Piece]:
+        if not 0 <= pack < len(self):
+            raise IndexError(f"pack {pack} of {len(self)}")
         at = slice(self.offsets[pack], self.offsets[pack + 1])
         rows = zip(self.document[at].tolist(), self.start[at].tolist(), self.length[at].tolist(), strict=True)
         return [Piece(*row) for row in rows]

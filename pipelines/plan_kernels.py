@@ -28,20 +28,20 @@ def choose(
 
 @compiled
 def count_losses(
-    documents: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    layouts: NDArray[np.int64],
+    starts: NDArray[np.int32],
+    lengths: NDArray[np.int32],
     offsets: NDArray[np.int64],
     span_length: NDArray[np.int32],
     span_loss: NDArray[np.uint8],
 ) -> NDArray[np.int64]:
     """Count each piece's ids by loss class, (pieces, 3); its first has no context and is counted under none (0)."""
-    counts = np.zeros((len(documents), 3), np.int64)
-    for piece in range(len(documents)):
+    counts = np.zeros((len(layouts), 3), np.int64)
+    for piece in range(len(layouts)):
         start = starts[piece]
         end = start + lengths[piece]
         position = 0
-        for span in range(offsets[documents[piece]], offsets[documents[piece] + 1]):
+        for span in range(offsets[layouts[piece]], offsets[layouts[piece] + 1]):
             behind = position + span_length[span]
             overlap = min(behind, end) - max(position, start)
             if overlap > 0:
