@@ -53,9 +53,13 @@ def draw_pass(
 
 
 def _codes(column: pa.DictionaryArray) -> NDArray[np.int64]:
-    """Give a column's codes, -1 for nulls; from its buffer, as Arrow's own way imports pandas (1.3 s)."""
-    codes = column.indices.fill_null(-1)
-    return np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes)].astype(np.int64)
+    """Give a column's codes, -1 for nulls; from its buffers, as Arrow's own ways import pandas (1.3 s)."""
+    is_valid, data = column.indices.buffers()
+    here = slice(column.offset, column.offset + len(column))
+    codes = np.frombuffer(data, np.int32)[here].astype(np.int64)
+    if is_valid is not None:
+        codes[np.unpackbits(np.frombuffer(is_valid, np.uint8), bitorder="little")[here] == 0] = -1
+    return codes
 
 
 def _fitted(
