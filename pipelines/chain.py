@@ -372,6 +372,10 @@ class Chain:
 
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
         resolved = self.recipe.plan.resolved()
+        trained = resolved[self.recipe.train.phase]
+        if trained.continue_from is None:  # what is said beside phases is said of the one that is trained on
+            said = {"continue_from": self.recipe.plan.continue_from}
+            resolved |= {trained.phase: trained.model_copy(update=said)}
         snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
         asked = [asked_plan(self.store, snapshots, one, self.recipe.train, self.recipe.storage) for one in settings]
         borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}

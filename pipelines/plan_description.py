@@ -43,6 +43,8 @@ def describe_plan(
     description = plan_summary(plan, sources, settings, mix)
     if border is not None:
         description["continues"] = continued_summary(plan, border, shards)
+        for one in description["sources"].values():
+            del one["epochs_got"]  # says nothing of a plan that has a part of its passes only
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())

@@ -150,3 +150,8 @@ def test_emu3_recipe_has_the_papers_phases_and_the_filters_of_its_parts():
     assert {name: one.context for name, one in phases.items()} == {"first": 5120, "second": 131_072}
     assert taken == {"first": {"text", "pictures"}, "second": {"text", "pictures", "films"}}
     assert check_recipe(images, "images").plan.context == 5120
+
+
+def test_going_on_is_said_of_the_trained_phase_or_of_one_by_name():
+    said = PlanSettings(continue_from="main", phases={"a": {}, "b": {"continue_from": "other@5"}})
+    assert {name: one.continue_from for name, one in said.resolved().items()} == {"a": None, "b": "other@5"}

@@ -146,7 +146,8 @@ class PlanSettings(PhaseSettings):
         """Return a plan for every phase, by name; of a recipe without phases there is one."""
         if not self.phases:
             return {self.phase: self}
-        return {name: PlanSettings(**(self.said() | one.said()), phase=name) for name, one in self.phases.items()}
+        shared = {key: value for key, value in self.said().items() if key != "continue_from"}  # is said of one phase
+        return {name: PlanSettings(**(shared | one.said()), phase=name) for name, one in self.phases.items()}
 
 
 class ModelSettings(_Settings):
