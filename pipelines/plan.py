@@ -30,7 +30,7 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 
 def plan_folder(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> StageDir:

@@ -14,7 +14,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.records import InputRef, unit_name
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.settings_train import PlanSettings
 
 

@@ -43,7 +43,7 @@ def packs_with(plan: Plan, wanted: pl.DataFrame) -> list[int]:
     packs: set[int] = set()
     for row in plan.windows.iter_rows(named=True):
         documents = read_named_table(plan.folder.store, plan.folder.at(row["documents"]), ["pack", "shard", "sample"])
-        found = documents.join(wanted, on=["shard", "sample"], how="semi")
+        found = documents.cast({"shard": pl.String}).join(wanted, on=["shard", "sample"], how="semi")
         packs.update(row["first_pack"] + pack for pack in found["pack"])
     return sorted(packs)
 
