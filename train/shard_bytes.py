@@ -58,16 +58,22 @@ class StoreBytes:
         self._lock = threading.Lock()
 
     def file(self, shard: str) -> ShardFile | None:
-        path = self._store.local_path(shard)
-        if path is None:
+        if not self._store.is_local:
             return None
         with self._lock:
-            if shard not in self._files:
-                self._files[shard] = _opened(path)
+            file = self._files.get(shard)
+            if file is None:
+                file = self._files[shard] = self._open(shard)
                 while len(self._files) > _FILES_KEPT:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)
-            return self._files[shard]
+            return file
+
+    def _open(self, shard: str) -> ShardFile:
+        path = self._store.local_path(shard)
+        if path is None:
+            raise StorageError(f"{shard}: not on a local disk")
+        return _opened(path)
 
     def ranges(self, shard: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | Exception]:
         try:
