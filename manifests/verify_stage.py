@@ -27,6 +27,7 @@ REDESCRIBE = "remove it and run the stage again, which writes it anew"
 _REPLAN = "remove plan.json and plan again"
 _THREADS = 8
 _PLAN_FILES = {"plan.json", "windows.parquet", "shards.parquet"}
+_PLAN_ASIDE = {"mix.json", "excluded.parquet"}  # of a mix with shares, of a plan that leaves samples out
 Records = dict[tuple[str, int], tuple[Commit, str]]  # (unit, attempt) → the record and its file's sha256
 
 
@@ -192,7 +193,7 @@ def _path_here(folder: StageDir, place: str, path: str) -> str:
 
 
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:
-    plan = _PLAN_FILES if folder.config.stage == "plan" else set()
+    plan = _PLAN_FILES | _PLAN_ASIDE if folder.config.stage == "plan" else set()
     for name in sorted(sizes.keys() - named - plan - {"config.json"}):
         if not name.startswith(("commits/", "snapshots/", *ASIDE)):
             findings.note(folder.at(name), "no record names it")

@@ -6,7 +6,7 @@ differs is only whether missing units may be worked on. A stage runs for all sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
 from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
-from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.plan import run_plans
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -358,8 +358,21 @@ class Chain:
         return self._single("tokenize", works, cores=cpus)
 
     @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of every phase, planned together."""
+        return self._planned(list(self.recipe.plan.resolved()))
+
+    @cached_property
     def plan(self) -> Plan:
-        return run_plan(self.store, list(self.tokenize.values()), self.recipe.plan, self._run_options("plan"))
+        """The plan that is trained on; where nothing may be planned, those of other phases need not be there."""
+        phase = self.recipe.train.phase
+        return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
+
+    def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
+        resolved = self.recipe.plan.resolved()
+        snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
+        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage)
+        return dict(zip(phases, found, strict=True))
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""

@@ -23,6 +23,8 @@ from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.plan_description import describe_plan
+from tokenmill.pipelines.plan_exclusion import Exclusion, read_exclusion
+from tokenmill.pipelines.plan_mix import Mix, find_mix
 from tokenmill.pipelines.plan_tables import PlannedWindow
 from tokenmill.pipelines.plan_window import plan_window
 from tokenmill.pipelines.plan_windows import Window, check_sources, windows_of
@@ -33,18 +35,23 @@ from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 PLAN_VERSION = 5
 
 
-def plan_folder(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> StageDir:
+def plan_folder(
+    store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, exclusion: Exclusion | None = None
+) -> StageDir:
     """Give the folder of the plan over these tokenize snapshots; its config digest is the plan id.
 
-    Raises RecipeError when sources are missing, mixed twice, or tokenized with different vocabularies.
+    `exclusion` is what the plan leaves out, if it was read already. Raises RecipeError when sources are missing, mixed
+    twice, or tokenized with different vocabularies.
     """
     check_sources(snapshots, settings)
+    left_out = read_exclusion(settings) if exclusion is None else exclusion
     config = StageConfig(
         stage="plan",
         version=PLAN_VERSION,
         schema=PLAN_SCHEMA,
         settings={
-            "plan": settings.model_dump(mode="json"),
+            "plan": settings.model_dump(mode="json", exclude={"phases", "exclude", "exclude_files"}),
+            "excluded": left_out.digest,
             "snapshots": {snapshot.folder.source: snapshot.digest for snapshot in snapshots},
         },
         fingerprints={"vocabulary": plan_vocabulary(snapshots).fingerprint},
@@ -89,22 +96,52 @@ def commit_window(folder: StageDir, window: Window, planned: PlannedWindow) -> C
 
 def write_plan(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> Plan:
     """Plan a phase in this process, resuming; a finished plan is only opened."""
-    return run_plan(store, snapshots, settings, RunOptions(quiet=True))
+    return run_plans(store, snapshots, [settings], RunOptions(quiet=True))[0]
 
 
-def run_plan(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings, options: RunOptions) -> Plan:
-    """Plan a phase as the runner is told to (in this process or on a pool), resuming."""
-    folder = plan_folder(store, snapshots, settings)
-    windows = windows_of(folder.config.digest, snapshots, settings)
+def run_plans(
+    store: Store,
+    snapshots: Sequence[Snapshot],
+    phases: Sequence[PlanSettings],
+    options: RunOptions,
+    storage: Mapping[str, Any] | None = None,
+) -> list[Plan]:
+    """Plan some phases as the runner is told to (in this process or on one pool), resuming.
+
+    `storage` says how lists of excluded samples are reached. Raises RecipeError for what the snapshots cannot give.
+    """
+    described = [_describe_work(store, snapshots, one, storage, may_write=options.allow_work) for one in phases]
+    plans = run_stage("plan", [work for work, _ in described], options)
+    return [
+        finish_plan(plan, work, mix, snapshots, settings)
+        for (plan,), (work, mix), settings in zip(plans, described, phases, strict=True)
+    ]
+
+
+def _describe_work(
+    store: Store,
+    snapshots: Sequence[Snapshot],
+    settings: PlanSettings,
+    storage: Mapping[str, Any] | None,
+    *,
+    may_write: bool,
+) -> tuple[StageWork, Mix]:
+    """Say which windows a phase has; of a mix with shares the sources are counted, once."""
+    exclusion = read_exclusion(settings, storage)
+    folder, vocabulary = plan_folder(store, snapshots, settings, exclusion), plan_vocabulary(snapshots)
+    mix = find_mix(folder, snapshots, settings, vocabulary, exclusion, may_write=may_write)
+    if may_write and exclusion.digest is not None:
+        folder.describe()
+        exclusion.publish(folder)
+    windows = windows_of(folder.config.digest, snapshots, settings, mix.epochs)
     work = StageWork(
         title=f"plan {settings.phase}",
         folders=(folder,),
         units=[Unit(inputs=window.inputs, payload={"window": window}) for window in windows],
-        make_worker=partial(PlanWorker, settings, plan_vocabulary(snapshots).spec),
+        make_worker=partial(PlanWorker, settings, vocabulary.spec),
         parents={f"{snapshot.folder.config.stage}/{snapshot.folder.source}": snapshot.digest for snapshot in snapshots},
     )
-    ((plan,),) = run_stage("plan", [work], options)
-    return finish_plan(plan, windows, snapshots, settings)
+    return work, mix
 
 
 class PlanWorker:
@@ -130,7 +167,7 @@ class PlanWorker:
 
 
 def finish_plan(
-    plan: Snapshot, windows: Sequence[Window], snapshots: Sequence[Snapshot], settings: PlanSettings
+    plan: Snapshot, work: StageWork, mix: Mix, snapshots: Sequence[Snapshot], settings: PlanSettings
 ) -> Plan:
     """Publish the plan's description, once all windows are there."""
     if plan.counts.out == 0:
@@ -140,5 +177,5 @@ def finish_plan(
         )
     folder = plan.folder
     if not folder.store.exists(folder.at("plan.json")):
-        describe_plan(plan, snapshots, settings, [shard for window in windows for shard in window.shards])
+        describe_plan(plan, snapshots, settings, mix)
     return open_plan(folder.store, folder.path)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,13 +16,12 @@ from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
-from tokenmill.pipelines.plan_windows import ShardPass
+from tokenmill.pipelines.plan_figures import cost_spread, grouped, mix_spread, source_figures
+from tokenmill.pipelines.plan_mix import Mix
 from tokenmill.settings_train import PlanSettings
 
 
-def describe_plan(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
-) -> None:
+def describe_plan(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> None:
     """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`."""
     folder = plan.folder
     tables = {
@@ -32,18 +31,15 @@ def describe_plan(
     for name, data in tables.items():
         folder.store.put(folder.at(name), data)
     fault_point("plan:before-description")
-    description = plan_summary(plan, sources, settings, passes)
+    description = plan_summary(plan, sources, settings, mix)
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
 
-def plan_summary(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
-) -> dict[str, Any]:
-    """Give the description as JSON values; `fill` is the share of all positions that hold ids of documents."""
-    totals = plan.totals
-    first = sources[0].folder.config.settings
+def plan_summary(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> dict[str, Any]:
+    """Give the description as JSON values."""
+    totals, first = plan.totals, sources[0].folder.config.settings
     return {
         "schema": PLAN_SCHEMA,
         "plan": plan.folder.config.digest,
@@ -66,33 +62,48 @@ def plan_summary(
         },
         "num_packs": plan.counts.out,
         "num_windows": len(plan.commits),
-        "fill": totals["tokens"] / (settings.context * plan.counts.out),
+        **_outcome(plan, settings),
         "counts": plan.counts.to_json(),
-        "totals": {name: value for name, value in totals.items() if "." not in name},
-        "templates": _grouped(totals, "template"),
-        "sources": {s.folder.source: _source(s, totals, passes) for s in sources},
+        "totals": {name: value for name, value in totals.items() if "." not in name and name not in _NO_SUMS},
+        "templates": grouped(totals, "template"),
+        "modalities": grouped(totals, "modality"),
+        "sources": {s.folder.source: _source(s, totals, settings, mix) for s in sources},
+        "tokens_asked": mix.tokens and round(mix.tokens),
     }
 
 
-def _source(snapshot: Snapshot, totals: dict[str, int], passes: Sequence[ShardPass]) -> dict[str, Any]:
-    name = snapshot.folder.source
-    epochs = {shard.repetition: shard.share for shard in passes if shard.source == name}
+_NO_SUMS = ("longest", "packs_bound")  # of windows: one is no sum, the other stands as `supply_bound`
+
+
+def _outcome(plan: Snapshot, settings: PlanSettings) -> dict[str, Any]:
+    """Say how well the plan came out.
+
+    `fill` is the share of all positions that hold ids of documents, `supply_bound` the largest that any packing of
+    these windows could reach, `longest` the ids of the longest document, pieces of it together.
+    """
+    totals, commits = plan.totals, plan.commits
+    bound = totals.get("packs_bound", 0) * settings.context
     return {
-        "folder": snapshot.folder.path,
-        "snapshot": snapshot.digest,
-        "epochs": sum(epochs.values()),
-        "tokens": totals.get(f"source.{name}.tokens", 0),
+        "fill": totals["tokens"] / (settings.context * plan.counts.out),
+        "supply_bound": totals["tokens"] / bound if bound else None,
+        "longest": max(commit.totals.get("longest", 0) for commit in commits),
+        "window_mix": mix_spread(commits),
+        "cost_spread": cost_spread(plan),
     }
 
 
-def _grouped(totals: dict[str, int], prefix: str) -> dict[str, dict[str, int]]:
-    """Turn `template.generation.tokens` and the like into nested mappings."""
-    grouped: dict[str, dict[str, int]] = {}
-    for name, value in totals.items():
-        if name.startswith(f"{prefix}."):
-            middle, _, last = name[len(prefix) + 1 :].rpartition(".")
-            grouped.setdefault(middle, {})[last] = value
-    return grouped
+def _source(snapshot: Snapshot, totals: Mapping[str, int], settings: PlanSettings, mix: Mix) -> dict[str, Any]:
+    name = snapshot.folder.source
+    figures = source_figures(grouped(totals, "source").get(name, {}), mix.epochs[name])
+    figures |= {"folder": snapshot.folder.path, "snapshot": snapshot.digest}
+    if name in mix.measured:
+        found = mix.measured[name]
+        figures |= {
+            "share_asked": settings.of_source(name).share,
+            "share": figures["tokens"] / totals["tokens"] if totals["tokens"] else 0.0,
+            "measured": {"tokens": round(found.tokens), "files": found.read, "error": round(found.error, 6)},
+        }
+    return figures
 
 
 def _windows(plan: Snapshot) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenmill.errors import SampleError
 from tokenmill.manifests.named_tables import NamedTable
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion
 from tokenmill.pipelines.plan_laid_out import laid_out
 from tokenmill.pipelines.plan_long import fitting, may_be_cut, too_long
 from tokenmill.pipelines.plan_samples import Samples, drawn_samples
@@ -32,16 +33,20 @@ if TYPE_CHECKING:
 
 
 def draw_pass(
-    index: NamedTable, shard: ShardPass, settings: PlanSettings, vocabulary: Vocabulary
+    index: NamedTable,
+    shard: ShardPass,
+    settings: PlanSettings,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion = NOTHING,
 ) -> tuple[Drawn, Refused, int]:
-    """Draw the documents of one pass over a shard.
+    """Draw the documents of one pass over a shard, but for what is excluded.
 
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
     modality, segments = index.codes(["modality", "segments"])
     tokenized = np.flatnonzero(np.asarray(segments.is_valid()))  # others failed there, and are never drawn
     refused = Refused()
-    row = wanted_rows(tokenized, index, shard, settings, refused)
+    row = wanted_rows(tokenized, index, shard, settings, exclusion, refused)
     nothing = np.zeros(len(row), np.int64)
     samples = Samples(row=row, string=_codes(segments)[row], kind=_codes(modality)[row], variant=nothing,
                       template=nothing)  # fmt: skip

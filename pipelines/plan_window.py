@@ -20,7 +20,9 @@ from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.packing import pack
 from tokenmill.pipelines.plan_documents import draw_pass
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, joined
+from tokenmill.pipelines.plan_exclusion import Exclusion, exclusion_in
 from tokenmill.pipelines.plan_tables import PlannedWindow, window_tables
+from tokenmill.pipelines.plan_totals import document_totals, modalities_of, source_totals
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -28,7 +30,7 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 
 def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabulary: Vocabulary) -> PlannedWindow:
     """Draw, pack and shuffle the documents of one window; reads its indexes, writes nothing."""
-    draws = _Draws()
+    draws = _Draws(exclusion=exclusion_in(folder))
     for number, shard in enumerate(window.shards):
         draws.add(number, shard, open_named_table(folder.store, shard.index), settings, vocabulary)
     drawn = joined(draws.drawn)
@@ -36,10 +38,12 @@ def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabu
     packs = packs.reordered(_order(len(packs), folder.config.digest, window.unit))
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
-    return window_tables(packs, drawn, window.shards, draws.left_out, counts, settings)
+    planned = window_tables(packs, drawn, window.shards, draws.left_out, counts, settings)
+    told = Counter(planned.totals) + draws.totals + document_totals(drawn, draws.modality, window.shards, settings)
+    return replace(planned, totals=dict(sorted(told.items())))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Draws:
     """The documents of a window, and the samples that gave none."""
 
@@ -47,16 +51,26 @@ class _Draws:
     left_out: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    totals: Counter[str] = field(default_factory=Counter)
+    modalities: list[NDArray[np.int64]] = field(default_factory=list)
     rows_in: int = 0
+    exclusion: Exclusion
+
+    @property
+    def modality(self) -> NDArray[np.int64]:
+        """Each document's modality, a place in MODALITIES, int64 (D,)."""
+        return np.concatenate([np.empty(0, np.int64), *self.modalities])
 
     def add(
         self, number: int, shard: ShardPass, index: NamedTable, settings: PlanSettings, vocabulary: Vocabulary
     ) -> None:
-        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary)
+        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, self.exclusion)
         self.drawn.append(replace(drawn, shard=np.full(len(drawn), number, np.int32)))
         self.rows_in += rows_in
         self.dropped += refused.dropped
         self.failed += refused.failed
+        self.totals += source_totals(shard.source, rows_in, refused)
+        self.modalities.append(modalities_of(index)[drawn.sample])
         if refused.listed:
             self._list(shard, index, refused)
 
