@@ -20,6 +20,7 @@ import numpy as np
 
 from tokenmill.errors import ManifestError, RecipeError, RunError, SampleError, StorageError
 from tokenmill.manifests.plans import Placed, Plan
+from tokenmill.settings_train import LoaderSettings
 from tokenmill.tokenize.documents import Assembled, assemble
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -99,9 +100,11 @@ class PlanLoader:
         world: int = 1,
         micro_packs: int = 1,
         attention_share: float = 0.0,
-        threads: int = 2,
-        read_ahead_steps: int = 2,
+        threads: int | None = None,
+        read_ahead_steps: int | None = None,
+        settings: LoaderSettings | None = None,
     ) -> None:
+        settings = settings or LoaderSettings()
         if world > global_packs:
             raise RecipeError(f"train: {world} ranks cannot share {global_packs} packs a step (global_packs_per_step)")
         if vocabulary.fingerprint != plan.description["vocabulary_fingerprint"]:
@@ -115,7 +118,9 @@ class PlanLoader:
         self.rank, self.world = rank, world
         self._micro_packs = min(micro_packs, -(-global_packs // world))
         self._attention_share = attention_share
-        self._threads, self._read_ahead = threads, read_ahead_steps
+        self._settings = settings
+        self._threads = settings.threads if threads is None else threads
+        self._read_ahead = settings.read_ahead_steps if read_ahead_steps is None else read_ahead_steps
         self._reader = SampleReader(plan.folder.store, plan.index_of)
         self._faults = _FaultBudget()
 
@@ -133,15 +138,15 @@ class PlanLoader:
         first = step % self.steps_per_epoch * self.global_packs
         return list(range(first, min(first + self.global_packs, self.plan.num_packs)))
 
-    def step(self, number: int) -> Step:
-        """Read and assemble this rank's part of a step."""
+    def step(self, number: int, only: int | None = None) -> Step:
+        """Read and assemble this rank's part of a step, or only one of its micro-batches."""
         packs = self.packs_of(number)
         costs = [self.plan.cost(pack) for pack in packs]
         hands = deal([cost.cost(self._attention_share) for cost in costs], self.world, self._micro_packs)[self.rank]
         hands += [[None] * self._micro_packs] * (self.micro_steps - len(hands))
         samples: list[ReadSample] = []
         micro_batches = []
-        for hand in hands:
+        for hand in hands if only is None else [hands[only]]:
             arrays = [self._pack(packs[dealt], samples) if dealt is not None else self._filler() for dealt in hand]
             micro_batches.append(join_packs(arrays))
         return Step(
@@ -155,16 +160,33 @@ class PlanLoader:
         )
 
     def steps(self, start: int, stop: int) -> Generator[Step, None, None]:
-        """Yield steps [start, stop), read ahead by threads; order and content do not depend on them."""
+        """Yield steps [start, stop), read ahead by threads; order and content do not depend on them.
+
+        Raises RunError for a step that does not come in time.
+        """
+        if self._threads == 0:
+            yield from map(self.step, range(start, stop))
+            return
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         ahead: deque[Future[Step]] = deque()
         try:
             for number in range(start, stop):
                 while len(ahead) < self._read_ahead and number + len(ahead) < stop:
                     ahead.append(pool.submit(self.step, number + len(ahead)))
-                yield ahead.popleft().result()
+                yield self._awaited(ahead.popleft(), number)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _awaited(self, step: Future[Step], number: int) -> Step:
+        try:
+            return step.result(self._settings.timeout_s)
+        except TimeoutError:
+            if step.done():
+                raise
+            raise RunError(
+                f"train: step {number} did not come within {self._settings.timeout_s:g} s (train.loader.timeout_s); "
+                "is the store, or the disk, still there?"
+            ) from None
 
     def state(self, step: int) -> LoaderState:
         """Tell the state after `step` steps."""
