@@ -114,7 +114,8 @@ class ShardCache:
                 os.fsync(file.fileno())
             if digest.hexdigest() != sha256:
                 raise ManifestError(replaced_message(shard, size))
-            part.replace(self.path(sha256))
+            with _locked(self.folder / "lock-room"):  # or who counts meanwhile may see it twice, or never
+                part.replace(self.path(sha256))
         self._watch_for_thrashing(shard)
         return True
 

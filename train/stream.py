@@ -77,7 +77,7 @@ class PlanStream(IterableDataset[MicroBatch]):
         if not 0 <= rank < world:
             raise RecipeError(f"train: rank {rank} of {world} ranks; ranks go from 0 to world - 1")
         self._store, self._path, self._spec = plan.folder.store, plan.folder.path, vocabulary.spec
-        self._shape = {
+        self._shape: dict[str, Any] = {
             "global_packs": global_packs,
             "rank": rank,
             "world": world,
