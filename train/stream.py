@@ -106,10 +106,19 @@ class PlanStream(IterableDataset[MicroBatch]):
 
     @property
     def loader(self) -> PlanLoader:
-        """The loader of this process: a worker, forked or spawned, opens the plan for itself."""
-        if self._loader is None or self._process != os.getpid():
+        """The loader of this process: a worker that was started anew opens the plan for itself.
+
+        Raises RunError in a forked process: the threads of Polars and of the object store's client did not come along,
+        and the first table would be waited for for ever.
+        """
+        if self._process != os.getpid():
+            raise RunError(
+                "train: a DataLoader's worker was forked from this process, and would hang; give the DataLoader "
+                'multiprocessing_context="spawn", or use WorkerStream(stream, num_workers)'
+            )
+        if self._loader is None:
             plan = open_plan(open_store(self._store.url, self._store.options), self._path)
-            self._loader, self._process = self._made(plan, build_vocabulary(self._spec)), os.getpid()
+            self._loader = self._made(plan, build_vocabulary(self._spec))
         return self._loader
 
     @property
@@ -121,8 +130,16 @@ class PlanStream(IterableDataset[MicroBatch]):
         """Micro-batches of every step, the same number on every rank."""
         return self.loader.micro_steps
 
+    @property
+    def timeout_s(self) -> float:
+        """How long a step may be waited for."""
+        return self._settings.timeout_s
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_loader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_process": os.getpid()})
 
     def state_dict(self) -> dict[str, Any]:
         """Tell what was consumed: every step whose last micro-batch was handed out; under 1 KB of JSON.
@@ -142,14 +159,13 @@ class PlanStream(IterableDataset[MicroBatch]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state with the next iteration; raises RecipeError naming the fields of another plan's."""
-        self._step = self.loader.step_of(state)
-        self._item, self._broken_off = None, False
-        if "item" in state:
-            self._item = _item_of(state)
+        step, item = _step_of(self.loader, state), _item_of(state)
+        self.seek(step)
+        self._item = item
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin the next iteration with an epoch: for DataLoaders whose workers are started anew for each of them."""
-        self._step, self._item, self._broken_off = epoch * self.steps_per_epoch, None, False
+    def seek(self, step: int) -> None:
+        """Begin the next iteration with this step, counted over the epochs."""
+        self._step, self._item, self._broken_off = step, None, False
 
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = get_worker_info()
@@ -168,7 +184,7 @@ class PlanStream(IterableDataset[MicroBatch]):
         if self._broken_off:
             raise RunError(
                 "train: an iteration over persistent workers was left early, and what they had made ahead is lost; "
-                "start the DataLoader anew after load_state_dict(state_after(steps done))"
+                "make a new DataLoader after stream.seek(steps done)"
             )
         self._broken_off = True
         loader, micro_steps = self.loader, self.micro_steps
@@ -209,8 +225,21 @@ def micro_batch(step: Step, number: int, micro_steps: int) -> MicroBatch:
     )
 
 
-def _item_of(state: Mapping[str, Any]) -> int:
-    """Return where a worker goes on; raises RecipeError if the state is another worker's."""
+def _step_of(loader: PlanLoader, state: Mapping[str, Any]) -> int:
+    """Return the step to go on with; raises RecipeError also for what never was a state."""
+    try:
+        step = loader.step_of(state)
+        if step >= 0 and loader.state(step).to_json().items() <= dict(state).items():
+            return step
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise RecipeError(f"train: no state of this loader: {str(dict(state))[:300]}")
+
+
+def _item_of(state: Mapping[str, Any]) -> int | None:
+    """Return where a worker goes on, if the state is one's; raises RecipeError if it is another worker's."""
+    if "item" not in state:
+        return None
     worker = get_worker_info()
     mine = None if worker is None else (worker.id, worker.num_workers)
     if mine != (state["worker"], state["workers"]):
