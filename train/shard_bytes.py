@@ -126,7 +126,7 @@ class StoreBytes:
         self._reader.close()
 
     def _opened(self, shard: str) -> ShardFile | None:
-        path = self._store.local_path(shard)
+        path = self._store.local_path(shard) if self._store.is_local else None
         if path is None:
             return self._cached(shard)
         try:

@@ -2,17 +2,18 @@
 
 Waiting for whole shards would delay the first batch by gigabytes, so nothing ever waits here: what has come is used
 from then on. Two at a time a process, and one of a node for each shard (the cache's locks). A shard that turns out not
-to be the planned one is told to whoever asks for it next.
+to be the planned one is told to whoever asks for it next. A process that ends does not wait for a download either.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from functools import partial
 
 from tokenmill.errors import ManifestError, RunError, StorageError
 from tokenmill.manifests.shard_cache import ShardCache
+from tokenmill.train.read_ahead import Threads
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 2
@@ -25,8 +26,7 @@ class Downloads:
         self._cache = cache
         self._asked: set[str] = set()
         self._refused: dict[str, str] = {}
-        self._queue: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._threads: Threads | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
 
@@ -38,12 +38,9 @@ class Downloads:
             if shard in self._asked:
                 return
             self._asked.add(shard)
-            self._queue.put((shard, sha256))
-            if len(self._threads) < _AT_ONCE:
-                # Daemons: a process that ends does not wait for a shard, and what is half there counts for nothing.
-                thread = threading.Thread(target=self._work, args=(self._stop,), name="shard-download", daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            if self._threads is None:
+                self._threads, self._stop = Threads(_AT_ONCE, "shard-download"), threading.Event()
+            self._threads.submit(partial(self._fetch, shard, sha256, self._stop))
 
     def forget(self, shard: str) -> None:
         """Let a shard that went out of the cache be fetched again when it is asked for."""
@@ -51,27 +48,20 @@ class Downloads:
             self._asked.discard(shard)
 
     def close(self) -> None:
-        """Give up what is under way and wait for the threads; asking again starts new ones."""
+        """Give up what is under way; asking again begins anew."""
         with self._lock:
-            threads, self._threads = self._threads, []
+            threads, self._threads = self._threads, None
             self._stop.set()
-            for _ in threads:
-                self._queue.put(None)
-        for thread in threads:
-            thread.join()
-        with self._lock:
-            self._stop = threading.Event()
-            self._queue = queue.SimpleQueue()
             self._asked.clear()
+        if threads is not None:
+            threads.close()
 
-    def _work(self, stop: threading.Event) -> None:
-        waiting = self._queue
-        while (item := waiting.get()) is not None and not stop.is_set():
-            shard, sha256 = item
-            try:
-                here = self._cache.fetch(shard, sha256, wanted=lambda: not stop.is_set())
-                log.debug("%s: %s", shard, "in the cache" if here else "not cached")
-            except ManifestError as error:
+    def _fetch(self, shard: str, sha256: str, stop: threading.Event) -> None:
+        try:
+            self._cache.fetch(shard, sha256, wanted=lambda: not stop.is_set())
+        except ManifestError as error:
+            log.error("%s", error)
+            with self._lock:
                 self._refused[shard] = str(error)
-            except (StorageError, OSError) as error:
-                log.warning("%s: not cached (%s); it is read by ranges", shard, error)
+        except (StorageError, OSError) as error:
+            log.warning("%s: not cached (%s); it is read by ranges", shard, error)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 from tokenmill.errors import StorageError
 from tokenmill.manifests.storage import Store
+from tokenmill.train.read_ahead import Threads
 
 GAP_BYTES = 2**18
 _BLOCK_BYTES = 8 * 2**20  # longer ones are better read side by side
@@ -50,7 +51,7 @@ class RangeReader:
 
     def __init__(self, store: Store, connections: int) -> None:
         self._store, self._connections = store, connections
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Threads | None = None
         self._lock = threading.Lock()
 
     def fetch(self, wanted: Mapping[str, Sequence[Range]]) -> dict[str, list[Piece]]:
@@ -60,7 +61,7 @@ class RangeReader:
             done = [self._read(shard, wanted[shard], block) for shard, block in jobs]
         else:
             pool = self._threads()
-            futures = [pool.submit(self._read, shard, wanted[shard], block) for shard, block in jobs]
+            futures = [pool.submit(partial(self._read, shard, wanted[shard], block)) for shard, block in jobs]
             done = [future.result() for future in futures]
         found: dict[str, list[Piece]] = {shard: [b""] * len(ranges) for shard, ranges in wanted.items()}
         for (shard, block), pieces in zip(jobs, done, strict=True):
@@ -73,12 +74,12 @@ class RangeReader:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.close()
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self) -> Threads:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._connections, thread_name_prefix="shard-ranges")
+                self._pool = Threads(self._connections, "shard-ranges")
             return self._pool
 
     def _read(self, shard: str, ranges: Sequence[Range], block: Block) -> list[Piece]:
@@ -90,25 +91,30 @@ class RangeReader:
         return [data[start : start + length] for start, length in places]
 
     def _one_by_one(self, shard: str, ranges: Sequence[Range], error: StorageError) -> list[Piece]:
-        """Read what a truncated shard still has; a store that cannot be asked for the size is not asked for more."""
-        try:
-            size = self._store.size(shard)
-        except StorageError as why:
-            return [why] * len(ranges)
-        pieces: list[Piece] = []
-        for start, length in ranges:
-            if start + length > size:
-                pieces.append(StorageError(truncated_message(f"{self._store.url}/{shard}", size, start + length)))
-            elif len(ranges) == 1:
-                pieces.append(error)
-            else:
-                pieces += self._read(shard, [(start, length)], Block(start, start + length, [0]))
-        return pieces
+        """Read what a truncated shard still has."""
+        if len(ranges) == 1:
+            start, length = ranges[0]
+            return [explained(self._store, shard, start + length, error)]
+        size = _size_of(self._store, shard)
+        if size is None or max(start + length for start, length in ranges) <= size:
+            return [error] * len(ranges)
+        return [self._read(shard, [one], Block(one[0], sum(one), [0]))[0] for one in ranges]
 
 
-def truncated_message(shard: str, size: int, end: int) -> str:
-    """Say that a shard ends before a place that its index names."""
-    return (
-        f"{shard}: has {size} bytes, its index names bytes up to {end}: it was truncated or replaced; "
+def explained(store: Store, shard: str, end: int, error: StorageError) -> StorageError:
+    """Say what is wrong with a shard that could not be read up to a place that its index names."""
+    size = _size_of(store, shard)
+    if size is None or end <= size:
+        return error
+    return StorageError(
+        f"{store.url}/{shard}: has {size} bytes, its index names bytes up to {end}: it was truncated or replaced; "
         'run "tokenmill verify --deep" on its folder'
     )
+
+
+def _size_of(store: Store, shard: str) -> int | None:
+    """Return how long a shard is, or None where the store does not say."""
+    try:
+        return store.size(shard)
+    except StorageError:
+        return None

@@ -21,7 +21,9 @@ from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import LoaderSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
-from tokenmill.train.loader import PlanLoader, Step
+from tokenmill.train.loader import PlanLoader
+from tokenmill.train.loading import loading
+from tokenmill.train.steps import Step
 
 
 class MicroBatch(TypedDict):
@@ -205,7 +207,7 @@ class PlanStream(IterableDataset[MicroBatch]):
         return (step // per_epoch + 1) * per_epoch if self._stop_step is None else max(step, self._stop_step)
 
     def _made(self, plan: Plan, vocabulary: Vocabulary) -> PlanLoader:
-        return PlanLoader(plan, vocabulary, settings=self._settings, **self._shape)
+        return PlanLoader(plan, vocabulary, **loading(plan, self._settings), **self._shape)
 
 
 def micro_batch(step: Step, number: int, micro_steps: int) -> MicroBatch:

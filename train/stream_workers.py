@@ -20,10 +20,11 @@ class WorkerStream:
 
     def __init__(self, stream: PlanStream, num_workers: int, **arguments: Any) -> None:
         self.stream = stream
-        started = {"multiprocessing_context": "spawn", "timeout": stream.timeout_s} if num_workers else {}
-        self._loader: DataLoader[MicroBatch] = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, **started | arguments
+        started: dict[str, Any] = (
+            {"multiprocessing_context": "spawn", "timeout": stream.timeout_s} if num_workers else {}
         )
+        arguments = started | arguments
+        self._loader: DataLoader[MicroBatch] = DataLoader(stream, batch_size=None, num_workers=num_workers, **arguments)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         batches = iter(self._loader)

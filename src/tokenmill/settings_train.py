@@ -105,7 +105,7 @@ class LoaderSettings(_Settings):
     """How a rank gets the bytes of its packs; nothing here changes what it reads."""
 
     threads: int = Field(default=2, ge=0, le=256, description="that read and assemble steps ahead; 0 = none ahead")
-    read_ahead_steps: int = Field(default=2, ge=1, description="steps that are made before they are asked for, at most")
+    read_ahead_steps: int = Field(default=4, ge=1, description="steps that are made before they are asked for, at most")
     read_ahead_bytes: int = Field(
         default=2**30, ge=2**20, description="of those steps' arrays in memory, at most; one step always is"
     )
