@@ -83,8 +83,8 @@ class PlanLoader:
         self._read_ahead_steps, self._read_ahead_bytes = read_ahead_steps, read_ahead_bytes
         self._step_timeout_s = step_timeout_s
         self._waiting_for: dict[int, str] = {}  # thread → shard
-        source = StoreBytes(plan.folder.store) if source is None else source
-        self._assembler = Assembler(plan, vocabulary, source, self._waits, read_ahead_steps + threads + 1)
+        self._source = StoreBytes(plan.folder.store) if source is None else source
+        self._assembler = Assembler(plan, vocabulary, self._source, self._waits, read_ahead_steps + threads + 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,13 +100,14 @@ class PlanLoader:
         first = step % self.steps_per_epoch * self.global_packs
         return range(first, min(first + self.global_packs, self.plan.num_packs))
 
-    def step(self, number: int) -> Step:
-        """Read and assemble this rank's part of a step."""
+    def step(self, number: int, only: int | None = None) -> Step:
+        """Read and assemble this rank's part of a step, or only one of its micro-batches."""
         packs = self.packs_of(number)
         costs = self.plan.costs(packs.start, packs.stop)
         loads = (costs.tokens + self._attention_share * costs.squares).tolist()
         hands = deal(loads, self.world, self.micro_packs)[self.rank]
         hands += [[None] * self.micro_packs] * (self.micro_steps - len(hands))
+        hands = hands if only is None else [hands[only]]
         micro_batches, faults = self._assembler.micro_batches(packs.start, costs, hands)
         mine = [packs[dealt] for hand in hands for dealt in hand if dealt is not None]
         return Step(
@@ -125,9 +126,10 @@ class PlanLoader:
 
         Raises RunError naming the shards that threads wait for when a step does not come in time.
         """
-        if not self._threads:
-            yield from map(self.step, range(start, stop))
-            return
+        with closing(self._source):
+            yield from self._in_threads(start, stop) if self._threads else map(self.step, range(start, stop))
+
+    def _in_threads(self, start: int, stop: int) -> Generator[Step, None, None]:
         number = start
         results = ahead(self.step, range(start, stop), threads=self._threads, most=self._ahead(),
                         timeout_s=self._step_timeout_s)  # fmt: skip

@@ -24,6 +24,7 @@ from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.tokenize.segments import Segment, segments_from_json
 from tokenmill.train.shard_index import index_name
+from tokenmill.train.shard_ranges import explained
 
 _INDEXES_KEPT = 64
 _COLUMNS = ("key", "modality", "segments", "codes_offset", "codes_length", "text_offset", "text_length")
@@ -69,7 +70,10 @@ class SampleReader:
         spans = {name: (row[f"{name}_offset"], row[f"{name}_length"]) for name in ("codes", "text")}
         start = min(offset for offset, length in spans.values() if length)
         end = max(offset + length for offset, length in spans.values())
-        data = memoryview(self._store.read_range(shard, start, end - start))
+        try:
+            data = memoryview(self._store.read_range(shard, start, end - start))
+        except StorageError as error:
+            raise explained(self._store, shard, end, error) from error
         arrays = {name: _array(data[at - start : at - start + length]) for name, (at, length) in spans.items()}
         segments = segments_from_json(json.loads(row["segments"]))
         return Sample(row["key"], row["modality"], segments, arrays["text"], arrays["codes"])

@@ -1,7 +1,7 @@
 """Bytes of the documents of some packs: open files for the kernel to read, or stretches fetched from elsewhere.
 
 What lies on a local disk costs nothing here but a look-up. Of remote shards, all stretches that a step needs are asked
-for at once, shard by shard side by side, and lie in one buffer behind one another.
+for at once, and lie in one buffer behind one another.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 from tokenmill.errors import StorageError
 from tokenmill.train import assembly_kernel as kernel
 from tokenmill.train.pack_blocks import Block
-from tokenmill.train.read_ahead import Threads
 from tokenmill.train.shard_bytes import ShardBytes, ShardFile
 
 log = logging.getLogger(__name__)
 
-_SHARDS_AT_ONCE = 16  # that ranges are asked of
 _NOTHING = np.empty(0, np.uint8)
 
 
@@ -48,7 +45,6 @@ class PieceReader:
 
     def __init__(self, source: ShardBytes, waits: Callable[[str], None]) -> None:
         self._source, self._waits = source, waits
-        self._fetchers: Threads | None = None
         self._warned: set[str] = set()
 
     def pieces(self, block: Block, slots: NDArray[np.int64], documents: int) -> Pieces:
@@ -95,16 +91,13 @@ class PieceReader:
         fetched_at: NDArray[np.int64],
     ) -> None:
         """Fill the buffer, and write where each document's stretches begin."""
-        if self._fetchers is None:
-            self._fetchers = Threads(_SHARDS_AT_ONCE, "fetch")
-        asked = []
-        for place, stretches in wanted.items():
-            ranges = [(one.start, one.length) for one in stretches]
-            asked.append((place, self._fetchers.submit(partial(self._source.ranges, block.shards[place], ranges))))
+        names = [block.shards[place] for place in wanted]
+        self._waits(", ".join(names[:3]) + (" and others" if len(names) > 3 else ""))
+        ranges = {block.shards[place]: [(one.start, one.length) for one in asked] for place, asked in wanted.items()}
+        found = self._source.fetch(ranges)
         missing = set()
-        for place, future in asked:
-            self._waits(block.shards[place])
-            for one, piece in zip(wanted[place], future.result(), strict=True):
+        for place, stretches in wanted.items():
+            for one, piece in zip(stretches, found[block.shards[place]], strict=True):
                 if isinstance(piece, Exception):
                     missing.add(one.document)
                     continue
