@@ -5,7 +5,7 @@
 Writes the index files of a made-up source (`made/token_indexes.py`), which is no part of the time and is kept in
 `--folder` for the next run; then, in a process of its own with both cores, plans it into packs of 5,120 ids and writes
 the plan. `resident_bytes_per_document` is what that process grew by at its peak since it had everything imported and
-compiled. `phases_s` are seconds of the workers, two of which run at the same time.
+compiled. `cpu_us_per_document` are the steps of planning one shard, without threads beside it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from made.token_indexes import SOURCE, VOCABULARY, token_folder, write_indexes
 
 from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.named_tables import open_named_table
+from tokenmill.manifests.records import Counts
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.stagedir import table_bytes
+from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.execution_threads import available_cpus
-from tokenmill.pipelines.plan import run_plan, write_plan
+from tokenmill.pipelines.packing import pack
+from tokenmill.pipelines.plan import plan_vocabulary, run_plan, write_plan
+from tokenmill.pipelines.plan_documents import draw_pass
+from tokenmill.pipelines.plan_tables import window_tables
+from tokenmill.pipelines.plan_windows import windows_of
 from tokenmill.settings_train import PlanSettings
 
 CONTEXT = 5_120
@@ -56,9 +64,10 @@ def planned(root: Path, files: int) -> dict[str, Any]:
     folder = token_folder(root)
     commits = tuple(folder.read_commit(unit, 0) for unit in folder.record_names())
     assert len(commits) == files
+    snapshot = Snapshot(folder=folder, commits=commits)
     before, cpu_before, started = _peak_bytes(), time.process_time(), time.perf_counter()
     options = RunOptions(threads=available_cpus(), cores=available_cpus(), quiet=True)
-    plan = run_plan(folder.store, [Snapshot(folder=folder, commits=commits)], _settings(), options)
+    plan = run_plan(folder.store, [snapshot], _settings(), options)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
     totals = plan.description["totals"]
     written = sum(path.stat().st_size for path in Path(root, plan.folder.path).rglob("*") if path.is_file())
@@ -71,7 +80,7 @@ def planned(root: Path, files: int) -> dict[str, Any]:
         "packs": totals["packs"],
         "windows": plan.description["num_windows"],
         "fill": plan.description["fill"],
-        "phases_s": _phases(Path(root, plan.folder.path)),
+        "cpu_us_per_document": _phases(snapshot, folder.store),
     }
 
 
@@ -79,14 +88,27 @@ def _settings() -> PlanSettings:
     return PlanSettings(context=CONTEXT)
 
 
-def _phases(folder: Path) -> dict[str, float]:
-    seconds: Counter[str] = Counter()
-    for path in sorted(folder.glob("logs/*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if "unit" in row:
-                seconds.update(row.get("phases_s", {}))
-    return {name: round(value, 2) for name, value in sorted(seconds.items())}
+def _phases(snapshot: Snapshot, store: Store) -> dict[str, float]:
+    """Plan one shard alone, step by step: CPU microseconds a document."""
+    settings, vocabulary = _settings(), plan_vocabulary([snapshot])
+    shard = windows_of("phases", [snapshot], settings)[0].shards[0]
+    clock = [time.process_time()]
+    index = open_named_table(store, shard.index)
+    clock.append(time.process_time())
+    drawn, _, _ = draw_pass(index, shard, settings, vocabulary)
+    clock.append(time.process_time())
+    packs = pack(drawn.length, drawn.cuttable, settings.context, settings.min_piece)
+    clock.append(time.process_time())
+    counts = Counts(rows_in=len(drawn), kept=len(drawn), out=len(packs))
+    planned = window_tables(packs, drawn, [shard], [], counts, settings)
+    clock.append(time.process_time())
+    data = [table_bytes(table, 1) for table in (planned.documents, planned.packs)]
+    clock.append(time.process_time())
+    for one in data:
+        sha256_hex(one)
+    clock.append(time.process_time())
+    names = ("read", "draw", "pack", "tables", "parquet", "sha256")
+    return {name: round(1e6 * float(s) / len(drawn), 3) for name, s in zip(names, np.diff(clock), strict=True)}
 
 
 def _peak_bytes() -> int:
@@ -112,7 +134,7 @@ def main() -> None:
     print(f"{found['documents']:,} documents of {found['files']} files in {found['seconds']:.1f} s "
           f"({found['cpu_s']:.1f} s of CPU), {found['resident_bytes_per_document']:.1f} bytes resident and "
           f"{found['plan_bytes_per_document']:.1f} written a document, fill {found['fill']:.4f}")  # fmt: skip
-    print(found["phases_s"])
+    print("CPU microseconds a document:", found["cpu_us_per_document"])
 
 
 if __name__ == "__main__":

@@ -150,8 +150,16 @@ def table_bytes(frame: pl.DataFrame | pa.Table, schema: int) -> bytes:
 
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()) if isinstance(frame, pl.DataFrame) else frame
     table = table.replace_schema_metadata({"tokenmill.schema": str(schema)})
+    coded = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     buffer = BytesIO()
-    pq.write_table(pa.table(table), buffer, compression="zstd", row_group_size=65_536, write_page_checksum=True)
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=65_536,
+        write_page_checksum=True,
+        use_dictionary=coded or True,  # where strings are codes, what is left are numbers that hardly come twice
+    )
     return buffer.getvalue()
 
 

@@ -105,21 +105,12 @@ def _segments(
     """Write segments as the tokenize stage does: every caption's ids, then the picture's codes; or a body's ids."""
     frame = pl.DataFrame({"kind": kinds, "text": texts, "captions": captions})
     ends = np.cumsum(words, axis=1)
-    told = []
-    for number in range(_CAPTIONS):
-        told.append(
-            pl.when(pl.col("captions") > number)
-            .then(
-                pl.concat_str(
-                    pl.lit('{"text": ['),
-                    pl.lit(pl.Series(ends[:, number] - words[:, number])).cast(pl.String),
-                    pl.lit(", "),
-                    pl.lit(pl.Series(ends[:, number])).cast(pl.String),
-                    pl.lit(f'], "role": "caption", "learn": true, "variant": {number}' + "}, "),
-                )
-            )
-            .otherwise(pl.lit(""))
-        )
+    told = [
+        pl.when(pl.col("captions") > number)
+        .then(_caption(number, pl.Series(ends[:, number] - words[:, number]), pl.Series(ends[:, number])))
+        .otherwise(pl.lit(""))
+        for number in range(_CAPTIONS)
+    ]
     side = pl.when(pl.col("kind") == 0).then(pl.lit(str(_SIDES[0]))).otherwise(pl.lit(str(_SIDES[1])))
     picture = pl.concat_str(*told, pl.lit('{"vision": [1, '), side, pl.lit(", "), side, pl.lit('], "offset": 0}'))
     body = pl.concat_str(
@@ -131,3 +122,9 @@ def _segments(
         pl.concat_str(pl.lit("["), pl.when(pl.col("kind") == 2).then(body).otherwise(picture), pl.lit("]"))
     )
     return pl.lit(found.to_series())
+
+
+def _caption(number: int, start: pl.Series, end: pl.Series) -> pl.Expr:
+    told = f'], "role": "caption", "learn": true, "variant": {number}' + "}, "
+    bounds = (pl.lit(start).cast(pl.String), pl.lit(", "), pl.lit(end).cast(pl.String))
+    return pl.concat_str(pl.lit('{"text": ['), *bounds, pl.lit(told))
