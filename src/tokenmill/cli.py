@@ -162,6 +162,13 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     _storage_argument(inspect)
     inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
+    text = "of a plan: this pack's documents as text and pictures, which are written beside"
+    inspect.add_argument("--pack", type=int, metavar="N", help=text)
+    inspect.add_argument("--step", type=int, metavar="S", help="of a plan: the packs of this optimizer step, from 0 on")
+    text = "with --step: packs in a step; absent: that of the runs on this plan"
+    inspect.add_argument("--global-packs", type=int, metavar="G", help=text)
+    text = "with --step or --pack: where every document comes from (key, URL, licence, shard)"
+    inspect.add_argument("--sources", action="store_true", help=text)
     text = "of a recipe: the funnel with another threshold (aesthetic=5.0) or rule ('aesthetic: …'); nothing is written"
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
