@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.compiled import compiled
+from tokenmill.compiled import compiled
 
 Keys = NDArray[np.uint64]
 

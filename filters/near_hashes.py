@@ -16,8 +16,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.compiled import compiled
 from tokenmill.filters.buckets import Buckets, fill_buckets
-from tokenmill.filters.compiled import compiled
 from tokenmill.filters.hash_bands import BITS, Bits, Hashes, choose_masks, telling_bits
 from tokenmill.filters.parts import MapParts, map_in_process
 from tokenmill.filters.segments import segmented_leaders

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.compiled import compiled
 from tokenmill.filters.buckets import Keys, fill_buckets
-from tokenmill.filters.compiled import compiled
 from tokenmill.filters.parts import MapParts, map_in_process
 from tokenmill.filters.segments import segmented_leaders
 from tokenmill.filters.stars import NOBODY, Positions, star_leaders

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.compiled import compiled
+from tokenmill.compiled import compiled
 from tokenmill.filters.parts import MapParts, map_in_process
 from tokenmill.filters.segments import segmented_leaders
 from tokenmill.filters.stars import NOBODY, Positions, star_leaders

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.filters.compiled import compiled
+from tokenmill.compiled import compiled
 
 Vectors = NDArray[np.float32] | NDArray[np.float16]
 

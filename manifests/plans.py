@@ -21,6 +21,7 @@ import polars as pl
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.plan_rows import PackCost, PackRows, Placed, PlanWindow
 from tokenmill.manifests.records import check_schema
 from tokenmill.manifests.stagedir import StageDir, parse_table, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
@@ -58,6 +59,7 @@ DROPPED_COLUMNS: Mapping[str, Any] = {
     "reason": pl.String,
     "message": pl.String,
 }
+_READ = [name for name in DOCUMENT_COLUMNS if name not in ("pack", "slot")]
 WINDOW_COLUMNS: Mapping[str, Any] = {
     "unit": pl.String,
     "first_pack": pl.Int64,
@@ -74,36 +76,6 @@ SHARD_COLUMNS: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """One document, or piece of one, in its place in a pack: a row of the plan."""
-
-    source: str
-    shard: str
-    sample: int
-    repetition: int
-    frame: int
-    frames: int
-    start: int
-    length: int
-    template: str
-    variant: int
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class PackCost:
-    """What one pack costs and weighs."""
-
-    tokens: int
-    squares: int
-    weight: float
-
-    def cost(self, attention_share: float) -> float:
-        """Give a·tokens + b·Σ len² in units of one token; `attention_share` is b ÷ a, a property of the model."""
-        return self.tokens + attention_share * self.squares
-
-
 @dataclass(frozen=True)
 class Plan:
     """An opened plan; packs are numbered 0 .. num_packs-1 over all windows. Safe to read from several threads."""
@@ -112,7 +84,7 @@ class Plan:
     description: Mapping[str, Any]
     windows: pl.DataFrame
     shards: pl.DataFrame
-    _tables: OrderedDict[int, _Window] = field(default_factory=OrderedDict, repr=False)
+    _tables: OrderedDict[int, PlanWindow] = field(default_factory=OrderedDict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -142,22 +114,29 @@ class Plan:
 
     def documents(self, pack: int) -> list[Placed]:
         """Return a pack's documents in the order of their slots; raises IndexError outside the plan."""
-        window, local = self._locate(pack)
-        return window.documents_of(local)
+        window = self.window_of(pack)
+        return window.documents_of(pack - window.first_pack)
 
     def cost(self, pack: int) -> PackCost:
         """Return what a pack costs and weighs."""
-        window, local = self._locate(pack)
-        tokens, squares, weight = window.packs[local]
-        return PackCost(tokens, squares, weight)
+        window = self.window_of(pack)
+        return window.packs.cost(pack - window.first_pack)
 
-    def _locate(self, pack: int) -> tuple[_Window, int]:
+    def costs(self, start: int, stop: int) -> PackRows:
+        """Return what packs [start, stop) hold, cost and weigh, as arrays; raises IndexError outside the plan."""
+        parts = []
+        while start < stop:
+            window = self.window_of(start)
+            end = min(stop, window.end_pack)
+            parts.append(window.packs.taken(start - window.first_pack, end - window.first_pack))
+            start = end
+        return PackRows.joined(parts)
+
+    def window_of(self, pack: int) -> PlanWindow:
+        """Return the window that a pack stands in, the last few of which are kept; raises IndexError."""
         if not 0 <= pack < self.num_packs:
             raise IndexError(f"pack {pack} of a plan of {self.num_packs}")
         number = bisect_right(self._first_packs, pack) - 1
-        return self._window(number), pack - self._first_packs[number]
-
-    def _window(self, number: int) -> _Window:
         with self._lock:
             if number not in self._tables:
                 self._tables[number] = self._read_window(number)
@@ -166,28 +145,14 @@ class Plan:
             self._tables.move_to_end(number)
             return self._tables[number]
 
-    def _read_window(self, number: int) -> _Window:
+    def _read_window(self, number: int) -> PlanWindow:
         row = self.windows.row(number, named=True)
         store = self.folder.store
-        documents = read_named_table(store, self.folder.at(row["documents"]))
+        documents = read_named_table(store, self.folder.at(row["documents"]), _READ)
         packs = read_named_table(store, self.folder.at(row["packs"]))
         if len(packs) != row["num_packs"] or int(packs["documents"].sum()) != len(documents):
             raise ManifestError(f"{self.folder.at(row['packs'])}: not the packs that windows.parquet names")
-        return _Window(documents, packs)
-
-
-class _Window:
-    """One window's tables, with the rows of each pack at hand."""
-
-    def __init__(self, documents: pl.DataFrame, packs: pl.DataFrame) -> None:
-        self._documents = documents.select(name for name in DOCUMENT_COLUMNS if name not in ("pack", "slot"))
-        ends = packs["documents"].cum_sum().to_list()
-        self._rows = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
-        self.packs: list[tuple[int, int, float]] = packs.select("tokens", "squares", "weight").rows()
-
-    def documents_of(self, pack: int) -> list[Placed]:
-        start, end = self._rows[pack]
-        return [Placed(*row) for row in self._documents[start:end].iter_rows()]
+        return PlanWindow.of(documents, packs, row["first_pack"])
 
 
 def open_plan(store: Store, path: str) -> Plan:
@@ -234,48 +199,3 @@ def plan_paths(store: Store, phase: str) -> list[str]:
     """Return the folders of every finished plan of a phase, sorted."""
     names = [f"plans/{phase}/{name}" for name in store.folders(f"plans/{phase}")]
     return [name for name in names if store.exists(f"{name}/plan.json")]
-
-
-def plan_faults(plan: Plan) -> list[str]:
-    """Check a plan against itself and name every fault: packs within the context, every document once and in one go.
-
-    Reads all windows, one at a time. That the files are those of the records is the business of `verify`.
-    """
-    faults = []
-    expected = 0
-    for number, row in enumerate(plan.windows.iter_rows(named=True)):
-        where = plan.folder.at(row["documents"])
-        if row["first_pack"] != expected:
-            faults.append(f"{where}: begins at pack {row['first_pack']}, expected {expected}")
-        expected += row["num_packs"]
-        try:
-            window = plan._read_window(number)
-        except (ManifestError, StorageError) as error:
-            faults.append(str(error))
-            continue
-        faults += [f"{where}: {fault}" for fault in _window_faults(window, row["num_packs"], plan.context)]
-    if expected != plan.num_packs:
-        faults.append(f"{plan.folder.path}: has {expected} packs, plan.json says {plan.num_packs}")
-    return faults
-
-
-def _window_faults(window: _Window, num_packs: int, context: int) -> Iterable[str]:
-    pieces: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
-    for pack in range(num_packs):
-        documents = window.documents_of(pack)
-        tokens, squares, _ = window.packs[pack]
-        lengths = [document.length for document in documents]
-        if sum(lengths) > context:
-            yield f"pack {pack} holds {sum(lengths)} ids, the context is {context}"
-        if (sum(lengths), sum(length * length for length in lengths)) != (tokens, squares):
-            yield f"pack {pack} is not as long as its own table says"
-        for document in documents:
-            key = (document.shard, document.sample, document.repetition, document.frame)
-            pieces.setdefault(key, []).append((document.start, document.length))
-    for key, found in pieces.items():
-        position = 0
-        for start, length in sorted(found):
-            if start != position:
-                yield f"sample {key[1]} of {key[0]}: id {position} is missing or there twice"
-                break
-            position += length

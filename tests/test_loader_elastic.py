@@ -22,8 +22,9 @@ import pytest
 from tests.elastic_rank import Launch, loader_of, run_rank, step_reached
 
 from tokenmill.demo.tokens import Amounts, write_token_source
-from tokenmill.manifests.plans import Plan, plan_faults
+from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary

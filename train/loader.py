@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from tokenmill.errors import ManifestError, RecipeError, RunError, SampleError, StorageError
-from tokenmill.manifests.plans import Placed, Plan
+from tokenmill.manifests.plan_rows import Placed
+from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.documents import Assembled, assemble
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.vocabulary import Vocabulary

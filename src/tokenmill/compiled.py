@@ -1,4 +1,4 @@
-"""Functions compiled by numba: a typed door to it, so that the rest of the room stays under strict types.
+"""Functions compiled by numba: a typed door to it, so that every room stays under strict types.
 
 Whoever imports this module pays for numba (0.4 s); the first call of a function costs a second more. Compiled code is
 kept beside the source, or below the home folder where that is read-only, or not at all where both are: then every
