@@ -26,7 +26,7 @@ def samples(folder: Path) -> Iterator[Sample]:
         with tarfile.open(archive) as tar:
             found: dict[str, NDArray[Any]] = {}
             for member in tar:
-                stem, _, kind = member.name.partition(".")
+                kind = member.name.partition(".")[2]
                 data = tar.extractfile(member)
                 assert data is not None
                 if kind.endswith("npy"):

@@ -20,16 +20,21 @@ SETTINGS = {
 }
 _SHARDS = 16
 
+
 def write(source: Path, folder: Path) -> None:
     from datasets import Dataset, Features, List, Value
 
     features = Features({"text": List(Value("uint32")), "codes": List(Value("uint16"))})
-    rows = Dataset.from_generator(_rows, gen_kwargs={"source": source}, features=features, cache_dir=str(folder / "tmp"))
+    rows = Dataset.from_generator(
+        _rows, gen_kwargs={"source": source}, features=features, cache_dir=str(folder / "tmp")
+    )
     rows.save_to_disk(str(folder / "rows"), num_shards=8)
+
 
 def _rows(source: Path) -> Iterator[dict[str, Any]]:
     for text, codes in samples(source):
         yield {"text": text, "codes": codes}
+
 
 def _part() -> tuple[int, int]:
     """Which worker this is, of how many."""
@@ -60,6 +65,7 @@ def _lists(column: Any) -> Iterator[np.ndarray[Any, Any]]:
         for number in range(len(chunk)):
             yield values[offsets[number] : offsets[number + 1]]
 
+
 class Rows:
     """Samples as rows of numpy arrays."""
 
@@ -68,6 +74,7 @@ class Rows:
 
     def __iter__(self) -> Iterator[Sample]:
         return ((row["text"], row["codes"]) for row in self.rows)
+
 
 class Places:
     """Samples by their number, every worker its own part."""
@@ -81,6 +88,7 @@ class Places:
         for place in range(length * worker // workers, length * (worker + 1) // workers):
             row = self.rows[place]
             yield row["text"], row["codes"]
+
 
 def open_samples(folder: Path, setting: str) -> Iterable[Sample]:
     from datasets import load_from_disk

@@ -19,7 +19,6 @@ from benchmarks.loader_peers.packing import Sample, first_fit
 
 PACKS_AT_ONCE = 16
 SAMPLES_AT_ONCE = 128
-WAYS = ("packs", "samples")
 
 
 class Epoch:
@@ -44,7 +43,8 @@ def alone(samples: Iterable[Sample]) -> Epoch:
 def through_workers(samples: Iterable[Sample], way: str, workers: int) -> Epoch:
     """Read in a torch DataLoader's worker processes; `samples` shares itself out among them."""
     if way == "packs":
-        return Epoch(lambda packs=_loader(_Packs(samples), workers): (pack for many in packs for pack in separate(many)))
+        stacks = _loader(_Packs(samples), workers)
+        return Epoch(lambda: (pack for many in stacks for pack in separate(many)))
     joined = _loader(_Joined(samples), workers)
     return Epoch(lambda: first_fit(sample for many in joined for sample in taken_apart(many)))
 

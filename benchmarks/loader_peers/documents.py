@@ -51,4 +51,3 @@ def write_document(
     for place in range(at, end):
         positions[place] = place - at
     return end
-

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_peers.archives import archives, array
-from benchmarks.loader_peers.delivery import PACKS_AT_ONCE, SAMPLES_AT_ONCE, Epoch, joined, separate, stacked, taken_apart
+from benchmarks.loader_peers.delivery import (
+    PACKS_AT_ONCE,
+    SAMPLES_AT_ONCE,
+    Epoch,
+    joined,
+    separate,
+    stacked,
+    taken_apart,
+)
 from benchmarks.loader_peers.packing import Sample, first_fit
 
 DISTRIBUTION = "megatron-energon"
@@ -74,7 +82,9 @@ def _encoder(way: str) -> Any:
         @stateless
         def batch(self, samples: list[Any]) -> Any:
             arrays = [(array(sample["text.npy"]), array(sample["codes.npy"])) for sample in samples]
-            return {"alone": lambda: Batch(arrays), "samples": lambda: joined(arrays), "packs": lambda: _packs(arrays)}[way]()
+            return {"alone": lambda: Batch(arrays), "samples": lambda: joined(arrays), "packs": lambda: _packs(arrays)}[
+                way
+            ]()
 
     return Encoder()
 

@@ -14,8 +14,8 @@ import os
 import shutil
 import sys
 import time
-from functools import cache
-from importlib.metadata import version
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,17 @@ class Peer:
     def __init__(self, module: str, folder: Path) -> None:
         self.module: Any = importlib.import_module(f"benchmarks.loader_peers.{module}")
         self.folder = folder
-        self.epoch = cache(self._epoch)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)  # one with workers, one without; the others' workers end
 
     def answer(self, ask: dict[str, Any]) -> dict[str, Any]:
         if ask.get("write"):
+            try:
+                found = version(self.module.DISTRIBUTION)
+            except PackageNotFoundError:
+                return {"missing": f"{self.module.DISTRIBUTION} is not installed beside {sys.executable}"}
             shutil.rmtree(self.folder, ignore_errors=True)
             self.module.write(self.folder.parent / "source", self.folder)
-            return {"version": version(self.module.DISTRIBUTION), "settings": list(self.module.SETTINGS)}
+            return {"version": found, "settings": list(self.module.SETTINGS)}
         epoch = self.epoch(ask["setting"], ask["workers"], ask["way"])
         if ask.get("check"):
             return checked(epoch)
