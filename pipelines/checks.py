@@ -38,8 +38,8 @@ def check_chain(chain: Chain) -> None:
     _within("tokenize.vision", partial(_check_codes, chain))
     _check_areas(recipe)
     _check_clips(chain)
-    _check_training(recipe)
     _check_mix(recipe)
+    _check_training(recipe)
 
 
 def _check_kinds(chain: Chain) -> None:
@@ -130,7 +130,7 @@ def _check_mix(recipe: Recipe) -> None:
         for name in phase.mix:
             if name not in recipe.sources:
                 raise RecipeError(f"{where}.mix: no source {name!r}; allowed: {', '.join(recipe.sources)}")
-        unnamed = [name for name in recipe.sources if name not in phase.mix]
+        unnamed = sorted(set(recipe.sources) - set(phase.mix))
         if phase.has_shares and unnamed:
             raise RecipeError(
                 f"{where}.mix: has shares, so every source needs share or epochs; missing: {', '.join(unnamed)}"

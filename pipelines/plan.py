@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.faults import fault_point
@@ -25,12 +25,13 @@ from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.pipelines.plan_description import describe_plan
 from tokenmill.pipelines.plan_exclusion import Exclusion, read_exclusion
 from tokenmill.pipelines.plan_mix import Mix, find_mix
-from tokenmill.pipelines.plan_tables import PlannedWindow
-from tokenmill.pipelines.plan_window import plan_window
 from tokenmill.pipelines.plan_windows import Window, check_sources, windows_of
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
+
+if TYPE_CHECKING:
+    from tokenmill.pipelines.plan_tables import PlannedWindow
 
 PLAN_VERSION = 5
 
@@ -155,6 +156,8 @@ class PlanWorker:
 
     def __call__(self, job: Job) -> JobResult:
         started = time.perf_counter()
+        from tokenmill.pipelines.plan_window import plan_window  # brings numba
+
         (target,) = job.targets
         window: Window = job.unit.payload["window"]
         fault_point("commit:before-data")

@@ -12,7 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_exclusion import Exclusion
 from tokenmill.pipelines.plan_long import fitting
+from tokenmill.pipelines.plan_mix import SourceTokens
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document
 from tokenmill.pipelines.plan_wanted import is_of_other_part
 from tokenmill.settings_train import PlanSettings
@@ -39,26 +40,6 @@ if TYPE_CHECKING:
 FILES_A_SOURCE = 64
 _READ_AT_ONCE = 4
 _LONG_LAID_OUT = 64  # of the documents longer than the context, as many are laid out one by one; the rest is like them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceTokens:
-    """What one pass over a source makes.
-
-    Attributes:
-        tokens: expected ids of its documents, markers included.
-        samples: those that the plan's part has of it, estimated where not all files were read.
-        files, read: index files it has, and how many were read.
-        error: standard error of `tokens` as a share of it, from how files differ; 0 where all were read.
-        reasons: why samples that were read make no document, with how many (weighted by template shares).
-    """
-
-    tokens: float
-    samples: float
-    files: int
-    read: int
-    error: float = 0.0
-    reasons: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

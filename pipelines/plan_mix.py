@@ -17,7 +17,6 @@ from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.plan_exclusion import Exclusion
-from tokenmill.pipelines.plan_measure import SourceTokens, measured_sources
 from tokenmill.pipelines.plan_windows import fixed_epochs
 from tokenmill.settings_mix import SUM_OF_SHARES, SourceMix
 from tokenmill.settings_train import PlanSettings
@@ -25,6 +24,26 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 
 MIX_FILE = "mix.json"
 _OFF = 0.01  # by which fixed epochs may miss what plan.tokens leaves them: counting is no better
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTokens:
+    """What one pass over a source makes.
+
+    Attributes:
+        tokens: expected ids of its documents, markers included.
+        samples: those that the plan's part has of it, estimated where not all files were read.
+        files, read: index files it has, and how many were read.
+        error: standard error of `tokens` as a share of it, from how files differ; 0 where all were read.
+        reasons: why samples that were read make no document, with how many (weighted by template shares).
+    """
+
+    tokens: float
+    samples: float
+    files: int
+    read: int
+    error: float = 0.0
+    reasons: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +70,8 @@ def find_mix(
     known = _stored(folder)
     if known is not None:
         return known
+    from tokenmill.pipelines.plan_measure import measured_sources  # brings numba, which most commands do without
+
     measured = dict(measured_sources(snapshots, settings, vocabulary, exclusion))
     mix = solve_mix(
         {s.folder.source: settings.of_source(s.folder.source) for s in snapshots}, measured, settings.tokens
@@ -97,7 +118,7 @@ def solve_mix(asked: Mapping[str, SourceMix], measured: Mapping[str, SourceToken
         wanted, most = share * whole / measured[name].tokens, _most(asked[name])
         if wanted > most * (1 + 1e-9):
             raise RecipeError(_too_little(name, share, whole, wanted, measured[name].tokens, most))
-        epochs[name] = round(min(wanted, most), 9)
+        epochs[name] = min(round(wanted, 9), most)
     return Mix(epochs=epochs, tokens=whole, measured=measured)
 
 

@@ -39,8 +39,10 @@ def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabu
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
     planned = window_tables(packs, drawn, window.shards, draws.left_out, counts, settings)
-    told = Counter(planned.totals) + draws.totals + document_totals(drawn, draws.modality, window.shards, settings)
-    return replace(planned, totals=dict(sorted(told.items())))
+    totals = {**planned.totals, **document_totals(drawn, draws.modality, window.shards, settings)}
+    for name, number in draws.totals.items():
+        totals[name] = totals.get(name, 0) + number
+    return replace(planned, totals=dict(sorted(totals.items())))
 
 
 @dataclass(kw_only=True)
@@ -69,7 +71,7 @@ class _Draws:
         self.rows_in += rows_in
         self.dropped += refused.dropped
         self.failed += refused.failed
-        self.totals += source_totals(shard.source, rows_in, refused)
+        self.totals.update(source_totals(shard.source, rows_in, refused))
         self.modalities.append(modalities_of(index)[drawn.sample])
         if refused.listed:
             self._list(shard, index, refused)

@@ -61,16 +61,16 @@ def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
 
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
     if stage == "plan":
-        return [_plan_row(phase, plan) for phase, plan in chain.plans.items()]
+        return [_plan_row(plan) for plan in chain.plans.values()]
     snapshots: Iterable[Snapshot] = chain.snapshots(stage)
     return [_row(stage, snapshot.folder, len(snapshot.commits), snapshot.commits) for snapshot in snapshots]
 
 
-def _plan_row(phase: str, plan: Plan) -> dict[str, Any]:
+def _plan_row(plan: Plan) -> dict[str, Any]:
     row = _row("plan", plan.folder, len(plan.windows), read_ledger(plan.folder)[0].in_order_of_name())
     about = plan.description
     shown = ("num_packs", "context", "fill", "supply_bound", "longest", "window_mix", "cost_spread", "sources")
-    return row | {"what": phase, "plan": {name: about[name] for name in shown if name in about}}
+    return row | {"plan": {name: about[name] for name in shown if name in about}}
 
 
 def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) -> dict[str, Any]:
@@ -78,7 +78,9 @@ def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) ->
     return {
         "stage": stage,
         "source": folder.source,
-        "what": folder.config.settings.get("scorer", ""),
+        "what": folder.config.settings["plan"]["phase"]
+        if stage == "plan"
+        else folder.config.settings.get("scorer", ""),
         "folder": folder.path,
         "done": len(commits),
         "total": total,

@@ -41,7 +41,7 @@ class SourceMix(BaseModel):
         if self.epochs is not None and self.share is not None:
             raise ValueError(f"has epochs {self.epochs:g} and share {self.share:g}; give one of them")
         if self.max_epochs is not None and self.share is None:
-            raise ValueError("max_epochs limits a share; give share, or leave it out")
+            raise ValueError(f"max_epochs: {self.max_epochs:g} limits a share; give share, or leave it out")
         if self.templates is not None and sum(self.templates.values()) <= 0:
             raise ValueError("templates: at least one template needs a share above 0")
         return self

@@ -81,6 +81,13 @@ class PhaseSettings(_Settings):
         return tokens
 
     @model_validator(mode="after")
+    def _pieces_fit(self) -> PhaseSettings:
+        if self.min_piece > self.context // 2:
+            told = f"min_piece: {self.min_piece} is above half the context, {self.context // 2}"
+            raise ValueError(f"{told}; lower it, or raise context")
+        return self
+
+    @model_validator(mode="after")
     def _templates_have_shares(self) -> PhaseSettings:
         for modality, shares in self.templates.items():
             if sum(shares.values()) <= 0:
