@@ -1,7 +1,8 @@
 """Verify: is what lies on disk still what the records say? Faults name the file, what is wrong and what to do.
 
 Shallow compares settings, records, snapshots, sizes and the row counts in the tables' footers: one listing, and two
-small reads a unit. Deep reads every byte once, archives as a stream, so memory does not grow with their size.
+small reads a unit; of plans it reads all windows, which are small beside what they name. Deep reads every byte once,
+archives as a stream, so memory does not grow with their size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import Fault, Findings
 from tokenmill.manifests.storage import Store, Stored
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, examine_checkpoint
+from tokenmill.manifests.verify_plan_lengths import PlanChecks
 from tokenmill.manifests.verify_results import examine_result, is_result
 from tokenmill.manifests.verify_stage import examine_stage
 
@@ -28,8 +30,11 @@ def verify(store: Store, path: str, *, deep: bool) -> list[Fault]:
     return examine(store, path, deep=deep).faults
 
 
-def examine(store: Store, path: str, *, deep: bool) -> Findings:
-    """Verify every stage folder, plan, checkpoint and result at and below a path; also reports notes and figures."""
+def examine(store: Store, path: str, *, deep: bool, checks: PlanChecks | None = None) -> Findings:
+    """Verify every stage folder, plan, checkpoint and result at and below a path; also reports notes and figures.
+
+    `checks` is what other rooms know of plans; without it their templates and lengths are not compared.
+    """
     listing = store.files(path)
     sizes = {entry.path: entry.size for entry in listing}
     stages = sorted(stage_folders(store, listing))
@@ -40,7 +45,7 @@ def examine(store: Store, path: str, *, deep: bool) -> Findings:
     findings = Findings()
     inside = _by_folder(sizes, {*stages, *checkpoints})
     for folder in stages:
-        examine_stage(store, folder, inside[folder], findings, deep=deep)
+        examine_stage(store, folder, inside[folder], findings, deep=deep, checks=checks)
     for folder in checkpoints:
         examine_checkpoint(store, folder, inside[folder], findings, deep=deep)
     for name in results:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import RERUN, Fault, Findings
 from tokenmill.manifests.identity import sha256_hex
-from tokenmill.manifests.plans import Plan, open_plan, plan_faults
+from tokenmill.manifests.plan_root import in_root
+from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.records import Commit, unit_name
 from tokenmill.manifests.rollups import check_rollups
 from tokenmill.manifests.snapshots import Snapshot, read_description, units_table
 from tokenmill.manifests.stagedir import ASIDE, StageDir, read_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_files import unit_faults
+from tokenmill.manifests.verify_plan import plan_faults
+from tokenmill.manifests.verify_plan_lengths import PlanChecks
+from tokenmill.manifests.verify_plan_sources import digest_faults, missing_faults
 
 REDESCRIBE = "remove it and run the stage again, which writes it anew"
 _REPLAN = "remove plan.json and plan again"
@@ -25,8 +30,16 @@ _PLAN_FILES = {"plan.json", "windows.parquet", "shards.parquet"}
 Records = dict[tuple[str, int], tuple[Commit, str]]  # (unit, attempt) → the record and its file's sha256
 
 
-def examine_stage(store: Store, path: str, sizes: Mapping[str, int], findings: Findings, *, deep: bool) -> None:
-    """Verify one folder; `sizes` lists its files, relative to it."""
+def examine_stage(
+    store: Store,
+    path: str,
+    sizes: Mapping[str, int],
+    findings: Findings,
+    *,
+    deep: bool,
+    checks: PlanChecks | None = None,
+) -> None:
+    """Verify one folder; `sizes` lists its files, relative to it, `checks` is for plans."""
     findings.folders += 1
     try:
         folder = stage_dir_at(store, path)
@@ -46,7 +59,7 @@ def examine_stage(store: Store, path: str, sizes: Mapping[str, int], findings: F
     if deep and any(name.startswith("rollups/") for name in sizes):
         findings.add(check_rollups(folder, {key: digest for key, (_, digest) in records.items()}))
     _snapshots(folder, sizes, records, findings)
-    _plan(folder, sizes, findings, deep=deep)
+    _plan(folder, sizes, findings, checks, deep=deep)
     _orphans(folder, sizes, set(named), findings)
 
 
@@ -141,7 +154,9 @@ def _snapshot_faults(folder: StageDir, stem: str, records: Records) -> list[Faul
     return faults
 
 
-def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, deep: bool) -> None:
+def _plan(
+    folder: StageDir, sizes: Mapping[str, int], findings: Findings, checks: PlanChecks | None, *, deep: bool
+) -> None:
     if folder.config.stage != "plan":
         return
     if "plan.json" not in sizes:
@@ -151,28 +166,29 @@ def _plan(folder: StageDir, sizes: Mapping[str, int], findings: Findings, *, dee
     if missing:
         findings.add(Fault(folder.at(name), "is missing", _REPLAN) for name in missing)
         return
+    root = in_root(folder.store, folder.path)
+    if root is None:
+        what = "does not lie at plans/<phase>/<plan> of a root: what it reads was not looked for"
+        findings.note(folder.at("plan.json"), what)
+        return
+    for fault in _plan_faults(*root, checks, deep=deep, alone=not folder.path):
+        findings.faults.append(replace(fault, path=_path_here(folder, root[1], fault.path)))
+
+
+def _plan_faults(store: Store, path: str, checks: PlanChecks | None, *, deep: bool, alone: bool) -> list[Fault]:
+    """Compare a plan with itself and with what it reads; in a whole root the archives' own folders are verified."""
     try:
-        plan = open_plan(folder.store, folder.path)
-        findings.add(_archive_faults(plan, findings))
-        told = plan_faults(plan) if deep else []
+        plan = open_plan(store, path)
+        faults = missing_faults(plan) + plan_faults(plan, checks, deep=deep)
+        return faults + (digest_faults(plan) if deep and alone else [])
     except (ManifestError, StorageError) as error:
-        told = [str(error)]
-    for fault in told:
-        path, _, what = fault.partition(": ")
-        findings.faults.append(Fault(path, what, _REPLAN))
+        where, _, what = str(error).partition(": ")
+        return [Fault(where, what, _REPLAN)]
 
 
-def _archive_faults(plan: Plan, findings: Findings) -> list[Fault]:
-    """Name every archive and index that a plan reads and that is not there."""
-    folder = plan.folder
-    if not folder.path:
-        findings.note("plan.json", "its archives lie outside of this folder; verify the whole root to look for them")
-        return []
-    wanted = {str(path) for column in ("shard", "index") for path in plan.shards[column]}
-    parents = {path.rpartition("/")[0] for path in wanted}
-    there = {path for parent in sorted(parents) for path in folder.store.names(parent)}
-    what = f"is missing, and plan {folder.path} reads it"
-    return [Fault(path, what, "run the recipe again, or plan again") for path in sorted(wanted - there)]
+def _path_here(folder: StageDir, place: str, path: str) -> str:
+    """Return a path below a root as the store that is verified has it; what lies outside of it stays as it is."""
+    return folder.at(path.removeprefix(f"{place}/")) if path.startswith(f"{place}/") else path
 
 
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:

@@ -16,9 +16,10 @@ from PIL import Image
 from tests.pages import drawn, encoded_json, page, page_members, said, talk, write_tar
 
 from tokenmill.inspection import inspect_path
-from tokenmill.manifests.plans import Plan, plan_faults
+from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.manifests.verify import verify
+from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.detokenize import Detokenizer

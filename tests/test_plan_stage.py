@@ -10,10 +10,11 @@ import pytest
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import ManifestError, RecipeError
-from tokenmill.manifests.plans import Plan, open_plan, plan_faults, plan_paths
+from tokenmill.manifests.plans import Plan, open_plan, plan_paths
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import read_table
 from tokenmill.manifests.storage import Store, open_store
+from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, write_plan
 from tokenmill.pipelines.plan_window import plan_window
 from tokenmill.pipelines.plan_windows import windows_of

@@ -77,7 +77,7 @@ class PlanLoader:
         self.vocabulary = vocabulary
         self.global_packs = global_packs
         self.rank, self.world = rank, world
-        self._micro_packs = min(micro_packs, -(-global_packs // world))
+        self.micro_packs = min(micro_packs, -(-global_packs // world))
         self._attention_share = attention_share
         self._threads = threads
         self._read_ahead_steps, self._read_ahead_bytes = read_ahead_steps, read_ahead_bytes
@@ -93,7 +93,7 @@ class PlanLoader:
     @property
     def micro_steps(self) -> int:
         """Micro-steps in a full step, the same on every rank."""
-        return -(-self.global_packs // (self.world * self._micro_packs))
+        return -(-self.global_packs // (self.world * self.micro_packs))
 
     def packs_of(self, step: int) -> range:
         """Return the packs that a step consumes on all ranks together; the last step of an epoch may have fewer."""
@@ -105,8 +105,8 @@ class PlanLoader:
         packs = self.packs_of(number)
         costs = self.plan.costs(packs.start, packs.stop)
         loads = (costs.tokens + self._attention_share * costs.squares).tolist()
-        hands = deal(loads, self.world, self._micro_packs)[self.rank]
-        hands += [[None] * self._micro_packs] * (self.micro_steps - len(hands))
+        hands = deal(loads, self.world, self.micro_packs)[self.rank]
+        hands += [[None] * self.micro_packs] * (self.micro_steps - len(hands))
         hands = hands if only is None else [hands[only]]
         micro_batches, faults = self._assembler.micro_batches(packs.start, costs, hands)
         mine = [packs[dealt] for hand in hands for dealt in hand if dealt is not None]
@@ -165,7 +165,7 @@ class PlanLoader:
 
     def _ahead(self) -> int:
         """How many steps may wait: as many as asked, if their bytes stay within the bound."""
-        step_bytes = self.micro_steps * self._micro_packs * self.plan.context * _BYTES_AN_ID
+        step_bytes = self.micro_steps * self.micro_packs * self.plan.context * _BYTES_AN_ID
         return max(1, min(self._read_ahead_steps, self._read_ahead_bytes // step_bytes))
 
     def _waits(self, shard: str) -> None:

@@ -115,10 +115,9 @@ def detokenize(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Exit 1 and name every fault, or 0."""
-    from tokenmill.manifests.storage import open_store
-    from tokenmill.manifests.verify import examine
+    from tokenmill.verification import verify_path
 
-    found = examine(open_store(options.path, storage_options(options.storage)), "", deep=options.deep)
+    found = verify_path(options.path, storage_options(options.storage), deep=options.deep)
     if options.json:
         print(json.dumps({"path": options.path, **asdict(found)}, indent=1))
     else:
