@@ -12,7 +12,8 @@ from typing import Any
 
 from tokenmill.errors import ManifestError, SampleError, StorageError, TokenmillError
 from tokenmill.manifests.inspect_sample import Decoders, write_png
-from tokenmill.manifests.plans import Placed, Plan
+from tokenmill.manifests.plan_rows import Placed
+from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.documents import TextSegment, VisionSegment, document_spans
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.templates import Marker, Part, lay_out
