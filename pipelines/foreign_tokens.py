@@ -64,16 +64,17 @@ def index_work(
     Raises RecipeError where no archive lies there.
     """
     built = build_vocabulary(vocabulary)
-    asked = settings.model_dump(mode="json", exclude={"kind", "snapshot"})
+    place = _placed(store, settings.url)
+    asked = settings.model_dump(mode="json", exclude={"kind", "snapshot", "url", "licence"}) | {"archives": place}
+    told = {"vocabulary": built.spec, "vision": dict(vision) if vision else None, "licence": settings.licence}
     config = StageConfig(
         stage="tokenize",
         version=VERSION,
         schema=SCHEMA,
-        settings={"vocabulary": built.spec, "vision": dict(vision) if vision else None, "foreign": asked},
+        settings={**told, "foreign": asked},
         fingerprints={"vocabulary": built.fingerprint},
         about={"text_ids": built.text.size, "codes": built.codebook_size},
     )
-    place = _placed(store, settings.url)
     archives = [entry for entry in store.files(place) if entry.path.endswith(".tar")]
     if not archives:
         raise RecipeError(f"sources.{source}.url: {settings.url} holds no .tar and no folder of a tokenize stage")

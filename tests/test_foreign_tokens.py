@@ -178,11 +178,12 @@ def test_foreign_shards_and_their_plan_are_verified_and_what_changed_is_named(st
 
 
 def test_foreign_shards_lead_back_to_urls_and_licences(store: Store, shards: Path) -> None:
-    plan = write_plan(store, [indexed(store, shards)], PlanSettings(context=160))
+    plan = write_plan(store, [indexed(store, shards, licence="CC-BY-4.0")], PlanSettings(context=160))
     found = sources_of_packs(plan, range(plan.num_packs))
     rows = {row["key"]: row for row in found.to_dicts()}
     assert rows["p0003"]["urls"] == ["https://example.org/3.jpg"] and rows["p0003"]["licence"] == "CC0"
     assert rows["t0003"]["urls"] == [] and rows["t0003"]["fault"] is None
+    assert rows["t0003"]["licence"] == "CC-BY-4.0", "the source's, where the sample says nothing"
 
 
 PICKLED = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60
@@ -309,3 +310,21 @@ def test_index_command_tells_counts_and_reasons_and_refuses_what_it_cannot_read(
     for wrong, told in (["--set", "grid"], "KEY=VALUE"), (["--set", "gird=1"], "gird"), (["--vision", "x"], "mapping"):
         assert main([*command, *vocabulary, *wrong]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_recipe_of_tokenized_sources_alone_runs_tells_its_status_and_reports(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = recipe(tmp_path / "root", theirs={"kind": "tokens", "url": str(shards)}).model_dump(mode="json")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({name: value[name] for name in ("root", "sources", "tokenize", "execution", "plan")}))
+    for command in (
+        ["run", str(path), "--until", "plan"],
+        ["status", str(path)],
+        ["report", str(path)],
+        ["gc", str(path)],
+    ):
+        assert main(command) == 0, command
+    told = capsys.readouterr().out
+    assert "tokenize theirs" in told and "2/2 units  in 44  kept 44" in told and "nothing may go" in told
+    assert "theirs" in (tmp_path / "root" / "reports" / "main.html").read_text()
