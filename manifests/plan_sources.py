@@ -17,7 +17,7 @@ import polars as pl
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.plans import Plan
-from tokenmill.manifests.stagedir import read_table
+from tokenmill.manifests.stagedir import read_table, stage_dir_at
 from tokenmill.manifests.takedowns import urls_of
 
 SOURCE_COLUMNS: Mapping[str, Any] = {
@@ -48,9 +48,11 @@ def sources_of_packs(plan: Plan, packs: Sequence[int]) -> pl.DataFrame:
         wanted[document.shard].add(document.sample)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(wanted, pool.map(partial(_shard, plan), wanted.items()), strict=True))
+    licences = {source: _licence_of(plan, source) for source in {document.source for _, _, document in placed}}
     rows = []
     for pack, slot, document in placed:
         key, urls, licence, fault = found[document.shard][document.sample]
+        licence = licence or licences[document.source]
         rows.append((pack, slot, document.source, key, urls, licence, document.template, document.repetition,
                      document.start, document.length, document.shard, document.sample, fault))  # fmt: skip
     return pl.DataFrame(rows, schema=dict(SOURCE_COLUMNS), orient="row")
@@ -95,6 +97,15 @@ def _known(row: Mapping[str, Any], member: bytes | Exception) -> _Known:
     except ValueError as error:
         return row["key"], [], None, f"its JSON cannot be read ({error})"
     return row["key"], list(dict.fromkeys(urls_of(value))), _licence(value), None
+
+
+def _licence_of(plan: Plan, source: str) -> str | None:
+    """Return what the folder of a source's tokens says of all its samples."""
+    try:
+        folder = stage_dir_at(plan.folder.store, plan.description["sources"][source]["folder"])
+    except (ManifestError, KeyError):
+        return None
+    return folder.config.settings.get("licence") or None
 
 
 def _licence(value: Mapping[str, Any]) -> str | None:

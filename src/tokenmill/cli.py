@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
+    _index_parser(commands)
     _detokenize_parser(commands)
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
@@ -173,6 +174,20 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _index_parser(commands: Commands) -> None:
+    index = _add(commands, "index-tokens", "make an index for token shards of others, which stay where they are")
+    index.add_argument("url", help="URL or local path of a folder of WebDataset .tar files")
+    index.add_argument("--root", required=True, help="URL or local path; the index goes to tokenize/SOURCE below it")
+    index.add_argument("--source", required=True, metavar="NAME", help="what plans and reports call it")
+    text = "as a recipe's tokenize.vocabulary: YAML such as '{name: bytes, codebook_size: 2048}'"
+    index.add_argument("--vocabulary", required=True, metavar="YAML", help=text)
+    text = "as a recipe's tokenize.vision, for looking at pictures later; absent: nobody knows"
+    index.add_argument("--vision", metavar="YAML", help=text)
+    text = "setting of the source (codes, text, grid, fps, …: docs/loader.md), as YAML; may be given several times"
+    index.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    _storage_argument(index)
 
 
 def _detokenize_parser(commands: Commands) -> None:

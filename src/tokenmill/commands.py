@@ -120,6 +120,16 @@ def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str
     return {"recipe": options.path, **found}, render_selection(found)
 
 
+def index_tokens(options: argparse.Namespace) -> int:
+    """Index token shards of others; exit 1 if none of their samples can be used."""
+    from tokenmill.token_index import index_shards, render_index
+
+    found = index_shards(options.url, options.root, options.source, options.vocabulary, options.vision, options.set,
+                         storage_options(options.storage), quiet=options.json)  # fmt: skip
+    print(json.dumps(found, indent=1) if options.json else render_index(found))
+    return 0 if found["kept"] else 1
+
+
 def detokenize(options: argparse.Namespace) -> int:
     """Write pictures and clips of token archives; exit 1 if some could not be."""
     from tokenmill.detokenization import detokenize as write
