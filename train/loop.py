@@ -36,6 +36,7 @@ from tokenmill.train.engine import (
 from tokenmill.train.export import export_checkpoint
 from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.loader import PlanLoader, Step
+from tokenmill.train.loading import loading
 from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch, PackedModel, build_model
 from tokenmill.train.packs import PackArrays, filler_pack
@@ -107,6 +108,7 @@ def start(job: TrainJob) -> Run:
         world=ranks,
         micro_packs=settings.micro_packs,
         attention_share=_attention_share(model),
+        **loading(plan, settings.loader),
     )
     return Run(
         settings=settings,

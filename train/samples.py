@@ -19,10 +19,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import SampleError
-from tokenmill.manifests.stagedir import read_table
+from tokenmill.errors import ManifestError, SampleError, StorageError
+from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.tokenize.segments import Segment, segments_from_json
+from tokenmill.train.shard_index import index_name
+from tokenmill.train.shard_ranges import explained
 
 _INDEXES_KEPT = 64
 _COLUMNS = ("key", "modality", "segments", "codes_offset", "codes_length", "text_offset", "text_length")
@@ -55,13 +57,23 @@ class SampleReader:
             raise SampleError("not_in_index", f"row {sample} of an index of {len(index)}")
         return index.row(sample, named=True)
 
+    def key(self, shard: str, sample: int) -> str:
+        """Return a sample's key, "" where its index cannot be read."""
+        try:
+            return str(self.row(shard, sample)["key"])
+        except (ManifestError, StorageError, SampleError):
+            return ""
+
     def read(self, shard: str, sample: int) -> Sample:
         """Return a sample; raises as `row`, and SampleError (`unreadable`) for bytes that are not arrays."""
         row = self.row(shard, sample)
         spans = {name: (row[f"{name}_offset"], row[f"{name}_length"]) for name in ("codes", "text")}
         start = min(offset for offset, length in spans.values() if length)
         end = max(offset + length for offset, length in spans.values())
-        data = memoryview(self._store.read_range(shard, start, end - start))
+        try:
+            data = memoryview(self._store.read_range(shard, start, end - start))
+        except StorageError as error:
+            raise explained(self._store, shard, end, error) from error
         arrays = {name: _array(data[at - start : at - start + length]) for name, (at, length) in spans.items()}
         segments = segments_from_json(json.loads(row["segments"]))
         return Sample(row["key"], row["modality"], segments, arrays["text"], arrays["codes"])
@@ -69,7 +81,8 @@ class SampleReader:
     def _index(self, shard: str) -> pl.DataFrame:
         with self._lock:
             if shard not in self._indexes:
-                self._indexes[shard] = read_table(self._store, self._index_of[shard], _COLUMNS)
+                name = index_name(self._index_of, shard)
+                self._indexes[shard] = read_named_table(self._store, name, _COLUMNS)
                 while len(self._indexes) > _INDEXES_KEPT:
                     self._indexes.popitem(last=False)
             self._indexes.move_to_end(shard)

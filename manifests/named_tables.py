@@ -1,0 +1,83 @@
+"""Tables whose names carry digits of their content's digest: read without their records, by plans and trainers.
+
+Columns of few distinct strings may be read as codes into a dictionary: a hundred million rows then make no object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from tokenmill.errors import ManifestError
+from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.stagedir import parse_table
+from tokenmill.manifests.storage import Store
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+
+_HINT = 'run "tokenmill verify --deep" on its folder'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedTable:
+    """The bytes of a Parquet table, whose digest was compared with the digits in its name."""
+
+    path: str
+    data: bytes
+
+    def frame(self, columns: Iterable[str] | None = None) -> pl.DataFrame:
+        """Parse columns, or all; raises ManifestError naming the table when it is damaged or lacks one."""
+        try:
+            return parse_table(self.data, columns)
+        except ManifestError as error:
+            raise ManifestError(f"{self.path}: {error}; {_HINT}") from error
+
+    def codes(self, columns: Sequence[str]) -> list[pa.DictionaryArray]:
+        """Read columns of strings as codes (int32, nulls kept) into the distinct ones; raises as `frame`."""
+        import pyarrow.parquet as pq
+
+        with self._damage():
+            file = pq.ParquetFile(BytesIO(self.data), read_dictionary=list(columns), page_checksum_verification=True)
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise ManifestError(f"{self.path}: a table without column {missing[0]!r}; {_HINT}")
+            return [_one_dictionary(column) for column in file.read(list(columns)).select(columns).columns]
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except (pa.ArrowException, OSError, ValueError) as error:
+            told = " ".join(str(error).split())
+            raise ManifestError(f"{self.path}: not a readable table ({told}); {_HINT}") from error
+
+
+def open_named_table(store: Store, path: str) -> NamedTable:
+    """Read a table's bytes; raises ManifestError naming it when their digest is not the one in its name.
+
+    A plan and a trainer read tables without their records; 32 bits are enough to notice damage.
+    """
+    data = store.read_bytes(path)
+    digits = path.rsplit("/", 1)[-1].split(".", 1)[0].rpartition("-")[2]
+    if sha256_hex(data)[:8] != digits:
+        raise ManifestError(f"{path}: sha256 differs from the digits in its name; {_HINT}")
+    return NamedTable(path=path, data=data)
+
+
+def _one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """Join the chunks of a column, one a row group, under one dictionary."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):  # a column of another kind than strings
+        raise ValueError(f"a column of {column.type} where one of strings was expected")
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
+    return whole
