@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +43,8 @@ PEERS = {
     "MosaicML Streaming": "mds",
     "Megatron-Energon": "energon",
 }
+QUIET = {"HF_HUB_OFFLINE": "1", "LITDATA_DISABLE_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
+Speeds = dict[tuple[str, int], list[dict[str, float]]]
 WAYS = ("packs", "samples")  # of a DataLoader's workers: loader_peers/delivery.py
 
 
@@ -58,7 +61,7 @@ class Contestant:
         self._log = (folder / f"{module}.log").open("w")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=REPOSITORY,
-            env={"PATH": str(python.parent), "PYTHONPATH": str(REPOSITORY / "src"), "HOME": str(Path.home())},
+            env={"PATH": str(python.parent), "PYTHONPATH": str(REPOSITORY / "src"), "HOME": str(Path.home()), **QUIET},
         )  # fmt: skip
         self.best: dict[int, dict[str, Any]] = {}
         self.tried: list[dict[str, Any]] = []
@@ -87,23 +90,26 @@ class Contestant:
             raise RuntimeError(f"{self.name}: {answer['error']}")
         return answer
 
-    def speed(self, **how: Any) -> float:
-        """Go through an epoch; returns ids a second."""
-        answer = self.ask(**how)
-        return float(answer["tokens"] / answer["seconds"])
+    def speed(self, **how: Any) -> dict[str, float]:
+        """Go through an epoch; returns ids a second, and a second of CPU time of the training process."""
+        return self.ask(**how)
 
     def tune(self, settings: Sequence[str]) -> None:
-        """Try every setting, warm, and keep the fastest for each number of workers."""
+        """Try every setting, warm, and keep the fastest for each number of workers; one that fails is noted."""
         for workers in WORKERS:
             for setting, way in combinations(self.name, settings, workers):
                 how = {"setting": setting, "workers": workers, "way": way}
-                self.speed(**how)
-                self.tried.append({**how, "tokens_per_s": self.speed(**how)})
-            self.best[workers] = max(
-                (tried for tried in self.tried if tried["workers"] == workers), key=lambda tried: tried["tokens_per_s"]
-            )
+                try:
+                    self.speed(**how)
+                    self.tried.append({**how, **self.speed(**how)})
+                except RuntimeError as error:
+                    self.tried.append({**how, "error": str(error)[:500]})
+            found = [tried for tried in self.tried if tried["workers"] == workers and "error" not in tried]
+            if not found:
+                raise MissingError(f"no setting worked: {self.tried[-1]['error']}")
+            self.best[workers] = max(found, key=lambda tried: tried["tokens_per_s"])
 
-    def round(self, workers: int) -> float:
+    def round(self, workers: int) -> dict[str, float]:
         return self.speed(**{name: self.best[workers][name] for name in ("setting", "workers", "way")})
 
 
@@ -132,44 +138,62 @@ def write_samples(folder: Path, num_samples: int) -> dict[str, Any]:
     return {"samples": num_samples, "context": CONTEXT, "fill": plan.description["fill"], "packs": plan.num_packs}
 
 
+@dataclass
+class Field:
+    """Everybody who could be started and tuned, and who could not."""
+
+    contestants: list[Contestant] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def enter(self, contestant: Contestant) -> None:
+        try:
+            written = contestant.ask(write=True)
+            contestant.tune(written["settings"][:1] if contestant.name == OURS else written["settings"])
+        except (MissingError, RuntimeError) as error:
+            self.missing[contestant.name] = str(error)
+        else:
+            self.versions[contestant.name] = written["version"]
+            self.contestants.append(contestant)
+        print(f"{contestant.name}: {self.missing.get(contestant.name) or contestant.best}", file=sys.stderr)
+
+    def compete(self, rounds: int) -> Speeds:
+        """Go through all of them in turn, again and again."""
+        speeds: Speeds = {(one.name, workers): [] for one in self.contestants for workers in WORKERS}
+        for _ in range(rounds):
+            for one in self.contestants:
+                for workers in WORKERS:
+                    speeds[one.name, workers].append(one.round(workers))
+        return speeds
+
+
 def measure(folder: Path, num_samples: int, rounds: int) -> dict[str, Any]:
     found = write_samples(folder, num_samples)
-    versions: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    entered = Field()
     with ExitStack() as opened:
-        contestants = []
         for name, module in {OURS: "plan_loader", COPY: "plain_copy", **PEERS}.items():
             python = PEERS_PYTHON if name in PEERS and PEERS_PYTHON.exists() else Path(sys.executable)
-            contestant = opened.enter_context(Contestant(name, module, python, folder))
-            try:
-                written = contestant.ask(write=True)
-                versions[name] = written["version"]
-                settings = written["settings"]
-                contestant.tune(settings[:1] if name == OURS else settings)
-                contestants.append(contestant)
-            except MissingError as error:
-                missing[name] = str(error)
-            print(f"{name}: {contestant.best or 'missing'}", file=sys.stderr)
-        speeds = {(one.name, workers): [0.0] * rounds for one in contestants for workers in WORKERS}
-        for number in range(rounds):
-            for one in contestants:
-                for workers in WORKERS:
-                    speeds[one.name, workers][number] = one.round(workers)
-        in_dataloader = [contestants[0].speed(setting="torch DataLoader", workers=2, way="") for _ in range(rounds + 1)]
-        checks = {one.name: one.ask(check=True, **_how(one)) for one in contestants if one.name != COPY}
+            entered.enter(opened.enter_context(Contestant(name, module, python, folder)))
+        if {OURS, COPY} & set(entered.missing):
+            raise RuntimeError(f"cannot measure: {entered.missing}")
+        speeds = entered.compete(rounds)
+        ours = entered.contestants[0]
+        in_dataloader = [ours.speed(setting="torch DataLoader", workers=2, way="") for _ in range(rounds + 1)][1:]
+        checks = {one.name: one.ask(check=True, **_how(one)) for one in entered.contestants if one.name != COPY}
+    rows = {
+        one.name: {f"{workers}_workers": _row(speeds[one.name, workers], one.best[workers]) for workers in WORKERS}
+        for one in entered.contestants
+    }
     return {
         **found,
         "rounds": rounds,
-        "versions": versions,
-        "missing": missing,
+        "versions": entered.versions,
+        "missing": entered.missing,
         "delivered": checks,
-        "loaders": {
-            one.name: {f"{workers}_workers": _row(speeds[one.name, workers], one.best[workers]) for workers in WORKERS}
-            for one in contestants
-        },
-        "tokenmill_in_torch_dataloader": {"2_workers": _row(in_dataloader[1:], {})},
-        "tried": {one.name: one.tried for one in contestants},
-        **ratios({key: median(values) for key, values in speeds.items()}),
+        "loaders": rows,
+        "tokenmill_in_torch_dataloader": {"2_workers": _row(in_dataloader, {})},
+        "tried": {one.name: one.tried for one in entered.contestants},
+        **ratios({key: _row(runs, {})["tokens_per_s"] for key, runs in speeds.items()}),
     }
 
 
@@ -177,8 +201,11 @@ def _how(contestant: Contestant) -> dict[str, Any]:
     return {name: contestant.best[0][name] for name in ("setting", "workers", "way")}
 
 
-def _row(speeds: Sequence[float], best: dict[str, Any]) -> dict[str, Any]:
+def _row(runs: Sequence[dict[str, float]], best: dict[str, Any]) -> dict[str, Any]:
+    speeds = [run["tokens_per_s"] for run in runs]
     row: dict[str, Any] = {"tokens_per_s": median(speeds), "least": min(speeds), "most": max(speeds)}
+    if best.get("workers") == 0:
+        row["tokens_per_cpu_s"] = median(run["tokens_per_cpu_s"] for run in runs)
     return row | {name: best[name] for name in ("setting", "way") if best.get(name)}
 
 

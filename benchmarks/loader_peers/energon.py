@@ -1,16 +1,14 @@
-"""Megatron-Energon: tokenmill's own archives, indexed by `energon prepare`; no decoder, one pass, no shuffle buffer."""
+"""Megatron-Energon: tars of one member a sample, indexed by `energon prepare`; no decoder, one pass, no shuffle."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loader_peers.archives import archives, array
+from benchmarks.loader_peers.archives import MEMBER, unpacked, write_tars
 from benchmarks.loader_peers.delivery import (
     PACKS_AT_ONCE,
     SAMPLES_AT_ONCE,
@@ -23,7 +21,7 @@ from benchmarks.loader_peers.delivery import (
 from benchmarks.loader_peers.packing import Sample, first_fit
 
 DISTRIBUTION = "megatron-energon"
-SETTINGS = {"one shard at a time, arrays only": 1, "sixteen shards in turn, arrays only": 16}
+SETTINGS = {"one shard at a time": 1, "sixteen shards in turn": 16}
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,12 @@ class Batch:
 
 
 def write(source: Path, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for archive in archives(source):
-        os.link(archive, folder / archive.name)
+    write_tars(source, folder)
     prepare = (
         "prepare", "--non-interactive", "--no-progress", "--num-workers", "1", "--split-ratio", "1,0,0",
         "--sample-type", "CrudeWebdataset", str(folder),
     )  # fmt: skip
     subprocess.run([Path(sys.executable).parent / "energon", *prepare], check=True, stdout=subprocess.DEVNULL)
-    with (folder / ".nv-meta" / "dataset.yaml").open("a", encoding="utf-8") as settings:
-        settings.write("part_filter:\n- codes.npy\n- text.npy\n")
 
 
 def open_epoch(folder: Path, setting: str, workers: int, way: str) -> Epoch:
@@ -81,7 +75,7 @@ def _encoder(way: str) -> Any:
 
         @stateless
         def batch(self, samples: list[Any]) -> Any:
-            arrays = [(array(sample["text.npy"]), array(sample["codes.npy"])) for sample in samples]
+            arrays = [unpacked(sample[MEMBER]) for sample in samples]
             return {"alone": lambda: Batch(arrays), "samples": lambda: joined(arrays), "packs": lambda: _packs(arrays)}[
                 way
             ]()
@@ -92,7 +86,3 @@ def _encoder(way: str) -> Any:
 def _packs(samples: list[Sample]) -> list[Any]:
     packs = list(first_fit(samples))
     return [stacked(packs[at : at + PACKS_AT_ONCE]) for at in range(0, len(packs), PACKS_AT_ONCE)]
-
-
-def open_samples(folder: Path, setting: str) -> Iterator[Sample]:
-    raise NotImplementedError("Energon gives whole epochs")

@@ -1,33 +1,40 @@
-"""webdataset: tokenmill's own archives, read from front to end, the JSON left as bytes."""
+"""webdataset: tokenmill's own archives, the JSON passed over, or tars of one member a sample; from front to end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks.loader_peers.archives import archives, array
+from benchmarks.loader_peers.archives import MEMBER, archives, array, unpacked, write_tars
 from benchmarks.loader_peers.packing import Sample
 
 DISTRIBUTION = "webdataset"
-SETTINGS = {"in order": {}, "only the arrays kept": {"select_files": lambda name: name.endswith(".npy")}}
+SETTINGS = {"one member a sample": "tars", "tokenmill's archives, arrays only": "archives"}
 
 
 def write(source: Path, folder: Path) -> None:
-    """Nothing: the archives are read as they are."""
+    write_tars(source, folder)
 
 
 class Samples:
-    def __init__(self, source: Path, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, form: str) -> None:
         import webdataset
 
-        self.dataset = webdataset.WebDataset(
-            [str(archive) for archive in archives(source)], shardshuffle=False, empty_check=False, **options
-        )
+        self.form = form
+        wanted = {"select_files": _is_array} if form == "archives" else {}
+        urls = [str(archive) for archive in archives(folder)]
+        self.dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False, **wanted)
 
     def __iter__(self) -> Iterator[Sample]:
-        return ((array(sample["text.npy"]), array(sample["codes.npy"])) for sample in self.dataset)
+        if self.form == "archives":
+            return ((array(sample["text.npy"]), array(sample["codes.npy"])) for sample in self.dataset)
+        return (unpacked(sample[MEMBER]) for sample in self.dataset)
+
+
+def _is_array(name: str) -> bool:
+    return name.endswith(".npy")
 
 
 def open_samples(folder: Path, setting: str) -> Iterable[Sample]:
-    return Samples(folder.parent / "source", SETTINGS[setting])
+    form = SETTINGS[setting]
+    return Samples(folder.parent / "source" if form == "archives" else folder, form)
