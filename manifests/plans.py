@@ -75,6 +75,10 @@ SHARD_COLUMNS: Mapping[str, Any] = {
     "shard_sha256": pl.String,
     "index_sha256": pl.String,
 }
+EPOCH_COLUMNS: Mapping[str, Any] = {  # beside those of the shards
+    "epochs": pl.Float64,  # how often the plan, with those it continues, goes through it
+    "begun": pl.Float64,  # how often one of them meant to; more than `epochs` where the mix was lowered since
+}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
+from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -32,6 +33,7 @@ from tokenmill.pipelines.foreign_tokens import finished_tokens, index_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plans
+from tokenmill.pipelines.plan_continue_asked import asked_plan
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -391,8 +393,13 @@ class Chain:
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
         resolved = self.recipe.plan.resolved()
         snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
-        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage)
-        return dict(zip(phases, found, strict=True))
+        asked = [asked_plan(self.store, snapshots, one, self.recipe.train, self.recipe.storage) for one in settings]
+        borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}
+        finished = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Plan)}
+        settings = [one for one in settings if one.phase not in finished]
+        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage, borders)
+        planned = dict(zip((one.phase for one in settings), found, strict=True)) | finished
+        return {phase: planned[phase] for phase in phases}
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""

@@ -13,25 +13,36 @@ import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex
-from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
+from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plans import EPOCH_COLUMNS, PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
+from tokenmill.pipelines.plan_continue import continued_summary
 from tokenmill.pipelines.plan_figures import cost_spread, grouped, mix_spread, source_figures
 from tokenmill.pipelines.plan_mix import Mix
 from tokenmill.settings_train import PlanSettings
 
 
-def describe_plan(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> None:
-    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`."""
+def describe_plan(
+    plan: Snapshot,
+    sources: Sequence[Snapshot],
+    settings: PlanSettings,
+    mix: Mix,
+    border: Border | None = None,
+) -> None:
+    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`; `border` is where it goes on from."""
     folder = plan.folder
+    shards = shard_table(sources, mix, border)
     tables = {
         "windows.parquet": table_bytes(_windows(plan), PLAN_SCHEMA),
-        "shards.parquet": table_bytes(_shards(sources), PLAN_SCHEMA),
+        "shards.parquet": table_bytes(shards, PLAN_SCHEMA),
     }
     for name, data in tables.items():
         folder.store.put(folder.at(name), data)
     fault_point("plan:before-description")
     description = plan_summary(plan, sources, settings, mix)
+    if border is not None:
+        description["continues"] = continued_summary(plan, border, shards)
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
@@ -116,10 +127,14 @@ def _windows(plan: Snapshot) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict(WINDOW_COLUMNS), orient="row")
 
 
-def _shards(sources: Sequence[Snapshot]) -> pl.DataFrame:
-    rows = [
-        (s.folder.source, s.folder.at(c.data.name), s.folder.at(c.rows.name), c.data.sha256, c.rows.sha256)
-        for s in sources
-        for c in s.commits
-    ]
-    return pl.DataFrame(rows, schema=dict(SHARD_COLUMNS), orient="row")
+def shard_table(sources: Sequence[Snapshot], mix: Mix, border: Border | None) -> pl.DataFrame:
+    """List the shards of some sources, with the epochs for which the mix, and the plans before, take them."""
+    before = dict(border.plan.shards.select("shard", "begun").iter_rows()) if border is not None else {}
+    rows = []
+    for s in sources:
+        epochs = float(mix.epochs[s.folder.source])
+        for c in s.commits:
+            name, index = s.folder.at(c.data.name), s.folder.at(c.rows.name)
+            begun = max(epochs, before.get(name, 0.0))
+            rows.append((s.folder.source, name, index, c.data.sha256, c.rows.sha256, epochs, begun))
+    return pl.DataFrame(rows, schema={**SHARD_COLUMNS, **EPOCH_COLUMNS}, orient="row")

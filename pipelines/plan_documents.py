@@ -8,13 +8,14 @@ longer than the context are made one by one (`plan_long.py`).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.named_tables import NamedTable
+from tokenmill.pipelines.plan_carried import in_part
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
 from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion
 from tokenmill.pipelines.plan_laid_out import laid_out
@@ -38,15 +39,20 @@ def draw_pass(
     settings: PlanSettings,
     vocabulary: Vocabulary,
     exclusion: Exclusion = NOTHING,
+    seen: NDArray[np.integer[Any]] | None = None,
 ) -> tuple[Drawn, Refused, int]:
-    """Draw the documents of one pass over a shard, but for what is excluded.
+    """Draw the documents of one pass over a shard, but for what is excluded and rows that were `seen` before.
 
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
     modality, segments = index.codes(["modality", "segments"])
     tokenized = np.flatnonzero(_codes(segments) >= 0)  # others failed there, and are never drawn
+    tokenized = tokenized[in_part(tokenized, shard.part, shard.parts)]
     refused = Refused()
-    row = wanted_rows(tokenized, index, shard, settings, exclusion, refused)
+    unseen = tokenized
+    if seen is not None:
+        unseen = refused.without(tokenized, np.isin(tokenized, seen), SampleError("seen", "consumed before this plan"))
+    row = wanted_rows(unseen, index, shard, settings, exclusion, refused)
     nothing = np.zeros(len(row), np.int64)
     samples = Samples(row=row, string=_codes(segments)[row], kind=_codes(modality)[row], variant=nothing,
                       template=nothing)  # fmt: skip

@@ -30,10 +30,11 @@ def wanted_rows(
         other = "training" if settings.part == "held_out" else "held_out"
         rows = refused.without(rows, is_other, SampleError(other, "belongs to the other part"))
         rows = refused.without(rows, is_excluded, SampleError("excluded", "on the list of excluded keys"))
-    if shard.share < 1.0 and len(rows):
+    if (shard.share < 1.0 or shard.had > 0.0) and len(rows):
         draws = share_draws(index, shard, settings)[rows]
-        told = f"this pass takes {shard.share:g} of the source"
-        rows = refused.without(rows, draws >= shard.share, SampleError("not_drawn", told))
+        told = f"this pass takes {shard.share - shard.had:g} of the source"
+        is_other = (draws < shard.had) | (draws >= shard.share)
+        rows = refused.without(rows, is_other, SampleError("not_drawn", told))
     return rows
 
 

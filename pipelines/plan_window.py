@@ -18,8 +18,10 @@ from tokenmill.manifests.named_tables import NamedTable, open_named_table
 from tokenmill.manifests.records import Counts
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.packing import pack
+from tokenmill.pipelines.plan_carried import CARRIED
+from tokenmill.pipelines.plan_continue_documents import Carried, Carrying, numbered
 from tokenmill.pipelines.plan_documents import draw_pass
-from tokenmill.pipelines.plan_drawn import Drawn, Refused, joined
+from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
 from tokenmill.pipelines.plan_exclusion import Exclusion, exclusion_in
 from tokenmill.pipelines.plan_tables import PlannedWindow, window_tables
 from tokenmill.pipelines.plan_totals import document_totals, modalities_of, source_totals
@@ -28,18 +30,31 @@ from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 
-def plan_window(folder: StageDir, window: Window, settings: PlanSettings, vocabulary: Vocabulary) -> PlannedWindow:
-    """Draw, pack and shuffle the documents of one window; reads its indexes, writes nothing."""
+def plan_window(
+    folder: StageDir,
+    window: Window,
+    settings: PlanSettings,
+    vocabulary: Vocabulary,
+    carrying: Carrying | None = None,
+) -> PlannedWindow:
+    """Draw, pack and shuffle the documents of one window; reads its indexes, writes nothing.
+
+    `carrying` is what a plan that continues another looks up.
+    """
     draws = _Draws(exclusion=exclusion_in(folder))
-    for number, shard in enumerate(window.shards):
-        draws.add(number, shard, open_named_table(folder.store, shard.index), settings, vocabulary)
-    drawn = joined(draws.drawn)
+    for shard in window.shards:
+        seen = None if carrying is None else carrying.seen_rows(shard)
+        draws.add(shard, open_named_table(folder.store, shard.index), settings, vocabulary, seen)
+    if carrying is not None:
+        for one in window.carried:
+            draws.take_over(carrying.taken_over(one))
+    drawn = joined(draws.drawn or [drawn_from([])])  # of a window whose shards all left, nothing is
     packs = pack(drawn.length, drawn.cuttable, settings.context, settings.min_piece)
     packs = packs.reordered(_order(len(packs), folder.config.digest, window.unit))
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
-    planned = window_tables(packs, drawn, window.shards, draws.left_out, counts, settings)
-    totals = {**planned.totals, **document_totals(drawn, draws.modality, window.shards, settings)}
+    planned = window_tables(packs, drawn, draws.passes, draws.left_out, counts, settings)
+    totals = {**planned.totals, **document_totals(drawn, draws.modality, draws.passes, settings)}
     for name, number in draws.totals.items():
         totals[name] = totals.get(name, 0) + number
     return replace(planned, totals=dict(sorted(totals.items())))
@@ -53,9 +68,10 @@ class _Draws:
     left_out: list[tuple[Any, ...]] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    rows_in: int = 0
+    passes: list[ShardPass] = field(default_factory=list)
     totals: Counter[str] = field(default_factory=Counter)
     modalities: list[NDArray[np.int64]] = field(default_factory=list)
-    rows_in: int = 0
     exclusion: Exclusion
 
     @property
@@ -64,10 +80,16 @@ class _Draws:
         return np.concatenate([np.empty(0, np.int64), *self.modalities])
 
     def add(
-        self, number: int, shard: ShardPass, index: NamedTable, settings: PlanSettings, vocabulary: Vocabulary
+        self,
+        shard: ShardPass,
+        index: NamedTable,
+        settings: PlanSettings,
+        vocabulary: Vocabulary,
+        seen: NDArray[np.integer[Any]] | None,
     ) -> None:
-        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, self.exclusion)
-        self.drawn.append(replace(drawn, shard=np.full(len(drawn), number, np.int32)))
+        drawn, refused, rows_in = draw_pass(index, shard, settings, vocabulary, self.exclusion, seen)
+        self.drawn.append(replace(drawn, shard=np.full(len(drawn), len(self.passes), np.int32)))
+        self.passes.append(shard)
         self.rows_in += rows_in
         self.dropped += refused.dropped
         self.failed += refused.failed
@@ -75,6 +97,18 @@ class _Draws:
         self.modalities.append(modalities_of(index)[drawn.sample])
         if refused.listed:
             self._list(shard, index, refused)
+
+    def take_over(self, carried: Carried) -> None:
+        """Add documents of the plan before."""
+        self.drawn += numbered(carried, len(self.passes))
+        self.passes += carried.passes
+        self.left_out += carried.left_out
+        self.dropped += carried.dropped
+        self.failed += carried.failed
+        self.rows_in += carried.rows_in
+        self.totals.update(carried.totals)
+        self.totals[CARRIED] += sum(map(len, carried.drawn))
+        self.modalities += carried.modalities
 
     def _list(self, shard: ShardPass, index: NamedTable, refused: Refused) -> None:
         keys = index.frame(["key"])["key"]

@@ -18,6 +18,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.records import InputRef, unit_name
 from tokenmill.manifests.snapshots import Snapshot
+from tokenmill.pipelines.plan_carried import CarriedWindow
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.settings_train import PlanSettings
 
@@ -26,7 +27,8 @@ from tokenmill.settings_train import PlanSettings
 class ShardPass:
     """One pass over one tokenized shard; `share` < 1 takes a random part of its samples.
 
-    `num_ids` are its codes and text ids, None where its record does not say.
+    `num_ids` are its codes and text ids, None where its record does not say. In a plan that continues another, `had` is
+    the share that was planned before, and part `part` of `parts` is taken.
     """
 
     source: str
@@ -37,11 +39,16 @@ class ShardPass:
     share: float
     num_samples: int
     num_ids: int | None = None
+    had: float = 0.0
+    part: int = 0
+    parts: int = 1
 
     @property
     def reference(self) -> InputRef:
         here = self.repetition
-        return InputRef(name=self.archive, digest=self.digest, start=here, end=here + 1, unit_of_range="passes")
+        is_whole = not self.had and self.parts == 1
+        digest = self.digest if is_whole else digest_of([self.digest, self.had, self.part, self.parts])
+        return InputRef(name=self.archive, digest=digest, start=here, end=here + 1, unit_of_range="passes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +57,11 @@ class Window:
 
     number: int
     shards: tuple[ShardPass, ...]
+    carried: tuple[CarriedWindow, ...] = ()
 
     @property
     def inputs(self) -> tuple[InputRef, ...]:
-        return tuple(shard.reference for shard in self.shards)
+        return (*(one.reference for one in self.shards), *(one.reference for one in self.carried))
 
     @property
     def unit(self) -> str:
@@ -84,6 +92,11 @@ def fixed_epochs(snapshots: Sequence[Snapshot], settings: PlanSettings) -> dict[
             raise ValueError(f"epochs of {source} follow from its share; ask plan_mix")
         found[source] = 1.0 if said.epochs is None else said.epochs
     return found
+
+
+def passes_of(snapshots: Sequence[Snapshot], epochs: Mapping[str, float]) -> list[ShardPass]:
+    """List all passes that a plan asks for, in the order of the snapshots; `epochs` are those of each source."""
+    return [one for snapshot in snapshots for one in _passes(snapshot, epochs[snapshot.folder.source])]
 
 
 def check_sources(snapshots: Sequence[Snapshot], settings: PlanSettings) -> None:

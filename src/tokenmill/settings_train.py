@@ -70,6 +70,11 @@ class PhaseSettings(_Settings):
     exclude_files: tuple[str, ...] = Field(
         default=(), description="lists of such samples: text, JSONL or Parquet; paths or URLs"
     )
+    continue_from: str | None = Field(
+        default=None,
+        exclude=True,  # not how it was named but what it meant is part of the plan's identity
+        description="PLAN@STEP or RUN that this plan goes on from: what remains of it, and the data it did not have",
+    )
 
     @field_validator("tokens", mode="before")
     @classmethod

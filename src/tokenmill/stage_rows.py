@@ -29,7 +29,14 @@ def _plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
     told |= {"fill": round(description["fill"], 4)}
     if description.get("supply_bound"):
         told |= {"supply_bound": round(description["supply_bound"], 4)}
+    if "continues" in description:
+        told |= {"continues": _continued(description["continues"])}
     return {**counts, **told, "sources": description["sources"], "snapshots": {"plan": description["snapshot"]}}
+
+
+def _continued(continues: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which plan one goes on from, and how many documents it took over, has anew, lost."""
+    return {key: continues[key] for key in ("plan", "step", "carried_documents", "new_documents", "gone_documents")}
 
 
 def data_row(snapshots: Any) -> dict[str, Any]:
@@ -63,6 +70,7 @@ def describe_row(row: Mapping[str, Any]) -> str:
             text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
     hidden = (
         "stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "plans", "sources", "asked",
+        "continues",
     )  # fmt: skip
     told = {key: value for key, value in row.items() if key not in hidden}
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
@@ -73,10 +81,20 @@ def describe_row(row: Mapping[str, Any]) -> str:
     return text + "".join(f"\n          {line}" for line in lines)
 
 
+def _told_continued(row: Mapping[str, Any]) -> list[str]:
+    found = row.get("continues")
+    if not found:
+        return []
+    return [
+        f"from step {found['step']:,} of plan {found['plan'][:16]}: {found['carried_documents']:,} documents carried "
+        f"over, {found['new_documents']:,} new, {found['gone_documents']:,} gone"
+    ]
+
+
 def _shares(row: Mapping[str, Any]) -> list[str]:
     from tokenmill.pipelines.plan_figures import told_shares, warnings_of
 
-    return [*told_shares(row), *(f"look at this: {warning}" for warning in warnings_of(row))]
+    return [*_told_continued(row), *told_shares(row), *(f"look at this: {warning}" for warning in warnings_of(row))]
 
 
 def _asked(totals: Mapping[str, Any]) -> str:
