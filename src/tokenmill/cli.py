@@ -105,7 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     run = _add(commands, "run", "every stage of a recipe, resuming", recipe=True)
     run.add_argument("--until", metavar="STAGE", choices=[*STAGES, "report"], help="stop after this stage")
     for name, text in STAGES.items():
-        _add(commands, name, text, recipe=True)
+        stage = _add(commands, name, text, recipe=True)
+        if name == "plan":
+            _simulate_arguments(stage)
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
@@ -174,6 +176,16 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _simulate_arguments(plan: argparse.ArgumentParser) -> None:
+    text = "of the plan that is there: what training on it would read, without reading a sample"
+    plan.add_argument("--simulate", action="store_true", help=text)
+    plan.add_argument("--ranks", type=int, metavar="N", help="with --simulate; absent: train.ranks")
+    text = "with --simulate: processes of a DataLoader on each rank; absent: none, the loader's threads"
+    plan.add_argument("--workers", type=int, metavar="M", help=text)
+    text = "with --simulate: optimizer steps from A to before B; absent: the first 100"
+    plan.add_argument("--steps", metavar="A:B", help=text)
 
 
 def _index_parser(commands: Commands) -> None:
