@@ -179,7 +179,7 @@ def change(store: Store, name: str, place: int, data: bytes) -> None:
         (0, b"broken", "unreadable"),
         (6, b"\x09\x00", "npy version"),
         (10, b"{'descr': '<f2'", "of float16"),
-        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (3, 3), }".ljust(117), "an array of shape (3, 3)"),
+        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (3, 3), }".ljust(117), "needs codes"),
         (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (11,), }".ljust(117), "needs codes"),
         (128, b"\xff\xff", "codes reach 65535"),
     ],
