@@ -7,6 +7,7 @@ sample stand side by side in the archive, so one read of their common range give
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -90,25 +91,30 @@ class SampleReader:
 
 
 def _array(data: memoryview) -> NDArray[np.integer[Any]]:
-    """Give the array in some bytes of `.npy` without copying it."""
+    """Give the array in some bytes of `.npy`, as one row, without copying it."""
     if not len(data):
         return np.empty(0, np.uint16)
     try:
-        start = 10 + int.from_bytes(data[8:10], "little")
+        long = data[6] > 1  # the header's length has 4 bytes from version 2 on
+        start = 12 + int.from_bytes(data[8:12], "little") if long else 10 + int.from_bytes(data[8:10], "little")
         length, dtype = _header(bytes(data[:start]))
         return np.frombuffer(data, dtype, length, start)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, IndexError) as error:
         raise SampleError("unreadable", f"not an array of ids: {error}") from error
 
 
 @lru_cache(maxsize=4096)
 def _header(data: bytes) -> tuple[int, np.dtype[Any]]:
-    """Parse the header of an `.npy`; remembered, since parsing takes longer than reading the sample (60 µs)."""
+    """Parse the header of an `.npy`; remembered, since parsing takes longer than reading the sample (60 µs).
+
+    Shards of others may hold grids and signed numbers: what they are was checked when they were indexed.
+    """
     stream = BytesIO(data)
     version = np.lib.format.read_magic(stream)
-    if version != (1, 0):
+    if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy version {version}")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if len(shape) != 1 or dtype.kind != "u":
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, is_fortran, dtype = read(stream)
+    if not 1 <= len(shape) <= 3 or dtype.kind not in "ui" or (is_fortran and len(shape) > 1):
         raise ValueError(f"an array of shape {shape} of {dtype}")
-    return shape[0], dtype
+    return math.prod(shape), dtype
