@@ -18,7 +18,8 @@ from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.documents import Assembled, assemble
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.vocabulary import Vocabulary
-from tokenmill.train import assembly_kernel as kernel
+from tokenmill.train import assembly_tables as tables
+from tokenmill.train.assembly_kernel import assemble_packs
 from tokenmill.train.fault_budget import FaultBudget
 from tokenmill.train.pack_blocks import Block, PackBlocks
 from tokenmill.train.pack_slots import Hands, Slots, StepArrays
@@ -47,7 +48,7 @@ class Assembler:
         self._pieces = PieceReader(source, waits)
         self._faults = FaultBudget()
         self._buffers = StepBuffers(buffers)
-        self._names = np.array([vocabulary.pad, vocabulary.eol, vocabulary.eof, vocabulary.vision_base,
+        self._names = np.array([vocabulary.pad, vocabulary.eol, vocabulary.eof, 0, vocabulary.vision_base,
                                 vocabulary.text.size, vocabulary.codebook_size], np.int64)  # fmt: skip
         self._text_weight: float = plan.description["text_weight"]
         self._vision_weight: float = plan.description["vision_weight"]
@@ -88,8 +89,8 @@ class Assembler:
             is_here = packs[left] < block.end_pack
             chosen, left = left[is_here], left[~is_here]
             local = packs[chosen] - block.first_pack
-            slots.table[chosen, kernel.PACK_FIRST] = block.rows[local]
-            slots.table[chosen, kernel.PACK_END] = block.rows[local + is_pack[chosen]]
+            slots.table[chosen, tables.PACK_FIRST] = block.rows[local]
+            slots.table[chosen, tables.PACK_END] = block.rows[local + is_pack[chosen]]
             yield block, chosen
 
     def _fill(self, block: Block, slots: Slots, chosen: NDArray[np.int64], arrays: StepArrays) -> int:
@@ -98,7 +99,7 @@ class Assembler:
         pieces = self._pieces.pieces(block, table, slots.documents)
         weights = np.array([0.0, self._text_weight, self._vision_weight], np.float32)
         return int(
-            kernel.assemble_packs(
+            assemble_packs(
                 table, block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
                 pieces.descriptors, pieces.fetched, pieces.fetched_at, np.empty(block.scratch_bytes, np.uint8),
                 self._names, weights, arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
@@ -112,7 +113,7 @@ class Assembler:
         for block, chosen in blocks:
             for slot in chosen.tolist():
                 first, end, place, *_ = slots.table[slot].tolist()
-                errors = arrays.errors[slots.table[slot, kernel.ERROR] :][: end - first].tolist()
+                errors = arrays.errors[slots.table[slot, tables.ERROR] :][: end - first].tolist()
                 for number, error in enumerate(errors):
                     placed = block.window.documents.placed(block.first_row + first + number)
                     fault = self._again(placed, place, arrays) if error else None

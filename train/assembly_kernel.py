@@ -8,7 +8,7 @@ it is read gives a short answer and not a signal.
 Labels and weights are written one place to the left of ids. The arrays for them here begin one place earlier instead,
 so that `labels[i]` belongs to position i - 1.
 
-N documents, P parts, S packs; tables of whole numbers with columns by name, since numba is slow with records.
+N documents, P parts, S packs; the tables are those of assembly_tables.py.
 """
 
 from __future__ import annotations
@@ -20,158 +20,59 @@ from numba import types
 from numpy.typing import NDArray
 
 from tokenmill.compiled import compiled
+from tokenmill.train.assembly_places import codes_before
+from tokenmill.train.assembly_tables import (
+    AT,
+    BASE,
+    BEGIN,
+    BORDER,
+    CODEBOOK_SIZE,
+    CODES,
+    COLUMNS,
+    COUNT,
+    EOF,
+    EOL,
+    ERROR,
+    EXTENTS,
+    FILE,
+    FIRST,
+    GOOD,
+    HEADER_BYTES,
+    KIND,
+    KIND_MARKER,
+    KIND_TEXT,
+    LAST,
+    LAYOUT,
+    LENGTH,
+    LOSS,
+    NO_HEADER,
+    NO_LABEL,
+    NO_LAYOUT,
+    OUT_OF_RANGE,
+    PACK_END,
+    PACK_FIRST,
+    PACK_SIZE,
+    PAD,
+    PLACE,
+    ROWS,
+    SIZE,
+    START,
+    TEXT_BASE,
+    TEXT_IDS,
+    TEXT_SIZE,
+    UNREAD,
+    VISION_BASE,
+    WIDTH,
+    Numbers,
+    Parts,
+)
 
-Numbers = NDArray[np.int64]
-Parts = NDArray[np.int32]
-
-FILE, LAYOUT, START, LENGTH = range(4)  # columns of documents, (N, 14)
-CODES, TEXT_IDS = 4, 9  # where a member's own five columns begin: the ones below
-AT, COUNT, WIDTH, FIRST, LAST = range(5)  # place in the file; items; bytes of one; those needed, [first, last)
-DOCUMENT_COLUMNS = 14
-EXTENTS = 4  # most stretches of a file that a document is read in; (N, 8): start, bytes, start, bytes …
-KIND, LOSS, SIZE, BEGIN, ROWS, COLUMNS = range(6)  # columns of parts, (P, 6)
-PACK_FIRST, PACK_END, PLACE, BASE, BORDER, PACK_SIZE, ERROR = range(7)  # columns of slots, (S, 7)
-SLOT_COLUMNS = 7
-PAD, EOL, EOF, VISION_BASE, TEXT_SIZE, CODEBOOK_SIZE = range(6)  # of the vocabulary's numbers
-
-GOOD, NO_LAYOUT, UNREAD, NO_HEADER, OUT_OF_RANGE = range(5)  # what became of a document
-NO_LABEL = -100
-HEADER_BYTES = 128  # of an .npy of one dimension, as numpy writes it
-_KIND_MARKER, _KIND_TEXT = 0, 1  # as in tokenize/layouts.py
-_LARGEST_GAP = 16_384  # bytes read in vain rather than ask once more
 _TRIES = 8  # of an interrupted read
 _BEFORE = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (", np.uint8).copy()
 _WIDTH_PLACE = 23
 _BEHIND = np.frombuffer(b",), }", np.uint8).copy()
 _ZERO, _SPACE, _LINE = ord("0"), ord(" "), ord("\n")
 _pread: Any = types.ExternalFunction("pread", types.intp(types.intc, types.uintp, types.uintp, types.int64))
-
-
-@compiled
-def place_packs(
-    packs: Numbers,
-    ends: Numbers,
-    documents: Numbers,
-    tokens: Numbers,
-    squares: Numbers,
-    context: int,
-    filler: int,
-    slots: Numbers,
-    bounds: Numbers,
-    sums: Numbers,
-) -> int:
-    """Give each pack its place in the arrays of a step; micro-batch m has packs [ends[m - 1], ends[m]), -1 a filler.
-
-    Fills in `slots`, `bounds` (M + 1, 2): places and borders where micro-batches begin, and `sums` (M, 2): tokens and
-    squares of each. Returns how many documents there are.
-    """
-    place = border = found = number = 0
-    for micro in range(len(ends)):
-        bounds[micro, 0], bounds[micro, 1] = place, border
-        sums[micro] = 0
-        base = place
-        border += 1
-        while number < ends[micro]:
-            slot, pack = slots[number], packs[number]
-            slot[PLACE], slot[BASE], slot[BORDER], slot[ERROR] = place, base, border, found
-            slot[PACK_FIRST] = slot[PACK_END] = 0
-            slot[PACK_SIZE] = filler
-            used = 0
-            if pack >= 0:
-                slot[PACK_SIZE], used = context, tokens[pack]
-                sums[micro, 0] += tokens[pack]
-                sums[micro, 1] += squares[pack]
-                found += documents[pack]
-                border += documents[pack]
-            border += used < slot[PACK_SIZE]
-            place += slot[PACK_SIZE]
-            number += 1
-    bounds[len(ends), 0], bounds[len(ends), 1] = place, border
-    return found
-
-
-@compiled
-def mark_files(slots: Numbers, documents: Numbers, is_used: NDArray[np.bool_]) -> None:
-    """Say which files the documents of some packs are in."""
-    for number in range(len(slots)):
-        for document in range(slots[number, PACK_FIRST], slots[number, PACK_END]):
-            is_used[documents[document, FILE]] = True
-
-
-@compiled
-def codes_before(part: Parts, place: int) -> int:
-    """Count the codes of a vision part before an id of it."""
-    per_row = part[COLUMNS] + 1
-    per_frame = part[ROWS] * per_row + 1
-    frame, rest = place // per_frame, place % per_frame
-    row, column = rest // per_row, rest % per_row
-    return (frame * part[ROWS] + row) * part[COLUMNS] + column
-
-
-@compiled
-def need(document: Numbers, member: int, first: int, last: int) -> None:
-    """Widen what is needed of a member."""
-    if first >= last:
-        return
-    if document[member + LAST] == 0:
-        document[member + FIRST], document[member + LAST] = first, last
-    else:
-        document[member + FIRST] = min(document[member + FIRST], first)
-        document[member + LAST] = max(document[member + LAST], last)
-
-
-@compiled
-def find_needs(document: Numbers, parts: Parts) -> bool:
-    """Say which ids and codes a piece needs; False where it is not inside its document, or the arrays are too short."""
-    place, start, end = 0, document[START], document[START] + document[LENGTH]
-    for number in range(len(parts)):
-        part = parts[number]
-        low, high = max(start, place) - place, min(end, place + part[SIZE]) - place
-        if low < high and part[KIND] == _KIND_TEXT:
-            need(document, TEXT_IDS, part[BEGIN] + low, part[BEGIN] + high)
-        elif low < high and part[KIND] != _KIND_MARKER:
-            need(document, CODES, part[BEGIN] + codes_before(part, low), part[BEGIN] + codes_before(part, high))
-        place += part[SIZE]
-    for member in (CODES, TEXT_IDS):
-        if document[member + LAST] > document[member + COUNT]:
-            return False
-        if document[member + LAST] > 0 and document[member + WIDTH] == 0:
-            return False
-    return start >= 0 and document[LENGTH] > 0 and end <= place
-
-
-@compiled
-def add_extent(extents: Numbers, used: int, start: int, end: int) -> int:
-    """Append bytes [start, end), joined with the last stretch if little lies between; they come in ascending order."""
-    if used:
-        before = extents[2 * used - 2] + extents[2 * used - 1]
-        if start - before <= _LARGEST_GAP:
-            extents[2 * used - 1] = max(before, end) - extents[2 * used - 2]
-            return used
-    extents[2 * used], extents[2 * used + 1] = start, end - start
-    return used + 1
-
-
-@compiled
-def find_extents(documents: Numbers, extents: Numbers, offsets: Numbers, parts: Parts) -> None:
-    """Fill in what each document needs of its arrays, and where that lies in the file; LAYOUT -1 where it cannot be."""
-    for number in range(len(documents)):
-        document = documents[number]
-        layout = document[LAYOUT]
-        if layout < 0 or not find_needs(document, parts[offsets[layout] : offsets[layout + 1]]):
-            document[LAYOUT] = -1
-            continue
-        used = 0
-        text_first = document[TEXT_IDS + AT] < document[CODES + AT]
-        for turn in range(2):
-            member = TEXT_IDS if text_first == (turn == 0) else CODES
-            if document[member + LAST] == 0:
-                continue
-            at, width = document[member + AT], document[member + WIDTH]
-            data = at + HEADER_BYTES
-            used = add_extent(extents[number], used, at, data)
-            used = add_extent(extents[number], used, data + document[member + FIRST] * width,
-                              data + document[member + LAST] * width)  # fmt: skip
 
 
 @compiled
@@ -337,9 +238,12 @@ def copy_part(
     weight: float,
 ) -> bool:
     """Write ids [low, high) of texts or codes; `items` begin with number `first`. False: an id is too large."""
-    if part[KIND] == _KIND_TEXT:
+    if part[KIND] == KIND_TEXT:
         begin = part[BEGIN] + low - first
-        return copy_items(ids, labels, weights, place, items[begin : begin + high - low], 0, weight) < names[TEXT_SIZE]
+        return (
+            copy_items(ids, labels, weights, place, items[begin : begin + high - low], names[TEXT_BASE], weight)
+            < names[TEXT_SIZE]
+        )
     begin = part[BEGIN] + codes_before(part, low) - first
     end = part[BEGIN] + codes_before(part, high) - first
     largest = copy_grid(ids, labels, weights, place, items[begin:end], part, low, high, names, weight)
@@ -372,11 +276,11 @@ def copy_piece(
         at += part[SIZE]
         if low >= high:
             continue
-        if part[KIND] == _KIND_MARKER:
+        if part[KIND] == KIND_MARKER:
             for one in range(low, high):
                 put(ids, labels, weights, to + one - low, marker_ids[part[BEGIN] + one], weight)
             continue
-        member, begin = (TEXT_IDS, text_at) if part[KIND] == _KIND_TEXT else (CODES, codes_at)
+        member, begin = (TEXT_IDS, text_at) if part[KIND] == KIND_TEXT else (CODES, codes_at)
         first, width = document[member + FIRST], document[member + WIDTH]
         stretch = buffer[begin : begin + (document[member + LAST] - first) * width]
         if width == 2:

@@ -8,28 +8,26 @@ N documents, P packs.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import ManifestError, SampleError, StorageError
+from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.plan_rows import DocumentRows, PlanWindow
 from tokenmill.manifests.plans import Plan
-from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.layouts import Layouts, Scanned, lay_out_scanned, scan_segments
-from tokenmill.tokenize.segments import segments_from_json, segments_to_json
 from tokenmill.tokenize.vocabulary import Vocabulary
-from tokenmill.train import assembly_kernel as kernel
-from tokenmill.train.shard_index import ShardIndex, ShardIndexes
+from tokenmill.train import assembly_tables as tables
+from tokenmill.train.assembly_places import find_extents
+from tokenmill.train.joined_documents import JoinedDocuments
+from tokenmill.train.shard_index import ShardIndexes
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 _FIRST_DOCUMENTS, _MOST_DOCUMENTS = 512, 16_384
 _BLOCKS_KEPT = 4
@@ -108,7 +106,7 @@ class PackBlocks:
         rows = window.rows[first : end + 1] - window.rows[first]
         placed = window.documents.taken(int(window.rows[first]), int(window.rows[end]))
         self._check(window, rows, placed, first, end)
-        joined = _Joined.of(placed)
+        joined = JoinedDocuments.of(placed)
         self._indexes.prepare(joined.shards)
         for place, shard in enumerate(joined.shards):
             self._waits(shard)
@@ -119,7 +117,7 @@ class PackBlocks:
         layouts = self._layouts(placed, joined)
         parts = np.stack([layouts.kind, layouts.loss, layouts.length, layouts.start, layouts.rows, layouts.columns], 1)
         parts = parts.astype(np.int32)
-        kernel.find_extents(joined.documents, joined.extents, layouts.offsets, parts)
+        find_extents(joined.documents, joined.extents, layouts.offsets, parts)
         return Block(
             first_pack=window.first_pack + first,
             end_pack=window.first_pack + end,
@@ -148,7 +146,7 @@ class PackBlocks:
                 'run "tokenmill verify --deep" on it'
             )
 
-    def _layouts(self, placed: DocumentRows, joined: _Joined) -> Layouts:
+    def _layouts(self, placed: DocumentRows, joined: JoinedDocuments) -> Layouts:
         """Lay the documents out, one template after the other; writes their LAYOUT."""
         scanned = scan_segments(joined.strings(placed))
         found = []
@@ -158,7 +156,7 @@ class PackBlocks:
             if not len(chosen):
                 continue
             layouts = self._laid_out(scanned, chosen, template, placed.variant[chosen])
-            joined.documents[chosen, kernel.LAYOUT] = behind + np.arange(len(chosen))
+            joined.documents[chosen, tables.LAYOUT] = behind + np.arange(len(chosen))
             behind += len(chosen)
             found.append(layouts)
         return _joined_layouts(found)
@@ -167,91 +165,6 @@ class PackBlocks:
         self, scanned: Scanned, chosen: NDArray[np.int64], template: str, variants: NDArray[np.int32]
     ) -> Layouts:
         return lay_out_scanned(scanned, chosen, template, variants, self._vocabulary)[0]
-
-
-@dataclass(slots=True)
-class _Joined:
-    """Documents of a block while their shards' indexes are joined to them."""
-
-    shards: tuple[str, ...]
-    ends: list[int]
-    documents: NDArray[np.int64]
-    extents: NDArray[np.int64]
-    has_string: NDArray[np.bool_]
-    order: NDArray[np.int64]  # documents by shard, and within it as they came
-    bounds: NDArray[np.int64]
-    segments: list[Any]  # of the shards that were read: strings of their documents
-    read: list[NDArray[np.int64]]  # and which documents these are
-
-    @classmethod
-    def of(cls, placed: DocumentRows) -> _Joined:
-        distinct, files = np.unique(placed.shard, return_inverse=True)
-        documents = np.zeros((len(placed), kernel.DOCUMENT_COLUMNS), np.int64)
-        documents[:, kernel.FILE], documents[:, kernel.LAYOUT] = files, -1
-        documents[:, kernel.START], documents[:, kernel.LENGTH] = placed.start, placed.length
-        order = np.argsort(files, kind="stable")
-        return cls(
-            shards=tuple(placed.shards[place] for place in distinct),
-            ends=[0] * len(distinct),
-            documents=documents,
-            extents=np.zeros((len(placed), 2 * kernel.EXTENTS), np.int64),
-            has_string=np.zeros(len(placed), np.bool_),
-            order=order,
-            bounds=np.searchsorted(files[order], np.arange(len(distinct) + 1)),
-            segments=[],
-            read=[],
-        )
-
-    def add(self, place: int, placed: DocumentRows, index: ShardIndex) -> None:
-        """Take what a shard's index says of its documents; rows that it does not have are left without."""
-        own = self.order[self.bounds[place] : self.bounds[place + 1]]
-        samples = placed.sample[own]
-        is_there = (samples >= 0) & (samples < len(index.members))
-        own, samples = own[is_there], samples[is_there]
-        members = index.members[samples]
-        for column, (at, length, count) in ((kernel.CODES, members[:, :3].T), (kernel.TEXT_IDS, members[:, 3:].T)):
-            self.documents[own, column + kernel.AT] = at
-            self.documents[own, column + kernel.COUNT] = count
-            self.documents[own, column + kernel.WIDTH] = _widths(length, count)
-        self.ends[place] = index.end
-        self.segments.append(index.segments.take(samples))
-        self.read.append(own)
-
-    def strings(self, placed: DocumentRows) -> pa.Array:
-        """Give each document's segments as a string, "" where they are not known; fills `has_string`."""
-        import pyarrow as pa
-
-        strings = pa.array([], pa.large_string())
-        if self.read:
-            strings = pa.concat_arrays([part.dictionary_decode().cast(pa.large_string()) for part in self.segments])
-        read = np.concatenate([np.empty(0, np.int64), *self.read])
-        self.has_string[read] = strings.is_valid().to_numpy(zero_copy_only=False)
-        places = np.full(len(placed), -1, np.int64)
-        places[read] = np.arange(len(read))
-        strings = strings.take(pa.array(places, mask=places < 0)).fill_null("")
-        runs = np.flatnonzero((placed.frames > 0) & self.has_string)
-        if len(runs):
-            told = strings.to_pylist()
-            for row in runs.tolist():
-                told[row] = _taken(told[row], int(placed.frame[row]), int(placed.frames[row]))
-            strings = pa.array(told, pa.large_string())
-        return strings
-
-
-def _widths(length: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tell the bytes of an item from the lengths of arrays; 0 where the array is not as numpy writes it."""
-    wide = length - kernel.HEADER_BYTES
-    return np.where(count < 1, 0, np.where(wide == 2 * count, 2, np.where(wide == 4 * count, 4, 0)))
-
-
-@lru_cache(maxsize=65_536)
-def _taken(segments: str, frame: int, frames: int) -> str:
-    """Give the segments of a run of frames, "" where there is no such run."""
-    try:
-        taken = take_frames(segments_from_json(json.loads(segments)), frame, frames)
-    except (SampleError, ManifestError, ValueError):
-        return ""
-    return json.dumps(segments_to_json(taken))
 
 
 def _joined_layouts(layouts: list[Layouts]) -> Layouts:

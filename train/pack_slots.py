@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from tokenmill.manifests.plan_rows import PackRows
 from tokenmill.tokenize.documents import Assembled
-from tokenmill.train import assembly_kernel as kernel
+from tokenmill.train import assembly_tables as tables
+from tokenmill.train.assembly_places import place_packs
 from tokenmill.train.packs import FILLER_LENGTH, NO_LABEL, PackArrays
 from tokenmill.train.step_buffers import StepBuffers
 
@@ -73,9 +74,9 @@ class Slots:
     def of(cls, first_pack: int, costs: PackRows, hands: Hands, context: int) -> Slots:
         packs = np.array([-1 if pack is None else pack for hand in hands for pack in hand], np.int64)
         ends = np.array(list(accumulate(len(hand) for hand in hands)), np.int64)
-        table = np.empty((len(packs), kernel.SLOT_COLUMNS), np.int64)
+        table = np.empty((len(packs), tables.SLOT_COLUMNS), np.int64)
         bounds, sums = np.empty((len(hands) + 1, 2), np.int64), np.empty((len(hands), 2), np.int64)
-        documents = kernel.place_packs(
+        documents = place_packs(
             packs, ends, costs.documents, costs.tokens, costs.squares, context, FILLER_LENGTH, table, bounds, sums
         )
         packs[packs >= 0] += first_pack

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import StorageError
-from tokenmill.train import assembly_kernel as kernel
+from tokenmill.train import assembly_tables as tables
+from tokenmill.train.assembly_places import mark_files
 from tokenmill.train.pack_blocks import Block
 from tokenmill.train.shard_bytes import ShardBytes, ShardFile
 
@@ -53,7 +54,7 @@ class PieceReader:
         What cannot be had is left out: the kernel then fails those documents, and the reference says why.
         """
         is_used = np.zeros(len(block.shards), np.bool_)
-        kernel.mark_files(slots, block.documents, is_used)
+        mark_files(slots, block.documents, is_used)
         descriptors, files = np.full(len(block.shards), -1, np.int64), []
         wanted: dict[int, list[_Stretch]] = {}
         for place in np.flatnonzero(is_used).tolist():
@@ -121,8 +122,8 @@ class _Stretch:
 def _list_stretches(block: Block, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
     """List what to fetch of each wanted shard; returns the size of the buffer."""
     size = 0
-    for first, end, error in slots[:, [kernel.PACK_FIRST, kernel.PACK_END, kernel.ERROR]].tolist():
-        files, layouts = block.documents[first:end, [kernel.FILE, kernel.LAYOUT]].T.tolist()
+    for first, end, error in slots[:, [tables.PACK_FIRST, tables.PACK_END, tables.ERROR]].tolist():
+        files, layouts = block.documents[first:end, [tables.FILE, tables.LAYOUT]].T.tolist()
         for number, (place, layout) in enumerate(zip(files, layouts, strict=True)):
             if place not in wanted or layout < 0:
                 continue
