@@ -179,8 +179,8 @@ def change(store: Store, name: str, place: int, data: bytes) -> None:
         (0, b"broken", "unreadable"),
         (6, b"\x09\x00", "npy version"),
         (10, b"{'descr': '<f2'", "of float16"),
-        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (3, 3), }", "an array of shape (3, 3)"),
-        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (11,), } ", "needs codes"),
+        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (3, 3), }".ljust(117), "needs codes"),
+        (10, b"{'descr': '<u2', 'fortran_order': False, 'shape': (11,), }".ljust(117), "needs codes"),
         (128, b"\xff\xff", "codes reach 65535"),
     ],
 )
@@ -234,16 +234,16 @@ def test_assembly_reads_a_header_that_numpy_would_write_otherwise(plan: Plan) ->
 def test_assembly_of_a_truncated_shard_reads_what_is_there_and_names_it(
     plan: Plan, caplog: pytest.LogCaptureFixture
 ) -> None:
-    placed, row = victim_of(plan)
+    placed, _ = victim_of(plan)
     store = plan.folder.store
-    store.put(placed.shard, store.read_bytes(placed.shard)[: row["codes_offset"] + 130])
+    store.put(placed.shard, store.read_bytes(placed.shard)[: store.size(placed.shard) // 2])
 
     step = PlanLoader(plan, VOCABULARY, global_packs=plan.num_packs).step(0)
 
     lost = {fault.sample for fault in step.faults}
-    assert placed.sample in lost
+    assert all("truncated or replaced" in str(fault.fault) for fault in step.faults)
     assert {fault.shard for fault in step.faults} == {placed.shard}
-    assert len(lost) < len({s.sample for s in step.samples if s.shard == placed.shard})
+    assert 0 < len(lost) < len({s.sample for s in step.samples if s.shard == placed.shard})
     assert f"{placed.shard} has" in caplog.text
 
 

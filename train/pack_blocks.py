@@ -80,6 +80,11 @@ class PackBlocks:
                 found = self._kept(pack) or self._make(pack)
         return found
 
+    def kept(self) -> list[Block]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._blocks)
+
     def _kept(self, pack: int) -> Block | None:
         with self._lock:
             for place, block in enumerate(reversed(self._blocks), 1):

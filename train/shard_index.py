@@ -81,6 +81,11 @@ class ShardIndexes:
         with suppress(ManifestError, StorageError):
             self.of(shard)
 
+    def kept(self) -> list[ShardIndex]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._kept.values())
+
     def _forget(self) -> None:
         held = sum(index.num_bytes for index in self._kept.values())
         while held > _BYTES_KEPT and len(self._kept) > 1:
