@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,19 @@ def test_stream_state_of_another_plan_is_refused_naming_what_differs(plan: Plan)
 
     with pytest.raises(RecipeError, match=r"plan_id '0+' ≠ .*global_packs 7 ≠ 6"):
         stream.load_state_dict(stream.state_dict() | {"plan_id": "0" * 64, "global_packs": 7})
+
+
+def test_stream_takes_up_the_state_where_its_plan_continues_another(plan: Plan) -> None:
+    before = stream_of(plan).state_after(2) | {"plan_id": "0" * 64}
+    continues = {"plan": "0" * 64, "step": 2, "folder": "plans/pretrain/0", **before}
+    stream = stream_of(replace(plan, description={**plan.description, "continues": continues}))
+    stream.seek(3)
+
+    stream.load_state_dict(before)
+
+    assert next(iter(stream))["step"] == 0
+    with pytest.raises(RecipeError, match=r"goes on from step 2 .* next_pack 18"):
+        stream.load_state_dict(before | {"next_pack": 18})
 
 
 @pytest.mark.parametrize("broken", [{"epoch": None}, {"next_pack": "many"}, {"next_pack": 5}, {"next_pack": -6}])
