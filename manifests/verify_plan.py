@@ -148,7 +148,7 @@ class _Windows:
 
 def continues(plan: Plan) -> bool:
     """Say whether a plan goes on from another, and holds only what was left of some documents."""
-    return bool(plan.description.get("continued"))
+    return bool(plan.description.get("continues"))
 
 
 def _order_faults(plan: Plan) -> list[Fault]:

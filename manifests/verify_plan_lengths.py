@@ -78,4 +78,4 @@ def _shard_faults(plan: Plan, part: pl.DataFrame, read: pl.DataFrame, lengths: D
 def _may_end_early(plan: Plan, template: str) -> bool:
     """Say whether a plan may leave out the end of a document: later turns of a chat, or what was trained on before."""
     asked = plan.folder.config.settings.get("plan", {})
-    return bool(plan.description.get("continued")) or (template == "chat" and asked.get("shorten_long_chats", False))
+    return bool(plan.description.get("continues")) or (template == "chat" and asked.get("shorten_long_chats", False))

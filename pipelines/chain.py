@@ -6,13 +6,14 @@ differs is only whether missing units may be worked on. A stage runs for all sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
+from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -28,9 +29,11 @@ from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
 from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
 from tokenmill.pipelines.execution_threads import query_threads
+from tokenmill.pipelines.foreign_tokens import finished_tokens, index_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
-from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.plan import run_plans
+from tokenmill.pipelines.plan_continue_asked import asked_plan
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -45,6 +48,7 @@ from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
 from tokenmill.pipelines.tokens import tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 from tokenmill.settings_caption import CaptionSettings
+from tokenmill.settings_tokens import TokenShards
 
 K = TypeVar("K")
 STAGES = (
@@ -71,10 +75,19 @@ class ChainOptions:
 
 @dataclass(kw_only=True)
 class Chain:
-    """A recipe's stages, each computed once when first asked for; holds nothing but snapshots."""
+    """A recipe's stages, each computed once when first asked for; holds nothing but snapshots.
+
+    Sources that are tokenized already stand apart (`tokens`): they come in at the stage tokenize.
+    """
 
     recipe: Recipe
     options: ChainOptions = field(default_factory=ChainOptions)
+    tokens: Mapping[str, TokenShards] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = sections.token_shards(self.recipe)
+        raw = {name: section for name, section in self.recipe.sources.items() if name not in self.tokens}
+        self.recipe = self.recipe.model_copy(update={"sources": raw})
 
     @cached_property
     def store(self) -> Store:
@@ -355,11 +368,38 @@ class Chain:
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
                     self.limits, parents, cpus=cpus,
                 )  # fmt: skip
-        return self._single("tokenize", works, cores=cpus)
+        finished = {}
+        for name, shards in self.tokens.items():
+            found = finished_tokens(self.store, name, shards)
+            if found is None:
+                section = self.recipe.tokenize
+                work = index_work(self.store, name, shards, section.vocabulary, section.vision.model_dump())
+                works[name] = replace(work, units=work.units[: self.options.limit])
+            else:
+                finished[name] = found
+        return self._single("tokenize", works, cores=cpus) | finished
+
+    @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of every phase, planned together."""
+        return self._planned(list(self.recipe.plan.resolved()))
 
     @cached_property
     def plan(self) -> Plan:
-        return run_plan(self.store, list(self.tokenize.values()), self.recipe.plan, self._run_options("plan"))
+        """The plan that is trained on; where nothing may be planned, those of other phases need not be there."""
+        phase = self.recipe.train.phase
+        return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
+
+    def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
+        resolved = self.recipe.plan.resolved()
+        snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
+        asked = [asked_plan(self.store, snapshots, one, self.recipe.train, self.recipe.storage) for one in settings]
+        borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}
+        finished = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Plan)}
+        settings = [one for one in settings if one.phase not in finished]
+        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage, borders)
+        planned = dict(zip((one.phase for one in settings), found, strict=True)) | finished
+        return {phase: planned[phase] for phase in phases}
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""

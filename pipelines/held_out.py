@@ -21,6 +21,7 @@ from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.plans import Plan
 from tokenmill.pipelines.plan_documents import draw_pass
 from tokenmill.pipelines.plan_draws import uniform
+from tokenmill.pipelines.plan_exclusion import exclusion_in
 from tokenmill.pipelines.plan_spans import Document
 from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.pipelines.stored import read_stored
@@ -90,13 +91,13 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """Yield a source's documents, shard by shard until there are `limit`."""
     settings = PlanSettings(**plan.folder.config.settings["plan"])
-    epochs = settings.mix.get(source, 1.0)
+    epochs = float(plan.description["sources"][source]["epochs"])
     settings = settings.model_copy(update={"part": part})
-    share = min(1.0, epochs) if part == "training" else 1.0
+    share, exclusion = min(1.0, epochs) if part == "training" else 1.0, exclusion_in(plan.folder)
     found = 0
     for shard in shards if epochs else ():
         index = open_named_table(plan.folder.store, shard["index"])
-        drawn, _, _ = draw_pass(index, _first_pass(shard, share), settings, vocabulary)
+        drawn, _, _ = draw_pass(index, _first_pass(shard, share), settings, vocabulary, exclusion)
         rows = index.frame()
         for document in map(drawn.document, range(len(drawn))):
             row = rows.row(document.sample, named=True)

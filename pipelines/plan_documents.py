@@ -8,14 +8,16 @@ longer than the context are made one by one (`plan_long.py`).
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
 from tokenmill.manifests.named_tables import NamedTable
+from tokenmill.pipelines.plan_carried import in_part
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion
 from tokenmill.pipelines.plan_laid_out import laid_out
 from tokenmill.pipelines.plan_long import fitting, may_be_cut, too_long
 from tokenmill.pipelines.plan_samples import Samples, drawn_samples
@@ -32,16 +34,25 @@ if TYPE_CHECKING:
 
 
 def draw_pass(
-    index: NamedTable, shard: ShardPass, settings: PlanSettings, vocabulary: Vocabulary
+    index: NamedTable,
+    shard: ShardPass,
+    settings: PlanSettings,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion = NOTHING,
+    seen: NDArray[np.integer[Any]] | None = None,
 ) -> tuple[Drawn, Refused, int]:
-    """Draw the documents of one pass over a shard.
+    """Draw the documents of one pass over a shard, but for what is excluded and rows that were `seen` before.
 
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
     modality, segments = index.codes(["modality", "segments"])
-    tokenized = np.flatnonzero(np.asarray(segments.is_valid()))  # others failed there, and are never drawn
+    tokenized = np.flatnonzero(_codes(segments) >= 0)  # others failed there, and are never drawn
+    tokenized = tokenized[in_part(tokenized, shard.part, shard.parts)]
     refused = Refused()
-    row = wanted_rows(tokenized, index, shard, settings, refused)
+    unseen = tokenized
+    if seen is not None:
+        unseen = refused.without(tokenized, np.isin(tokenized, seen), SampleError("seen", "consumed before this plan"))
+    row = wanted_rows(unseen, index, shard, settings, exclusion, refused)
     nothing = np.zeros(len(row), np.int64)
     samples = Samples(row=row, string=_codes(segments)[row], kind=_codes(modality)[row], variant=nothing,
                       template=nothing)  # fmt: skip
@@ -53,7 +64,9 @@ def draw_pass(
 
 
 def _codes(column: pa.DictionaryArray) -> NDArray[np.int64]:
-    return np.asarray(column.indices.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
+    """Give a column's codes, -1 for nulls."""
+    codes = column.indices.fill_null(-1)
+    return np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes)].astype(np.int64)
 
 
 def _fitted(

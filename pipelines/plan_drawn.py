@@ -15,7 +15,12 @@ from tokenmill.pipelines.plan_spans import CUTTABLE, Document
 from tokenmill.pipelines.plan_templates import TEMPLATE_NAMES
 from tokenmill.tokenize.layouts import LOSSES
 
-_UNREMARKABLE = ("held_out", "training", "not_drawn")  # what the recipe asked for: counted, but not listed by sample
+_UNREMARKABLE = (
+    "held_out",
+    "training",
+    "not_drawn",
+    "seen",
+)  # what the recipe asked for: counted, but not listed by sample
 _FAILED = "bad_segments"  # not the plan's decision but damage
 _CUTTABLE = np.array([name in CUTTABLE for name in TEMPLATE_NAMES])
 _LOSS_NAMES = {number: name for name, number in LOSSES.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import numpy as np
@@ -80,17 +80,13 @@ def drawn_samples(
     known = [_Facts((0,), False) if isinstance(one, SampleError) else one for one in facts]
     signature = scanned.signature[samples.string]
     count = int(samples.row.max(initial=-1)) + 1
-
-    def draws(what: str) -> NDArray[np.float64]:
-        return pass_draws(count, shard, settings, what)[samples.row]
+    draws = pass_draws(count, shard, settings, "template")[samples.row]
 
     is_captioned = np.array([one.is_captioned for one in known], np.bool_)[signature]
     kinds, kind = _kinds(samples.kind, is_captioned, modalities, settings)
-    variant = _variants([one.variants for one in known], signature, draws("variant"))
-    shares = [(name, sorted_shares(settings.templates.get(name, {}))) for name in kinds]
-    template, refusals = draw_templates(
-        shares, kind, variant, signature, scanned.signatures, draws("template"), vocabulary
-    )
+    variant = _variants([one.variants for one in known], signature, count, shard, settings, samples.row)
+    shares = [(name, sorted_shares(settings.templates_of(shard.source, name))) for name in kinds]
+    template, refusals = draw_templates(shares, kind, variant, signature, scanned.signatures, draws, vocabulary)
     stays = refused.where(samples.row, np.where(template < 0, -template, 0), [None, *refusals])
     drawn = Samples(row=samples.row, string=samples.string, kind=kind, variant=variant, template=template.astype(int))
     return drawn.where(stays)
@@ -107,10 +103,24 @@ def _kinds(
 
 
 def _variants(
-    variants: Sequence[tuple[int, ...]], signature: NDArray[np.int64], draws: NDArray[np.float64]
+    variants: Sequence[tuple[int, ...]],
+    signature: NDArray[np.int64],
+    draws_count: int,
+    shard: ShardPass,
+    settings: PlanSettings,
+    row: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Draw one of each sample's captions, all alike."""
+    """Choose one of each sample's captions as `plan.captions` says; to go round them begins anywhere."""
     counts = np.array([len(one) for one in variants], np.int64)
     offsets = np.cumsum(counts) - counts
-    flat = np.array([variant for one in variants for variant in one], np.int64)
-    return flat[offsets[signature] + (draws * counts[signature]).astype(np.int64)] if len(flat) else signature
+    flat: NDArray[np.int64] = np.array([variant for one in variants for variant in one], np.int64)
+    if not len(flat):
+        return signature
+    place = np.zeros(len(signature), np.int64)
+    if settings.captions != "first" and len(flat) > len(variants):
+        drawn_in = shard if settings.captions == "random" else replace(shard, repetition=0)
+        place = (pass_draws(draws_count, drawn_in, settings, "variant")[row] * counts[signature]).astype(np.int64)
+        if settings.captions == "cycle":
+            place = (place + shard.repetition) % counts[signature]
+    chosen: NDArray[np.int64] = flat[offsets[signature] + place]
+    return chosen

@@ -14,13 +14,13 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, Target, Unit
-from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, run_plan
+from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, run_plans
 from tokenmill.pipelines.plan_windows import windows_of
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 VOCABULARY = byte_vocabulary(64)
-SETTINGS = PlanSettings(context=400, window_documents=12, mix={"words": 1.5}, split_long_clips=True)
+SETTINGS = PlanSettings(context=400, window_documents=12, window_packs=1, mix={"words": 1.5}, split_long_clips=True)
 
 
 def sources(root: Path) -> list[Snapshot]:
@@ -55,7 +55,7 @@ def test_plan_of_one_process_of_threads_and_of_eight_processes_has_the_same_byte
 
     for name, threads in (("alone", 1), ("threads", 4), ("processes", 1)):
         store = open_store(str(roots[name]))
-        run_plan(store, snapshots[name], SETTINGS, RunOptions(threads=threads, quiet=True))
+        run_plans(store, snapshots[name], [SETTINGS], RunOptions(threads=threads, quiet=True))
     alone, *others = (files_of_plan(root) for root in roots.values())
     assert any(name.endswith("plan.json") for name in alone)
     assert all(other == alone for other in others)

@@ -8,6 +8,7 @@ and a wrong recipe answer in under a second.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -90,6 +91,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if late:
         options.overrides = [*options.overrides, *late]
+    if getattr(options, "continue_from", None) is not None:
+        options.overrides = [*options.overrides, f"plan.continue_from={json.dumps(options.continue_from)}"]
     return options
 
 
@@ -104,13 +107,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _add(commands, "run", "every stage of a recipe, resuming", recipe=True)
     run.add_argument("--until", metavar="STAGE", choices=[*STAGES, "report"], help="stop after this stage")
-    for name, text in STAGES.items():
-        _add(commands, name, text, recipe=True)
+    stages = {name: _add(commands, name, text, recipe=True) for name, text in STAGES.items()}
+    for command in (run, stages["plan"], stages["train"]):
+        text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
+        command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
+    _index_parser(commands)
     _detokenize_parser(commands)
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
@@ -162,10 +168,31 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     _storage_argument(inspect)
     inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
+    text = "of a plan: this pack's documents as text and pictures, which are written beside"
+    inspect.add_argument("--pack", type=int, metavar="N", help=text)
+    inspect.add_argument("--step", type=int, metavar="S", help="of a plan: the packs of this optimizer step, from 0 on")
+    text = "with --step: packs in a step; absent: that of the runs on this plan"
+    inspect.add_argument("--global-packs", type=int, metavar="G", help=text)
+    text = "with --step or --pack: where every document comes from (key, URL, licence, shard)"
+    inspect.add_argument("--sources", action="store_true", help=text)
     text = "of a recipe: the funnel with another threshold (aesthetic=5.0) or rule ('aesthetic: …'); nothing is written"
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _index_parser(commands: Commands) -> None:
+    index = _add(commands, "index-tokens", "make an index for token shards of others, which stay where they are")
+    index.add_argument("url", help="URL or local path of a folder of WebDataset .tar files")
+    index.add_argument("--root", required=True, help="URL or local path; the index goes to tokenize/SOURCE below it")
+    index.add_argument("--source", required=True, metavar="NAME", help="what plans and reports call it")
+    text = "as a recipe's tokenize.vocabulary: YAML such as '{name: bytes, codebook_size: 2048}'"
+    index.add_argument("--vocabulary", required=True, metavar="YAML", help=text)
+    text = "as a recipe's tokenize.vision, for looking at pictures later; absent: nobody knows"
+    index.add_argument("--vision", metavar="YAML", help=text)
+    text = "setting of the source (codes, text, grid, fps, …: docs/loader.md), as YAML; may be given several times"
+    index.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    _storage_argument(index)
 
 
 def _detokenize_parser(commands: Commands) -> None:
