@@ -20,7 +20,7 @@ from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 VOCABULARY = byte_vocabulary(64)
-SETTINGS = PlanSettings(context=400, window_documents=12, mix={"words": 1.5}, split_long_clips=True)
+SETTINGS = PlanSettings(context=400, window_documents=12, window_packs=1, mix={"words": 1.5}, split_long_clips=True)
 
 
 def sources(root: Path) -> list[Snapshot]:
