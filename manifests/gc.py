@@ -23,7 +23,7 @@ from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, read_checkp
 
 PROBE = "gc-probe-"
 _THREADS = 16
-_PLAN_FILES = ("plan.json", "windows.parquet", "shards.parquet")
+_PLAN_FILES = ("plan.json", "windows.parquet", "shards.parquet", "mix.json", "excluded.parquet", "seen.parquet")
 Record = tuple[str, int]
 
 

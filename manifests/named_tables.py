@@ -43,9 +43,6 @@ class NamedTable:
 
         with self._damage():
             file = pq.ParquetFile(BytesIO(self.data), read_dictionary=list(columns), page_checksum_verification=True)
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            if missing:
-                raise ManifestError(f"{self.path}: a table without column {missing[0]!r}; {_HINT}")
             return [_one_dictionary(column) for column in file.read(list(columns)).select(columns).columns]
 
     @contextmanager
@@ -54,6 +51,9 @@ class NamedTable:
 
         try:
             yield
+        except KeyError as error:
+            name = error.args[0].decode()
+            raise ManifestError(f"{self.path}: a table without column {name!r}; {_HINT}") from error
         except (pa.ArrowException, OSError, ValueError) as error:
             told = " ".join(str(error).split())
             raise ManifestError(f"{self.path}: not a readable table ({told}); {_HINT}") from error

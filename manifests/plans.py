@@ -21,6 +21,7 @@ import polars as pl
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.plan_rows import PackCost, PackRows, Placed, PlanWindow
 from tokenmill.manifests.records import check_schema
 from tokenmill.manifests.stagedir import StageDir, parse_table, stage_dir_at
@@ -32,15 +33,15 @@ _WINDOWS_KEPT = 4  # tables in memory: the one being read, its neighbours, and o
 DOCUMENT_COLUMNS: Mapping[str, Any] = {
     "pack": pl.Int32,  # within the window
     "slot": pl.Int32,  # within the pack
-    "source": pl.String,
-    "shard": pl.String,  # the archive, relative to the root
+    "source": pl.Categorical,
+    "shard": pl.Categorical,  # the archive, relative to the root
     "sample": pl.Int32,  # row of the shard's index
     "repetition": pl.Int32,  # how often this sample was taken before
     "frame": pl.Int32,  # first latent frame taken, of a split clip
     "frames": pl.Int32,  # latent frames taken; 0 = the whole document
     "start": pl.Int32,  # first id of the piece
     "length": pl.Int32,  # ids of the piece
-    "template": pl.String,
+    "template": pl.Categorical,
     "variant": pl.Int32,
     "weight": pl.Float32,  # sum of the loss weights of its ids
 }
@@ -73,6 +74,10 @@ SHARD_COLUMNS: Mapping[str, Any] = {
     "index": pl.String,
     "shard_sha256": pl.String,
     "index_sha256": pl.String,
+}
+EPOCH_COLUMNS: Mapping[str, Any] = {  # beside those of the shards
+    "epochs": pl.Float64,  # how often the plan, with those it continues, goes through it
+    "begun": pl.Float64,  # how often one of them meant to; more than `epochs` where the mix was lowered since
 }
 
 
@@ -186,19 +191,8 @@ def open_plan(store: Store, path: str) -> Plan:
 
 
 def read_named_table(store: Store, path: str, columns: Iterable[str] | None = None) -> pl.DataFrame:
-    """Read a table whose name carries 8 digits of its SHA-256; raises ManifestError naming it when they differ.
-
-    A plan and a trainer read tables without their records; 32 bits are enough to notice damage.
-    """
-    data = store.read_bytes(path)
-    digits = path.rsplit("/", 1)[-1].split(".", 1)[0].rpartition("-")[2]
-    hint = 'run "tokenmill verify --deep" on its folder'
-    if sha256_hex(data)[:8] != digits:
-        raise ManifestError(f"{path}: sha256 differs from the digits in its name; {hint}")
-    try:
-        return parse_table(data, columns)
-    except ManifestError as error:
-        raise ManifestError(f"{path}: {error}; {hint}") from error
+    """Read a table whose name carries 8 digits of its SHA-256; raises ManifestError naming it when they differ."""
+    return open_named_table(store, path).frame(columns)
 
 
 def plan_paths(store: Store, phase: str) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -22,6 +22,9 @@ from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.records import Commit, FileEntry
 from tokenmill.manifests.storage import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ASIDE = ("logs/", "failures/", "rollups/")  # what stands beside a folder's data and records, and no digest covers
 _RECORD_NAME = r"(?<unit>[^/]+)\.(?<attempt>[0-9]+)\.json$"
@@ -149,15 +152,23 @@ def _chunks(names: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def table_bytes(frame: pl.DataFrame, schema: int) -> bytes:
+def table_bytes(frame: pl.DataFrame | pa.Table, schema: int) -> bytes:
     """Return a table as Parquet, the same bytes for the same rows, with the schema's version in its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()) if isinstance(frame, pl.DataFrame) else frame
     table = table.replace_schema_metadata({"tokenmill.schema": str(schema)})
+    coded = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     buffer = BytesIO()
-    pq.write_table(pa.table(table), buffer, compression="zstd", row_group_size=65_536, write_page_checksum=True)
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=65_536,
+        write_page_checksum=True,
+        use_dictionary=coded or True,  # where strings are codes, what is left are numbers that hardly come twice
+    )
     return buffer.getvalue()
 
 

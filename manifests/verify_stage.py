@@ -11,6 +11,7 @@ from functools import partial
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.findings import RERUN, Fault, Findings
 from tokenmill.manifests.identity import sha256_hex
+from tokenmill.manifests.plan_pieces import continued_faults
 from tokenmill.manifests.plan_root import in_root
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.records import Commit, unit_name
@@ -27,6 +28,7 @@ REDESCRIBE = "remove it and run the stage again, which writes it anew"
 _REPLAN = "remove plan.json and plan again"
 _THREADS = 8
 _PLAN_FILES = {"plan.json", "windows.parquet", "shards.parquet"}
+_PLAN_ASIDE = {"mix.json", "excluded.parquet", "seen.parquet"}  # of shares, of lists, of what was seen before
 Records = dict[tuple[str, int], tuple[Commit, str]]  # (unit, attempt) → the record and its file's sha256
 
 
@@ -173,6 +175,8 @@ def _plan(
         return
     for fault in _plan_faults(*root, checks, deep=deep, alone=not folder.path):
         findings.faults.append(replace(fault, path=_path_here(folder, root[1], fault.path)))
+    if deep:
+        _continued(folder, *root, findings)
 
 
 def _plan_faults(store: Store, path: str, checks: PlanChecks | None, *, deep: bool, alone: bool) -> list[Fault]:
@@ -186,13 +190,22 @@ def _plan_faults(store: Store, path: str, checks: PlanChecks | None, *, deep: bo
         return [Fault(where, what, _REPLAN)]
 
 
+def _continued(folder: StageDir, store: Store, path: str, findings: Findings) -> None:
+    """Compare a plan with the one it continues, where that is still there."""
+    try:
+        told = [what for _, _, what in (fault.partition(": ") for fault in continued_faults(open_plan(store, path)))]
+        findings.add(Fault(folder.at("plan.json"), what, _REPLAN) for what in told)
+    except (ManifestError, StorageError) as error:
+        findings.note(folder.at("plan.json"), f"was not compared with the plan it continues ({error})")
+
+
 def _path_here(folder: StageDir, place: str, path: str) -> str:
     """Return a path below a root as the store that is verified has it; what lies outside of it stays as it is."""
     return folder.at(path.removeprefix(f"{place}/")) if path.startswith(f"{place}/") else path
 
 
 def _orphans(folder: StageDir, sizes: Mapping[str, int], named: set[str], findings: Findings) -> None:
-    plan = _PLAN_FILES if folder.config.stage == "plan" else set()
+    plan = _PLAN_FILES | _PLAN_ASIDE if folder.config.stage == "plan" else set()
     for name in sorted(sizes.keys() - named - plan - {"config.json"}):
         if not name.startswith(("commits/", "snapshots/", *ASIDE)):
             findings.note(folder.at(name), "no record names it")

@@ -6,13 +6,14 @@ differs is only whether missing units may be worked on. A stage runs for all sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
+from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -31,7 +32,8 @@ from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.foreign_tokens import finished_tokens, index_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
-from tokenmill.pipelines.plan import run_plan
+from tokenmill.pipelines.plan import run_plans
+from tokenmill.pipelines.plan_continue_asked import asked_plan
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -378,8 +380,26 @@ class Chain:
         return self._single("tokenize", works, cores=cpus) | finished
 
     @cached_property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of every phase, planned together."""
+        return self._planned(list(self.recipe.plan.resolved()))
+
+    @cached_property
     def plan(self) -> Plan:
-        return run_plan(self.store, list(self.tokenize.values()), self.recipe.plan, self._run_options("plan"))
+        """The plan that is trained on; where nothing may be planned, those of other phases need not be there."""
+        phase = self.recipe.train.phase
+        return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
+
+    def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
+        resolved = self.recipe.plan.resolved()
+        snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
+        asked = [asked_plan(self.store, snapshots, one, self.recipe.train, self.recipe.storage) for one in settings]
+        borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}
+        finished = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Plan)}
+        settings = [one for one in settings if one.phase not in finished]
+        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage, borders)
+        planned = dict(zip((one.phase for one in settings), found, strict=True)) | finished
+        return {phase: planned[phase] for phase in phases}
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""

@@ -14,8 +14,10 @@ from tokenmill.filters.scorer import reads_caption
 from tokenmill.pipelines.caption_checks import check_captions
 from tokenmill.pipelines.chain import MODALITIES, Chain
 from tokenmill.pipelines.evaluation_sets import check_sets
+from tokenmill.pipelines.plan_exclusion import check_exclude_files
 from tokenmill.pipelines.recipe_sections import personal_mask
 from tokenmill.recipe import Recipe
+from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vision import vision_codebook_size
 from tokenmill.tokenize.vocabulary import build_vocabulary
@@ -36,6 +38,7 @@ def check_chain(chain: Chain) -> None:
     _within("tokenize.vision", partial(_check_codes, chain))
     _check_areas(recipe)
     _check_clips(chain)
+    _check_mix(recipe)
     _check_training(recipe)
 
 
@@ -54,12 +57,25 @@ def _check_kinds(chain: Chain) -> None:
     for name, settings in chain.recipe.sources.items():
         if settings.kind == "webdataset" and chain.modality[name] == "video":
             raise RecipeError(f"sources.{name}.modality: video inside tars is not supported yet; use kind videos")
-    for modality, shares in chain.recipe.plan.templates.items():
+    for where, phase in _phases(chain.recipe):
+        _check_templates(where, phase)
+
+
+def _phases(recipe: Recipe) -> list[tuple[str, PlanSettings]]:
+    """Return the plans of a recipe, each with the key path that its own keys stand under."""
+    if not recipe.plan.phases:
+        return [("plan", recipe.plan)]
+    return [(f"plan.phases.{name}", one) for name, one in recipe.plan.resolved().items()]
+
+
+def _check_templates(where: str, phase: PlanSettings) -> None:
+    named = [(f"templates.{modality}", shares) for modality, shares in phase.templates.items()]
+    named += [(f"mix.{name}.templates", phase.of_source(name).templates or {}) for name in phase.mix]
+    for place, shares in named:
         for template in shares:
             if template not in TEMPLATES:
-                raise RecipeError(
-                    f"plan.templates.{modality}: no template {template!r}; allowed: {', '.join(sorted(TEMPLATES))}"
-                )
+                allowed = ", ".join(sorted(TEMPLATES))
+                raise RecipeError(f"{where}.{place}: no template {template!r}; allowed: {allowed}")
 
 
 def _check_codes(chain: Chain) -> None:
@@ -85,23 +101,41 @@ def _check_areas(recipe: Recipe) -> None:
 
 def _check_clips(chain: Chain) -> None:
     """Refuse clips that would be tokenized for more ids than a document of the recipe's plan may have."""
-    max_ids, plan = chain.recipe.tokenize.video.max_ids, chain.recipe.plan
-    if "context" not in plan.model_fields_set or plan.split_long_clips or max_ids <= plan.context:
-        return
-    for name in chain.sources_of("video"):
-        if plan.mix.get(name, 1.0) > 0:
+    video = chain.recipe.tokenize.video
+    for where, plan in _phases(chain.recipe):
+        taken = [name for name in chain.sources_of("video") if plan.of_source(name).is_taken]
+        if not taken or plan.split_long_clips:
+            continue
+        if video.long == "runs":
             raise RecipeError(
-                f"tokenize.video.max_ids: {max_ids} is above plan.context, {plan.context}, so longer clips of {name} "
-                "would be left out; lower it, or set plan.split_long_clips"
+                f"{where}.split_long_clips: is false, takes {taken[0]}, and tokenize.video.long: runs needs it true"
+            )
+        if "context" in plan.model_fields_set and video.max_ids > plan.context:
+            raise RecipeError(
+                f"tokenize.video.max_ids: {video.max_ids} is above {where}.context, {plan.context}, so longer clips of "
+                f"{taken[0]} would be left out; lower it, or set {where}.split_long_clips"
             )
 
 
 def _check_training(recipe: Recipe) -> None:
-    if recipe.train.phase != recipe.plan.phase:
-        raise RecipeError(f"train.phase: is {recipe.train.phase!r}, but the plan's is {recipe.plan.phase!r}")
-    for name in recipe.plan.mix:
-        if name not in recipe.sources:
-            raise RecipeError(f"plan.mix: no source {name!r}; allowed: {', '.join(recipe.sources)}")
+    phases = recipe.plan.resolved()
+    if recipe.train.phase not in phases:
+        told = f"the plan's is {recipe.plan.phase!r}" if not recipe.plan.phases else f"allowed: {', '.join(phases)}"
+        raise RecipeError(f"train.phase: is {recipe.train.phase!r}, but {told}")
+
+
+def _check_mix(recipe: Recipe) -> None:
+    """Refuse a mix of other sources than the recipe's, and lists of samples that are not there."""
+    for where, phase in _phases(recipe):
+        for name in phase.mix:
+            if name not in recipe.sources:
+                raise RecipeError(f"{where}.mix: no source {name!r}; allowed: {', '.join(recipe.sources)}")
+        unnamed = sorted(set(recipe.sources) - set(phase.mix))
+        if phase.has_shares and unnamed:
+            raise RecipeError(
+                f"{where}.mix: has shares, so every source needs share or epochs; missing: {', '.join(unnamed)}"
+            )
+        check_exclude_files(phase, recipe.storage)
 
 
 def _within(where: str, build: Callable[[], object]) -> None:

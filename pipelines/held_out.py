@@ -15,11 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import ManifestError, SampleError
 from tokenmill.generate.evaluate import Sample
-from tokenmill.manifests.plans import Plan, read_named_table
-from tokenmill.pipelines.plan_documents import Drawer, uniform
+from tokenmill.manifests.identity import digest_of
+from tokenmill.manifests.named_tables import open_named_table
+from tokenmill.manifests.plans import Plan
+from tokenmill.pipelines.plan_documents import draw_pass
+from tokenmill.pipelines.plan_draws import uniform
+from tokenmill.pipelines.plan_exclusion import exclusion_in
 from tokenmill.pipelines.plan_spans import Document
+from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.pipelines.stored import read_stored
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import assemble
@@ -82,45 +86,46 @@ def _candidates(
     vocabulary: Vocabulary,
     part: Literal["training", "held_out"],
     source: str,
-    shards: Sequence[tuple[str, str]],
+    shards: Sequence[Mapping[str, str]],
     limit: int,
 ) -> Iterator[_Candidate]:
     """Yield a source's documents, shard by shard until there are `limit`."""
     settings = PlanSettings(**plan.folder.config.settings["plan"])
-    epochs = settings.mix.get(source, 1.0)
-    drawer = Drawer(
-        plan_id=plan.plan_id,
-        source=source,
-        settings=settings.model_copy(update={"part": part}),
-        vocabulary=vocabulary,
-        repetition=0,
-        share=min(1.0, epochs) if part == "training" else 1.0,
-    )
+    epochs = float(plan.description["sources"][source]["epochs"])
+    settings = settings.model_copy(update={"part": part})
+    share, exclusion = min(1.0, epochs) if part == "training" else 1.0, exclusion_in(plan.folder)
     found = 0
-    for archive, index in shards if epochs else ():
-        for number, row in enumerate(read_named_table(plan.folder.store, index).iter_rows(named=True)):
-            for document in _documents(drawer, number, row):
-                place = uniform("evaluation", source, row["key"], str(document.frame or document.start))
-                yield _Candidate(archive=archive, row=row, document=document, weight=max(1.0, epochs), place=place)
-                found += 1
+    for shard in shards if epochs else ():
+        index = open_named_table(plan.folder.store, shard["index"])
+        drawn, _, _ = draw_pass(index, _first_pass(shard, share), settings, vocabulary, exclusion)
+        rows = index.frame()
+        for document in map(drawn.document, range(len(drawn))):
+            row = rows.row(document.sample, named=True)
+            place = uniform("evaluation", source, row["key"], str(document.frame or document.start))
+            yield _Candidate(archive=shard["shard"], row=row, document=document, weight=max(1.0, epochs), place=place)
+        found += len(drawn)
         if found >= limit:
             return
 
 
-def _shards(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield each source with its archives and indexes in a fixed random order, at most 64."""
+def _first_pass(shard: Mapping[str, str], share: float) -> ShardPass:
+    """Give the plan's first pass over a shard of its table, or a part of it."""
+    return ShardPass(
+        source=shard["source"],
+        archive=shard["shard"],
+        index=shard["index"],
+        digest=digest_of([shard["shard_sha256"], shard["index_sha256"]]),
+        repetition=0,
+        share=share,
+        num_samples=0,
+    )
+
+
+def _shards(plan: Plan) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield each source with the rows of its shards in a fixed random order, at most 64."""
     for (source,), group in plan.shards.sort("source", "shard").group_by("source", maintain_order=True):
-        pairs = sorted(group.select("shard", "index").rows(), key=lambda pair: uniform("evaluation", pair[0]))
-        yield str(source), pairs[:_SHARDS_A_SOURCE]
-
-
-def _documents(drawer: Drawer, number: int, row: Mapping[str, Any]) -> Sequence[Document]:
-    if row["segments"] is None:  # failed to tokenize
-        return ()
-    try:
-        return drawer.documents(number, row)
-    except (SampleError, ManifestError):  # belongs to the other part, or the plan counted it as refused
-        return ()
+        rows = sorted(group.rows(named=True), key=lambda row: uniform("evaluation", row["shard"]))
+        yield str(source), rows[:_SHARDS_A_SOURCE]
 
 
 def _read(plan: Plan, vocabulary: Vocabulary, chosen: Iterable[_Candidate]) -> Iterator[DrawnDocument]:

@@ -91,7 +91,7 @@ def _resolve(chain: Chain, options: GcOptions) -> _Resolved:
     for stage in STAGES:
         try:
             if stage == "plan":
-                found.folders[chain.plan.folder.path] = Keep()
+                found.folders |= {plan.folder.path: Keep() for plan in chain.plans.values()}
             else:
                 for snapshot in chain.snapshots(stage):
                     found.folders[snapshot.folder.path] = _keep(snapshot, options)

@@ -1,15 +1,25 @@
 """Packing: which documents, and which pieces of texts, share a sequence of the context's length.
 
-Vision documents stay whole and go best-fit decreasing; texts are then cut to fill the holes. On 5,120 ids without
-cutting, best fit leaves 9 % of every sequence empty (PEERS.md §2); with cutting, what is left is under 0.5 % as long as
-there is text. Cutting costs one unsupervised id a piece, so whole texts that fit are taken first.
+Documents that must stay whole are packed first, the longest first, each pack closed with the two that fit best. Texts
+then fill the holes, whole ones first, each where it fits best; what fits nowhere is cut, the longest first and one used
+up before the next. On 5,120 ids without cutting, best fit leaves 10 % of every sequence empty; with cutting it is under
+0.01 % as long as there is text, and 15 % of the texts are cut (`benchmarks/plan.py`). A cut costs one unsupervised id.
+Compiled (`packing_kernel.py`): ten million documents in two seconds of a core.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Ints = NDArray[np.int32]
+
+_LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,107 +31,189 @@ class Piece:
     length: int
 
 
-class LengthBuckets:
-    """A multiset of items by length, with best-fit look-ups.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Packs:
+    """The pieces of a window, pack by pack: those of pack i are [offsets[i], offsets[i + 1]).
 
-    The lengths in use are the set bits of one big integer, so a look-up is a shift and a bit scan in C: 1 to 2 µs at a
-    context of 131,072. Items of equal length come back last in, first out, which keeps the order deterministic.
+    `document`, `start` and `length` are int32 (pieces,), `offsets` int64 (packs + 1,). No pack is empty. As a sequence
+    it gives each pack as a list of `Piece`.
     """
 
-    def __init__(self) -> None:
-        self._items: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        self._used = 0
+    document: Ints
+    start: Ints
+    length: Ints
+    offsets: NDArray[np.int64]
 
-    def add(self, length: int, item: tuple[int, int]) -> None:
-        self._items[length].append(item)
-        self._used |= 1 << length
+    def __len__(self) -> int:
+        return self.offsets.size - 1
 
-    def pop(self, length: int) -> tuple[int, int]:
-        """Take out the item of exactly this length that came last."""
-        bucket = self._items[length]
-        item = bucket.pop()
-        if not bucket:
-            self._used &= ~(1 << length)
-        return item
+    def __getitem__(self, pack: int) -> list[Piece]:
+        if not 0 <= pack < len(self):
+            raise IndexError(f"pack {pack} of {len(self)}")
+        at = slice(self.offsets[pack], self.offsets[pack + 1])
+        rows = zip(self.document[at].tolist(), self.start[at].tolist(), self.length[at].tolist(), strict=True)
+        return [Piece(*row) for row in rows]
 
-    def smallest_at_least(self, length: int) -> int | None:
-        above = self._used >> length
-        return length + (above & -above).bit_length() - 1 if above else None
+    @property
+    def pack(self) -> Ints:
+        """The pack of each piece, int32 (pieces,)."""
+        return np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.offsets))
 
-    def largest_at_most(self, length: int) -> int | None:
-        below = self._used & ((1 << (length + 1)) - 1)
-        return below.bit_length() - 1 if below else None
+    @property
+    def slot(self) -> Ints:
+        """The place of each piece in its pack, int32 (pieces,)."""
+        return (np.arange(self.document.size) - np.repeat(self.offsets[:-1], np.diff(self.offsets))).astype(np.int32)
 
-    def largest(self) -> int | None:
-        return self._used.bit_length() - 1 if self._used else None
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Ids of each pack, int64 (packs,)."""
+        return _sums(self.length.astype(np.int64), self.offsets)
+
+    @property
+    def squares(self) -> NDArray[np.int64]:
+        """Sum of the squared lengths of each pack's pieces, int64 (packs,): what attention costs."""
+        return _sums(np.square(self.length, dtype=np.int64), self.offsets)
+
+    def reordered(self, order: NDArray[np.int64]) -> Packs:
+        """Return the packs in another order; `order` holds each pack's number once."""
+        sizes = np.diff(self.offsets)[order]
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
+        pieces = np.arange(self.document.size) + np.repeat(self.offsets[order] - offsets[:-1], sizes)
+        return Packs(
+            document=self.document[pieces], start=self.start[pieces], length=self.length[pieces], offsets=offsets
+        )
 
 
-def pack(lengths: Sequence[int], cuttable: Sequence[bool], context: int, min_piece: int) -> list[list[Piece]]:
+def pack(lengths: ArrayLike, cuttable: ArrayLike, context: int, min_piece: int) -> Packs:
     """Put every document of a window into packs of at most `context` ids.
 
     Args:
-        lengths: ids of each document, at least 1.
+        lengths: ids of each document, at least 1, below 2³¹; int32 (documents,) is taken as it is.
         cuttable: whether a document may be cut anywhere (texts); the others must fit the context whole.
         context: ids of a pack.
-        min_piece: no cut leaves a piece shorter than this; holes below it stay empty.
+        min_piece: no cut leaves a piece shorter than this; holes below it stay empty. At most half the context.
     Raises:
-        ValueError: a document is empty, or must stay whole and does not fit (the caller drops those, with a reason).
+        ValueError: a document is empty, or must stay whole and does not fit (the caller drops those, with a reason);
+            or `min_piece` is out of range.
     """
-    for number, (length, may_cut) in enumerate(zip(lengths, cuttable, strict=True)):
-        if length < 1 or (length > context and not may_cut):
-            raise ValueError(f"document {number} has {length} ids and the context is {context}")
-    packs = _pack_whole([(length, n) for n, length in enumerate(lengths) if not cuttable[n]], context)
-    texts = LengthBuckets()
-    for number, length in enumerate(lengths):
-        if cuttable[number]:
-            texts.add(length, (number, 0))
-    for pieces in packs:
-        _fill(pieces, texts, context, min_piece)
-    while texts.largest() is not None:
-        packs.append([])
-        _fill(packs[-1], texts, context, min_piece)
-    return packs
+    ids, may_cut = np.asarray(lengths), np.asarray(cuttable, np.bool_)
+    _check(ids, may_cut, context, min_piece)
+    ids, may_cut = np.require(ids, np.int32, ("C", "W")), np.require(may_cut, np.bool_, ("C", "W"))
+    return _Packing(ids, may_cut, context, min_piece).run()
 
 
-def fill_fraction(packs: Sequence[Sequence[Piece]], context: int) -> float:
+def pack_windows(
+    lengths: Ints, cuttable: NDArray[np.bool_], ends: Sequence[int], context: int, min_piece: int, threads: int
+) -> Generator[Packs, None, None]:
+    """Pack windows of documents on threads, in order; a window's packs depend on nothing else.
+
+    Args:
+        ends: where each window ends, ascending; window i is documents [ends[i - 1], ends[i]).
+        threads: windows packed at once; as many wait to be taken.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="packing") as pool:
+        ahead: deque[Future[Packs]] = deque()
+        begin = 0
+        for end in ends:
+            ahead.append(pool.submit(pack, lengths[begin:end], cuttable[begin:end], context, min_piece))
+            begin = end
+            if len(ahead) == 2 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def fill_fraction(packs: Packs, context: int) -> float:
     """Tell the share of all positions that hold ids of documents."""
-    used = sum(piece.length for pieces in packs for piece in pieces)
-    return used / (context * len(packs)) if packs else 1.0
+    return float(packs.length.sum(dtype=np.int64) / (context * len(packs))) if len(packs) else 1.0
 
 
-def _pack_whole(documents: list[tuple[int, int]], context: int) -> list[list[Piece]]:
-    """Best-fit decreasing over (length, number): each into the fullest pack that has room."""
-    packs: list[list[Piece]] = []
-    rooms = LengthBuckets()
-    for length, number in sorted(documents, key=lambda document: (-document[0], document[1])):
-        room = rooms.smallest_at_least(length)
-        if room is None:
-            packs.append([])
-            target, room = len(packs) - 1, context
-        else:
-            target, _ = rooms.pop(room)
-        packs[target].append(Piece(number, 0, length))
-        if room > length:
-            rooms.add(room - length, (target, 0))
-    return packs
+class _Packing:
+    """One window being packed."""
+
+    def __init__(self, lengths: Ints, cuttable: NDArray[np.bool_], context: int, min_piece: int) -> None:
+        self._lengths, self._cuttable = lengths, cuttable
+        self._context, self._min_piece = context, min_piece
+        self._taken = np.zeros_like(lengths)
+        self._rooms = _no_stacks(context, 0)
+        self._rows = np.empty((lengths.size, 4), np.int32)
+        self._placed = self._packs = 0
+
+    def run(self) -> Packs:
+        from tokenmill.pipelines.packing_kernel import by_pack, decreasing  # here and below: numba, half a second
+
+        self._fill_packs()
+        texts = decreasing(self._lengths, self._cuttable, self._context)
+        while texts.size:
+            texts = self._place_whole(texts)
+            texts = self._place_cut(texts)
+            self._open_for(texts)
+        document, start, length, ends = by_pack(self._rows[: self._placed], self._packs)
+        offsets = np.unique(np.concatenate(([0], ends)))  # packs that stayed empty get no number
+        return Packs(document=document, start=start, length=length, offsets=offsets)
+
+    def _fill_packs(self) -> None:
+        from tokenmill.pipelines.packing_kernel import fill_packs, stack_whole
+
+        waiting = _no_stacks(self._context, self._lengths.size)
+        self._grow(packs=stack_whole(waiting, self._lengths, self._cuttable))
+        self._placed, self._packs = fill_packs(self._rows, self._rooms, waiting)
+
+    def _place_whole(self, texts: Ints) -> Ints:
+        from tokenmill.pipelines.packing_kernel import place_whole
+
+        self._placed, left = place_whole(self._rows, self._placed, self._rooms, texts, self._lengths, self._taken)
+        return texts[:left]
+
+    def _place_cut(self, texts: Ints) -> Ints:
+        """Each piece uses up a text or a pack's room, which bounds the pieces."""
+        from tokenmill.pipelines.packing_kernel import place_cut
+
+        self._grow(pieces=self._placed + texts.size + self._packs)
+        self._placed, left = place_cut(
+            self._rows, self._placed, self._rooms, texts, self._lengths, self._taken, self._min_piece
+        )
+        return texts[:left]
+
+    def _open_for(self, texts: Ints) -> None:
+        """Open the fewest packs that can hold what is left of some texts."""
+        from tokenmill.pipelines.packing_kernel import open_packs
+
+        ids = int(self._lengths[texts].sum(dtype=np.int64) - self._taken[texts].sum(dtype=np.int64))
+        packs = self._packs + -(-ids // self._context)
+        self._grow(pieces=self._placed + texts.size, packs=packs)
+        open_packs(self._rooms, self._packs, packs)
+        self._packs = packs
+
+    def _grow(self, *, pieces: int = 0, packs: int = 0) -> None:
+        tops, below, bits = self._rooms
+        self._rooms = tops, _at_least(below, packs), bits
+        self._rows = _at_least(self._rows, pieces)
 
 
-def _fill(pieces: list[Piece], texts: LengthBuckets, context: int, min_piece: int) -> None:
-    """Fill what a pack has left: the largest whole texts that fit, then a piece cut off the longest text."""
-    hole = context - sum(piece.length for piece in pieces)
-    while hole > 0:
-        length = texts.largest_at_most(hole)
-        if length is None:
-            break
-        number, start = texts.pop(length)
-        pieces.append(Piece(number, start, length))
-        hole -= length
-    longest = texts.largest()
-    if longest is None or hole < min_piece:
-        return
-    length = min(hole, longest - min_piece)
-    if length < min_piece:
-        return
-    number, start = texts.pop(longest)
-    pieces.append(Piece(number, start, length))
-    texts.add(longest - length, (number, start + length))
+def _no_stacks(context: int, items: int) -> tuple[Ints, Ints, NDArray[np.int64]]:
+    """Make empty stacks of up to so many items by size, 0 to the context."""
+    from tokenmill.pipelines.packing_bits import empty_bits
+
+    return np.full(context + 1, -1, np.int32), np.empty(items, np.int32), empty_bits(context + 1)
+
+
+def _check(lengths: NDArray[np.integer], cuttable: NDArray[np.bool_], context: int, min_piece: int) -> None:
+    if lengths.shape != cuttable.shape:
+        raise ValueError(f"{lengths.size} lengths, but {cuttable.size} documents are told cuttable or not")
+    if not 1 <= min_piece <= context // 2:
+        raise ValueError(f"min_piece is {min_piece} and must be at least 1 and at most half the context of {context}")
+    wrong = np.flatnonzero((lengths < 1) | (lengths > np.where(cuttable, _LONGEST, context)))
+    if wrong.size:
+        raise ValueError(f"document {wrong[0]} has {lengths[wrong[0]]} ids and the context is {context}")
+
+
+def _at_least(array: Ints, size: int) -> Ints:
+    """Return an array with `size` rows or more that begins with the rows of this one."""
+    missing = size - len(array)
+    return np.concatenate((array, np.empty((missing, *array.shape[1:]), array.dtype))) if missing > 0 else array
+
+
+def _sums(values: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum values by pack; no pack is empty, which `reduceat` would get wrong."""
+    return np.add.reduceat(values, offsets[:-1]) if offsets.size > 1 else np.empty(0, np.int64)

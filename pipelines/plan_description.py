@@ -6,44 +6,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex
-from tokenmill.manifests.plans import PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
+from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plans import EPOCH_COLUMNS, PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
-from tokenmill.pipelines.plan_windows import ShardPass
+from tokenmill.pipelines.plan_continue import continued_summary
+from tokenmill.pipelines.plan_figures import cost_spread, grouped, mix_spread, source_figures
+from tokenmill.pipelines.plan_mix import Mix
 from tokenmill.settings_train import PlanSettings
 
 
 def describe_plan(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
+    plan: Snapshot,
+    sources: Sequence[Snapshot],
+    settings: PlanSettings,
+    mix: Mix,
+    border: Border | None = None,
 ) -> None:
-    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`."""
+    """Publish `windows.parquet`, `shards.parquet` and, last, `plan.json`; `border` is where it goes on from."""
     folder = plan.folder
+    shards = shard_table(sources, mix, border)
     tables = {
         "windows.parquet": table_bytes(_windows(plan), PLAN_SCHEMA),
-        "shards.parquet": table_bytes(_shards(sources), PLAN_SCHEMA),
+        "shards.parquet": table_bytes(shards, PLAN_SCHEMA),
     }
     for name, data in tables.items():
         folder.store.put(folder.at(name), data)
     fault_point("plan:before-description")
-    description = plan_summary(plan, sources, settings, passes)
+    description = plan_summary(plan, sources, settings, mix)
+    if border is not None:
+        description["continues"] = continued_summary(plan, border, shards)
     description["tables"] = {name: sha256_hex(data) for name, data in tables.items()}
     description["digest"] = digest_of(description)
     folder.store.put(folder.at("plan.json"), (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
 
 
-def plan_summary(
-    plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, passes: Sequence[ShardPass]
-) -> dict[str, Any]:
-    """Give the description as JSON values; `fill` is the share of all positions that hold ids of documents."""
-    totals = plan.totals
-    first = sources[0].folder.config.settings
+def plan_summary(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSettings, mix: Mix) -> dict[str, Any]:
+    """Give the description as JSON values."""
+    totals, first = plan.totals, sources[0].folder.config.settings
     return {
         "schema": PLAN_SCHEMA,
         "plan": plan.folder.config.digest,
@@ -66,33 +73,48 @@ def plan_summary(
         },
         "num_packs": plan.counts.out,
         "num_windows": len(plan.commits),
-        "fill": totals["tokens"] / (settings.context * plan.counts.out),
+        **_outcome(plan, settings),
         "counts": plan.counts.to_json(),
-        "totals": {name: value for name, value in totals.items() if "." not in name},
-        "templates": _grouped(totals, "template"),
-        "sources": {s.folder.source: _source(s, totals, passes) for s in sources},
+        "totals": {name: value for name, value in totals.items() if "." not in name and name not in _NO_SUMS},
+        "templates": grouped(totals, "template"),
+        "modalities": grouped(totals, "modality"),
+        "sources": {s.folder.source: _source(s, totals, settings, mix) for s in sources},
+        "tokens_asked": mix.tokens and round(mix.tokens),
     }
 
 
-def _source(snapshot: Snapshot, totals: dict[str, int], passes: Sequence[ShardPass]) -> dict[str, Any]:
-    name = snapshot.folder.source
-    epochs = {shard.repetition: shard.share for shard in passes if shard.source == name}
+_NO_SUMS = ("longest", "packs_bound")  # of windows: one is no sum, the other stands as `supply_bound`
+
+
+def _outcome(plan: Snapshot, settings: PlanSettings) -> dict[str, Any]:
+    """Say how well the plan came out.
+
+    `fill` is the share of all positions that hold ids of documents, `supply_bound` the largest that any packing of
+    these windows could reach, `longest` the ids of the longest document, pieces of it together.
+    """
+    totals, commits = plan.totals, plan.commits
+    bound = totals.get("packs_bound", 0) * settings.context
     return {
-        "folder": snapshot.folder.path,
-        "snapshot": snapshot.digest,
-        "epochs": sum(epochs.values()),
-        "tokens": totals.get(f"source.{name}.tokens", 0),
+        "fill": totals["tokens"] / (settings.context * plan.counts.out),
+        "supply_bound": totals["tokens"] / bound if bound else None,
+        "longest": max(commit.totals.get("longest", 0) for commit in commits),
+        "window_mix": mix_spread(commits),
+        "cost_spread": cost_spread(plan),
     }
 
 
-def _grouped(totals: dict[str, int], prefix: str) -> dict[str, dict[str, int]]:
-    """Turn `template.generation.tokens` and the like into nested mappings."""
-    grouped: dict[str, dict[str, int]] = {}
-    for name, value in totals.items():
-        if name.startswith(f"{prefix}."):
-            middle, _, last = name[len(prefix) + 1 :].rpartition(".")
-            grouped.setdefault(middle, {})[last] = value
-    return grouped
+def _source(snapshot: Snapshot, totals: Mapping[str, int], settings: PlanSettings, mix: Mix) -> dict[str, Any]:
+    name = snapshot.folder.source
+    figures = source_figures(grouped(totals, "source").get(name, {}), mix.epochs[name])
+    figures |= {"folder": snapshot.folder.path, "snapshot": snapshot.digest}
+    if name in mix.measured:
+        found = mix.measured[name]
+        figures |= {
+            "share_asked": settings.of_source(name).share,
+            "share": figures["tokens"] / totals["tokens"] if totals["tokens"] else 0.0,
+            "measured": {"tokens": round(found.tokens), "files": found.read, "error": round(found.error, 6)},
+        }
+    return figures
 
 
 def _windows(plan: Snapshot) -> pl.DataFrame:
@@ -105,10 +127,14 @@ def _windows(plan: Snapshot) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=dict(WINDOW_COLUMNS), orient="row")
 
 
-def _shards(sources: Sequence[Snapshot]) -> pl.DataFrame:
-    rows = [
-        (s.folder.source, s.folder.at(c.data.name), s.folder.at(c.rows.name), c.data.sha256, c.rows.sha256)
-        for s in sources
-        for c in s.commits
-    ]
-    return pl.DataFrame(rows, schema=dict(SHARD_COLUMNS), orient="row")
+def shard_table(sources: Sequence[Snapshot], mix: Mix, border: Border | None) -> pl.DataFrame:
+    """List the shards of some sources, with the epochs for which the mix, and the plans before, take them."""
+    before = dict(border.plan.shards.select("shard", "begun").iter_rows()) if border is not None else {}
+    rows = []
+    for s in sources:
+        epochs = float(mix.epochs[s.folder.source])
+        for c in s.commits:
+            name, index = s.folder.at(c.data.name), s.folder.at(c.rows.name)
+            begun = max(epochs, before.get(name, 0.0))
+            rows.append((s.folder.source, name, index, c.data.sha256, c.rows.sha256, epochs, begun))
+    return pl.DataFrame(rows, schema={**SHARD_COLUMNS, **EPOCH_COLUMNS}, orient="row")

@@ -1,107 +1,90 @@
-"""From a sample to the documents a plan makes of it: whether it is drawn, under which template, or why it is refused.
+"""From a shard's index to the documents that a plan makes of it: all samples of a pass at once, as arrays.
 
-Every draw is a hash of (plan, sample, repetition, what is drawn), not a generator's next number, so a window's plan
-does not depend on which samples came before, and windows can be planned anywhere in any order.
+What is decided for a sample hangs on its segments but for their numbers (`tokenize/layouts.py`), on its row and, where
+the recipe holds samples out or excludes some, on its key: a million documents are drawn in a second. Only documents
+longer than the context are made one by one (`plan_long.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
-from tokenmill.pipelines.plan_long import fitting
+from tokenmill.manifests.named_tables import NamedTable
+from tokenmill.pipelines.plan_carried import in_part
+from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from, joined
+from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion
+from tokenmill.pipelines.plan_laid_out import laid_out
+from tokenmill.pipelines.plan_long import fitting, may_be_cut, too_long
+from tokenmill.pipelines.plan_samples import Samples, drawn_samples
 from tokenmill.pipelines.plan_spans import Document
+from tokenmill.pipelines.plan_wanted import wanted_rows
+from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
-from tokenmill.tokenize.documents import Segment, TextSegment, document_spans, segments_from_json
-from tokenmill.tokenize.templates import LossClass
+from tokenmill.tokenize.layouts import scan_segments
+from tokenmill.tokenize.segments import segments_from_json
 from tokenmill.tokenize.vocabulary import Vocabulary
 
-_SAYS_NOTHING = ("no_template", "no_page")  # about a sample that other templates refuse too
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawer:
-    """Makes documents of samples, for one plan and one pass over one source."""
+def draw_pass(
+    index: NamedTable,
+    shard: ShardPass,
+    settings: PlanSettings,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion = NOTHING,
+    seen: NDArray[np.integer[Any]] | None = None,
+) -> tuple[Drawn, Refused, int]:
+    """Draw the documents of one pass over a shard, but for what is excluded and rows that were `seen` before.
 
-    plan_id: str
-    source: str
-    settings: PlanSettings
-    vocabulary: Vocabulary
-    repetition: int
-    share: float
-
-    def documents(self, sample: int, row: Mapping[str, Any]) -> list[Document]:
-        """Give the documents of one index row, at least one; raises SampleError with the reason it is left out."""
-        key = row["key"]
-        self._check_drawn(key)
-        segments = segments_from_json(json.loads(row["segments"]))
-        if not segments:
-            raise SampleError("empty", "the sample has no segments")
-        variant = self._variant(key, segments)
-        template, spans = self._template(key, self._kind(row["modality"], segments), segments, variant)
-        document = Document(sample=sample, template=template, variant=variant, spans=spans)
-        if document.cuttable or document.length <= self.settings.context:
-            return [document]
-        return fitting(document, segments, self.settings, self.vocabulary)
-
-    def _check_drawn(self, key: str) -> None:
-        name = f"{self.source}/{key}"
-        is_held_out = uniform("held out", name) < self.settings.held_out
-        if is_held_out != (self.settings.part == "held_out"):
-            raise SampleError("held_out" if is_held_out else "training", "belongs to the other part")
-        if key in self.settings.exclude:
-            raise SampleError("excluded", "on the list of excluded keys")
-        if self.share < 1.0 and self._draw("share", key) >= self.share:
-            raise SampleError("not_drawn", f"this pass takes {self.share:g} of the source")
-
-    def _variant(self, key: str, segments: Sequence[Segment]) -> int:
-        captions = sorted({s.variant for s in segments if isinstance(s, TextSegment) and s.role == "caption"})
-        return captions[int(self._draw("variant", key) * len(captions))] if captions else 0
-
-    def _kind(self, modality: str, segments: Sequence[Segment]) -> str:
-        """Return whose templates a sample draws from: of captions and pictures alone, a document is an image."""
-        roles = {segment.role for segment in segments if isinstance(segment, TextSegment)}
-        is_image = modality == "document" and roles == {"caption"} and "image" in self.settings.templates
-        return "image" if is_image else modality
-
-    def _template(
-        self, key: str, kind: str, segments: Sequence[Segment], variant: int
-    ) -> tuple[str, Sequence[tuple[int, LossClass]]]:
-        """Draw among the templates that fit the sample; raises why none does.
-
-        Of several SampleErrors it is the first drawn one's; that a conversation is no page explains nothing.
-        """
-        shares = {name: share for name, share in sorted(self.settings.templates.get(kind, {}).items()) if share > 0}
-        refusal = SampleError("no_template", f"the plan has no template for {kind}")
-        position = self._draw("template", key)
-        while shares:
-            name = _pick(shares, position)
-            try:
-                return name, document_spans(segments, name, self.vocabulary, variant)
-            except SampleError as error:
-                refusal = error if refusal.reason in _SAYS_NOTHING else refusal
-                del shares[name]
-        raise refusal
-
-    def _draw(self, what: str, key: str) -> float:
-        return uniform(self.plan_id, self.source, key, str(self.repetition), what)
+    Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
+    """
+    modality, segments = index.codes(["modality", "segments"])
+    tokenized = np.flatnonzero(_codes(segments) >= 0)  # others failed there, and are never drawn
+    tokenized = tokenized[in_part(tokenized, shard.part, shard.parts)]
+    refused = Refused()
+    unseen = tokenized
+    if seen is not None:
+        unseen = refused.without(tokenized, np.isin(tokenized, seen), SampleError("seen", "consumed before this plan"))
+    row = wanted_rows(unseen, index, shard, settings, exclusion, refused)
+    nothing = np.zeros(len(row), np.int64)
+    samples = Samples(row=row, string=_codes(segments)[row], kind=_codes(modality)[row], variant=nothing,
+                      template=nothing)  # fmt: skip
+    scanned = scan_segments(segments.dictionary)
+    names = modality.dictionary.to_pylist()
+    samples = drawn_samples(samples, scanned, names, shard, settings, vocabulary, refused)
+    drawn = laid_out(samples, scanned, vocabulary, refused)
+    return _fitted(drawn, segments, settings, vocabulary, refused), refused, len(tokenized)
 
 
-def uniform(*parts: str) -> float:
-    """Give a number in [0, 1) that is a pure function of some strings."""
-    state = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(state[:7], "big") / 2**56
+def _codes(column: pa.DictionaryArray) -> NDArray[np.int64]:
+    """Give a column's codes, -1 for nulls; from its buffer, as Arrow's own way imports pandas (1.3 s)."""
+    codes = column.indices.fill_null(-1)
+    return np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes)].astype(np.int64)
 
 
-def _pick(shares: Mapping[str, float], position: float) -> str:
-    """Choose a name by share; `position` in [0, 1)."""
-    target = position * sum(shares.values())
-    for name, upto in zip(shares, accumulate(shares.values()), strict=True):
-        if target < upto:
-            return name
-    return list(shares)[-1]
+def _fitted(
+    drawn: Drawn, segments: pa.DictionaryArray, settings: PlanSettings, vocabulary: Vocabulary, refused: Refused
+) -> Drawn:
+    """Put what is made of documents that are too long in their places, or leave them out."""
+    is_long = (drawn.length > settings.context) & ~drawn.cuttable
+    if not is_long.any():
+        return drawn
+    made: list[Document] = []
+    for number in np.flatnonzero(is_long).tolist():
+        document = drawn.document(number)
+        try:
+            if not may_be_cut(settings):
+                raise too_long(document, settings)
+            told = segments[document.sample].as_py()
+            made += fitting(document, segments_from_json(json.loads(told)), settings, vocabulary)
+        except SampleError as error:
+            refused.add(document.sample, error)
+    together = joined([drawn.taken(~is_long), drawn_from(made)])
+    return together.taken(np.argsort(together.sample, kind="stable"))

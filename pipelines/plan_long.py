@@ -29,7 +29,17 @@ def fitting(
         return _parts(document, segments, settings, vocabulary)
     if settings.shorten_long_chats and document.template == "chat":
         return [_leading_turns(document, segments, settings, vocabulary)]
-    raise SampleError("too_long", f"{document.length} ids, the context is {settings.context}")
+    raise too_long(document, settings)
+
+
+def may_be_cut(settings: PlanSettings) -> bool:
+    """Tell whether the recipe makes something of any documents that are too long."""
+    return settings.split_long_clips or settings.split_long_pages or settings.shorten_long_chats
+
+
+def too_long(document: Document, settings: PlanSettings) -> SampleError:
+    """Give the reason of a document of which nothing is made."""
+    return SampleError("too_long", f"{document.length} ids, the context is {settings.context}")
 
 
 def _runs(

@@ -5,77 +5,125 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from tokenmill.manifests.plans import DOCUMENT_COLUMNS, DROPPED_COLUMNS, PACK_COLUMNS
+from tokenmill.manifests.plans import DOCUMENT_COLUMNS, DROPPED_COLUMNS
 from tokenmill.manifests.records import Counts
-from tokenmill.pipelines.packing import Piece
-from tokenmill.pipelines.plan_spans import Document, piece_weights
+from tokenmill.pipelines.packing import Packs
+from tokenmill.pipelines.plan_drawn import Drawn
+from tokenmill.pipelines.plan_kernels import count_losses
+from tokenmill.pipelines.plan_templates import TEMPLATE_NAMES
 from tokenmill.pipelines.plan_windows import ShardPass
 from tokenmill.settings_train import PlanSettings
-from tokenmill.tokenize.templates import LossClass
+from tokenmill.tokenize.layouts import LOSS_TEXT, LOSS_VISION
 
-Drawn = tuple[ShardPass, Document]
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedWindow:
     """What planning a window gives: its tables, and what became of its samples."""
 
-    documents: pl.DataFrame
-    packs: pl.DataFrame
-    dropped: pl.DataFrame
+    documents: pa.Table
+    packs: pa.Table
+    dropped: pa.Table
     counts: Counts
     totals: Mapping[str, int]
 
 
 def window_tables(
-    packs: Sequence[Sequence[Piece]],
-    drawn: Sequence[Drawn],
+    packs: Packs,
+    drawn: Drawn,
+    shards: Sequence[ShardPass],
     dropped: Sequence[tuple[Any, ...]],
     counts: Counts,
     settings: PlanSettings,
 ) -> PlannedWindow:
-    """Lay a window's packs out as rows; `drawn` is what the pieces' document numbers mean."""
-    rows: list[tuple[Any, ...]] = []
-    costs: list[tuple[Any, ...]] = []
-    totals: Counter[str] = Counter()
-    for number, pieces in enumerate(packs):
-        total_weight = 0.0
-        for slot, piece in enumerate(pieces):
-            shard, document = drawn[piece.document]
-            classes = piece_weights(document.spans, piece.start, piece.length)
-            weight = classes["text"] * settings.text_weight + classes["vision"] * settings.vision_weight
-            total_weight += weight
-            rows.append((number, slot, shard.source, shard.archive, document.sample, shard.repetition, document.frame,
-                         document.frames, document.start + piece.start, piece.length, document.template,
-                         document.variant, weight))  # fmt: skip
-            totals.update(_piece_totals(shard, document, piece, classes))
-        lengths = [piece.length for piece in pieces]
-        costs.append((number, len(pieces), sum(lengths), sum(n * n for n in lengths), total_weight))
-    totals |= {"packs": len(packs), "documents": len(drawn)}
+    """Lay a window's packs out as rows; `drawn` is what the packs' document numbers mean, `shards` its passes."""
+    losses = count_losses(
+        drawn.layout[packs.document], packs.start, packs.length, drawn.offsets, drawn.span_length, drawn.span_loss
+    )
+    weight = losses[:, LOSS_TEXT] * settings.text_weight + losses[:, LOSS_VISION] * settings.vision_weight
     return PlannedWindow(
-        documents=pl.DataFrame(rows, schema=dict(DOCUMENT_COLUMNS), orient="row"),
-        packs=pl.DataFrame(costs, schema=dict(PACK_COLUMNS), orient="row"),
-        dropped=pl.DataFrame(list(dropped), schema=dict(DROPPED_COLUMNS), orient="row"),
+        documents=_documents(packs, drawn, shards, weight),
+        packs=_packs(packs, weight),
+        dropped=pl.DataFrame(list(dropped), schema=dict(DROPPED_COLUMNS), orient="row").to_arrow(),
         counts=counts,
-        totals=dict(sorted(totals.items())),
+        totals=_totals(packs, drawn, shards, losses),
     )
 
 
-def _piece_totals(
-    shard: ShardPass, document: Document, piece: Piece, classes: Mapping[LossClass, int]
-) -> dict[str, int]:
-    is_first = piece.start == 0
-    return {
-        "tokens": piece.length,
-        "text_tokens": classes["text"],
-        "vision_tokens": classes["vision"],
-        "pieces": 1,
-        "cut_documents": int(is_first and piece.length < document.length),
-        f"source.{shard.source}.tokens": piece.length,
-        f"template.{document.template}.documents": int(is_first),
-        f"template.{document.template}.tokens": piece.length,
+def _documents(packs: Packs, drawn: Drawn, shards: Sequence[ShardPass], weight: NDArray[np.float64]) -> pa.Table:
+    import pyarrow as pa
+
+    of = {name: getattr(drawn, name)[packs.document] for name in ("sample", "frame", "frames", "variant")}
+    shard = drawn.shard[packs.document]
+    columns = of | {
+        "pack": packs.pack,
+        "slot": packs.slot,
+        "source": _coded(shard, [one.source for one in shards]),
+        "shard": _coded(shard, [one.archive for one in shards]),
+        "repetition": np.array([one.repetition for one in shards], np.int32)[shard],
+        "start": drawn.start[packs.document] + packs.start,
+        "length": packs.length,
+        "template": _coded(drawn.template[packs.document], TEMPLATE_NAMES),
+        "weight": weight.astype(np.float32),
     }
+    return pa.table({name: columns[name] for name in DOCUMENT_COLUMNS})
+
+
+def _coded(places: NDArray[np.integer[Any]], names: Sequence[str]) -> pa.DictionaryArray:
+    """Give names as codes into the distinct ones, in the order in which they stand in `names`."""
+    import pyarrow as pa
+
+    distinct = list(dict.fromkeys(names))
+    code = np.array([distinct.index(name) for name in names], np.int32)
+    return pa.DictionaryArray.from_arrays(code[places], pa.array(distinct, pa.large_string()))
+
+
+def _packs(packs: Packs, weight: NDArray[np.float64]) -> pa.Table:
+    import pyarrow as pa
+
+    weights = np.add.reduceat(weight, packs.offsets[:-1]) if len(packs) else weight  # no pack is empty
+    return pa.table(
+        {
+            "pack": np.arange(len(packs), dtype=np.int32),
+            "documents": np.diff(packs.offsets).astype(np.int32),
+            "tokens": packs.tokens,
+            "squares": packs.squares,
+            "weight": weights,
+        }
+    )
+
+
+def _totals(packs: Packs, drawn: Drawn, shards: Sequence[ShardPass], losses: NDArray[np.int64]) -> dict[str, int]:
+    template, shard = drawn.template[packs.document], drawn.shard[packs.document]
+    is_first = packs.start == 0
+    totals = Counter({
+        "tokens": int(packs.length.sum(dtype=np.int64)),
+        "text_tokens": int(losses[:, LOSS_TEXT].sum()),
+        "vision_tokens": int(losses[:, LOSS_VISION].sum()),
+        "pieces": len(is_first),
+        "cut_documents": int((is_first & (packs.length < drawn.length[packs.document])).sum()),
+        "packs": len(packs),
+        "documents": len(drawn),
+    })  # fmt: skip
+    for number, tokens in enumerate(_sums(shard, packs.length, len(shards))):
+        totals[f"source.{shards[number].source}.tokens"] += tokens
+    documents = _sums(template, is_first, len(TEMPLATE_NAMES))
+    for number, tokens in enumerate(_sums(template, packs.length, len(TEMPLATE_NAMES))):
+        if tokens:
+            totals[f"template.{TEMPLATE_NAMES[number]}.documents"] += documents[number]
+            totals[f"template.{TEMPLATE_NAMES[number]}.tokens"] += tokens
+    return dict(sorted(totals.items()))
+
+
+def _sums(groups: NDArray[np.integer[Any]], values: NDArray[Any], count: int) -> list[int]:
+    """Sum values by group; exact below 2^53, which is far above the ids of a window."""
+    sums = np.bincount(groups, weights=values, minlength=count)
+    return [int(one) for one in sums]

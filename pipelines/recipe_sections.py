@@ -151,9 +151,12 @@ def cpus_of_worker(run: Execution, stage: str) -> int:
 
 
 def run_options(run: Execution, stage: str, *, retry_failed: bool, allow_work: bool, quiet: bool) -> RunOptions:
-    """Return how a stage is run."""
+    """Return how a stage is run; without Ray planning alone goes on all cores: it is compiled, and holds no lock."""
+    in_threads = stage == "plan" and run.executor != "ray"
     return RunOptions(
         pool=stage_pool(run, stage) if run.executor == "ray" else None,
+        threads=available_cpus() if in_threads else 1,
+        cores=available_cpus() if in_threads else 1,
         tries=run.tries,
         retry_failed=retry_failed,
         allow_work=allow_work,

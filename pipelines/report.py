@@ -52,7 +52,7 @@ def report_page(store: Store, recipe: Recipe, chain: Any) -> str:
             sheets_section(run, album, originals),
             captions_section(run, album, originals),
             tokens_section(run, album, originals),
-            training_section(learned, run.stages["plan"].plan_id if "plan" in run.stages else None),
+            training_section(learned, run.plan.plan_id if run.plan else None),
             evaluation_section(learned),
             drawn,
             timings_section(run, learned.metrics),

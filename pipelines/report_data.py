@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 
 from tokenmill.errors import TokenmillError
+from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
@@ -26,6 +27,7 @@ from tokenmill.pipelines.samples import SampleSlice
 log = logging.getLogger(__name__)
 
 STAGES = ("ingest", "split", "score", "duplicates", "select", "choose", "tokenize", "plan")
+_CHAIN_NAMES = {"plan": "plans"}  # a plan a phase
 _ROWS_A_SOURCE = 100_000
 
 
@@ -52,12 +54,22 @@ class Run:
         found: dict[str, Any] = {}
         for stage in STAGES:
             try:
-                found[stage] = getattr(self.chain, stage)
+                found[stage] = getattr(self.chain, _CHAIN_NAMES.get(stage, stage))
             except TokenmillError as error:
                 log.info("the report ends before %s: %s", stage, error)
                 self.missing[stage] = str(error)
                 break
         return found
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """The plan of every phase; nothing where they are not all there."""
+        return dict(self.stages.get("plan", {}))
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that is trained on."""
+        return self.plans.get(self.chain.recipe.train.phase)
 
     def snapshots(self, stage: str) -> dict[str, tuple[Snapshot, ...]]:
         """Return the snapshots of a stage by source; nothing where it is not complete. Not for `plan`."""

@@ -75,10 +75,10 @@ def counted(run: Run) -> list[tuple[str, Child]]:
     if tokenized:
         facts.append(("vision codes", count(sum(totals.get("codes", 0) for totals in tokenized))))
         facts.append(("text ids", count(sum(totals.get("text_ids", 0) for totals in tokenized))))
-    plan = run.stages.get("plan")
-    if plan is not None:
+    for phase, plan in run.plans.items():
         filled = f"{100 * plan.description['fill']:.1f} % full"
-        facts.append(("packs", element("span", f"{count(plan.num_packs)} ", element("small", filled))))
+        name = "packs" if len(run.plans) == 1 else f"packs of {phase}"
+        facts.append((name, element("span", f"{count(plan.num_packs)} ", element("small", filled))))
     return facts
 
 
@@ -134,7 +134,7 @@ def _phases(phases: Mapping[str, float]) -> Markup:
 
 def _folders(run: Run, stage: str) -> list[StageDir]:
     if stage == "plan":
-        return [run.stages["plan"].folder] if "plan" in run.stages else []
+        return [plan.folder for plan in run.plans.values()]
     return [snapshot.folder for found in run.snapshots(stage).values() for snapshot in found]
 
 
@@ -157,8 +157,7 @@ def digests_section(run: Run) -> Markup:
             for snapshot in snapshots:
                 rows.append(_digest_row(stage, source, snapshot))
                 digests.append(snapshot.digest)
-    plan = run.stages.get("plan")
-    if plan is not None:
+    for plan in run.plans.values():
         about = plan.description
         name = element("code", short(about["snapshot"]), title=about["snapshot"])
         folder = element("code", plan.folder.path)

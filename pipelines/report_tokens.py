@@ -12,13 +12,12 @@ from typing import Any
 import polars as pl
 
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.reconstruction import Decoded, fitted, reconstruct
-from tokenmill.pipelines.report_charts import Part, stacked_bar
 from tokenmill.pipelines.report_data import Run, SourceTable, token_rows
-from tokenmill.pipelines.report_html import Child, Markup, count, element, facts_list, join, note, section, size, table
+from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section, size, table
 from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
+from tokenmill.pipelines.report_plan import plans_part
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.pipelines.tokens_settings import open_vision
 from tokenmill.pipelines.write_video import side_by_side
@@ -32,7 +31,6 @@ def tokens_section(run: Run, album: Album, originals: Originals) -> Markup:
     snapshots = {source: found[0] for source, found in run.snapshots("tokenize").items()}
     if not snapshots:
         return section("tokens", "Tokens", note("Nothing is tokenized yet."))
-    plan: Plan | None = run.stages.get("plan")
     return section(
         "tokens",
         "Tokens",
@@ -40,8 +38,7 @@ def tokens_section(run: Run, album: Album, originals: Originals) -> Markup:
         _clip_lengths({source: one for source, one in snapshots.items() if run.modality(source) == "video"}),
         element("h3", "Reconstructions"),
         _reconstructions(run, snapshots, album, originals),
-        element("h3", "Plan"),
-        _plan(plan) if plan else note("Nothing is planned yet."),
+        plans_part(run.plans),
     )
 
 
@@ -163,36 +160,3 @@ def _decoded(samples: SourceTable, snapshot: Snapshot, vision: Any) -> Iterator[
         known = sorted(known, key=lambda row: place[row["key"]])[: -(-left // units_left)]
         yield from reconstruct(folder.store, folder.at(commit.data.name), known, vision)
         left -= len(known)
-
-
-def _plan(plan: Plan) -> Markup:
-    about, totals = plan.description, plan.description["totals"]
-    facts = (
-        ("packs", count(about["num_packs"])),
-        ("ids a pack", count(about["context"])),
-        ("filled", f"{100 * about['fill']:.1f} %"),
-        ("documents", count(totals["documents"])),
-        ("text ids learned", count(totals["text_tokens"])),
-        ("vision ids learned", count(totals["vision_tokens"])),
-        ("texts cut to fill holes", count(totals.get("cut_documents", 0))),
-    )
-    left_out = {**about["counts"]["dropped"], **about["counts"]["failed"]}
-    reasons = ", ".join(f"{why.replace('_', ' ')} {count(number)}" for why, number in sorted(left_out.items()))
-    return join(
-        facts_list(facts),
-        element("div", _shares("ids by template", about["templates"]), _shares("ids by source", about["sources"]),
-                class_="cards"),
-        note(f"Left out of this plan: {reasons}.") if reasons else None,
-    )  # fmt: skip
-
-
-def _shares(title: str, groups: Mapping[str, Mapping[str, Any]]) -> Markup:
-    whole = max((int(group.get("tokens", 0)) for group in groups.values()), default=0) or 1
-    total = sum(int(group.get("tokens", 0)) for group in groups.values()) or 1
-    lines = []
-    for name, group in sorted(groups.items(), key=lambda item: -int(item[1].get("tokens", 0))):
-        tokens = int(group.get("tokens", 0))
-        told = element("div", element("span", name), element("span", f"{100 * tokens / total:.1f} %"), class_="row")
-        bar = stacked_bar([Part(value=tokens, kind="plain", title=count(tokens))], whole, f"{name}: {tokens} ids")
-        lines.append(element("div", told, bar, class_="stage"))
-    return element("article", element("h3", title), lines, class_="card")

@@ -1,6 +1,6 @@
 """Lists the kept pictures and clips of a recipe for the training of its tokenizer (`manifests/sample_list.py`).
 
-Which samples are held out is the same pure function of a sample's name as in a plan (`plan_documents.py`): with equal
+Which samples are held out is the same pure function of a sample's name as in a plan (`plan_draws.py`): with equal
 shares the tokenizer never sees what the model is measured on. Pictures of the same bytes as a held-out one are held out
 with it.
 """
@@ -16,7 +16,7 @@ from tokenmill.errors import ManifestError, RecipeError, RunError, StorageError
 from tokenmill.manifests import sample_list
 from tokenmill.manifests.sample_list import SampleListDescription
 from tokenmill.pipelines.chain import Chain
-from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.selected import Selected
 from tokenmill.pipelines.sources.source import open_source
 from tokenmill.settings_tokenizer import TokenizerTraining

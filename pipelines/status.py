@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenmill.manifests.ledger import bytes_of, sum_of_counts, sum_of_numbers
+from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.rollups import read_ledger
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
+from tokenmill.pipelines.plan_figures import told_plan
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.recipe import Recipe
@@ -59,10 +61,16 @@ def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
 
 def _finished(chain: Chain, stage: str) -> list[dict[str, Any]]:
     if stage == "plan":
-        folder = chain.plan.folder
-        return [_row(stage, folder, len(chain.plan.windows), read_ledger(folder)[0].in_order_of_name())]
+        return [_plan_row(plan) for plan in chain.plans.values()]
     snapshots: Iterable[Snapshot] = chain.snapshots(stage)
     return [_row(stage, snapshot.folder, len(snapshot.commits), snapshot.commits) for snapshot in snapshots]
+
+
+def _plan_row(plan: Plan) -> dict[str, Any]:
+    row = _row("plan", plan.folder, len(plan.windows), read_ledger(plan.folder)[0].in_order_of_name())
+    about = plan.description
+    shown = ("num_packs", "context", "fill", "supply_bound", "longest", "window_mix", "cost_spread", "sources")
+    return row | {"plan": {name: about[name] for name in shown if name in about}}
 
 
 def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) -> dict[str, Any]:
@@ -70,7 +78,9 @@ def _row(stage: str, folder: StageDir, total: int, commits: Sequence[Commit]) ->
     return {
         "stage": stage,
         "source": folder.source,
-        "what": folder.config.settings.get("scorer", ""),
+        "what": folder.config.settings["plan"]["phase"]
+        if stage == "plan"
+        else folder.config.settings.get("scorer", ""),
         "folder": folder.path,
         "done": len(commits),
         "total": total,
@@ -122,6 +132,8 @@ def render_status(found: Mapping[str, Any]) -> str:
         lines.append(line)
         if "asked" in row:
             lines.append(f"    {told_totals(row['asked'])}")
+        if "plan" in row:
+            lines += [f"    {line}" for line in told_plan(row["plan"])]
     unanswered = sum(row["asked"]["unanswered"] for row in found["stages"] if "asked" in row)
     if unanswered:
         told = "have no good answer; tokenmill caption RECIPE --retry-failed asks them again"

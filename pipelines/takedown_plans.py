@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from tokenmill.errors import ManifestError, StorageError
+from tokenmill.manifests.identity import short
+from tokenmill.manifests.plan_border import first_step, plans_before
 from tokenmill.manifests.plans import Plan, open_plan, plan_paths, read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, EXPORT_RECORD
@@ -31,7 +33,7 @@ def plans_with(store: Store, tokenized: Sequence[Tokenized]) -> list[dict[str, A
         packs = packs_with(plan, wanted)
         if packs:
             seen = [state for state in runs if state["plan_id"] == plan.plan_id]
-            told = [seen_by(state, packs, plan.num_packs) for state in seen]
+            told = [seen_by(state, packs, plan.num_packs, first_step(plan.description)) for state in seen]
             rows.append({"plan": path, "num_packs": plan.num_packs, "packs": packs, "runs": told})
     return rows
 
@@ -43,14 +45,15 @@ def packs_with(plan: Plan, wanted: pl.DataFrame) -> list[int]:
     packs: set[int] = set()
     for row in plan.windows.iter_rows(named=True):
         documents = read_named_table(plan.folder.store, plan.folder.at(row["documents"]), ["pack", "shard", "sample"])
-        found = documents.join(wanted, on=["shard", "sample"], how="semi")
+        found = documents.cast({"shard": pl.String}).join(wanted, on=["shard", "sample"], how="semi")
         packs.update(row["first_pack"] + pack for pack in found["pack"])
     return sorted(packs)
 
 
-def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int) -> dict[str, Any]:
+def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int, first: int = 0) -> dict[str, Any]:
     """Tell which of some packs a run had consumed by its newest checkpoint on the plan, and at which steps.
 
+    `first` is the run's step at which the plan took over from the one before; the run's steps are told.
     Where only an exported model is left, nobody knows how far it had come: all packs may have been seen.
     """
     if "epoch" not in state:
@@ -61,9 +64,9 @@ def seen_by(state: Mapping[str, Any], packs: Sequence[int], num_packs: int) -> d
     steps = [epoch * per_epoch + pack // size for epoch in range(int(state["epoch"]) + 1) for pack in packs]
     return {
         "run": state["run"],
-        "steps_done": done,
+        "steps_done": first + done,
         "global_packs_per_step": size,
-        "steps": sorted({step for step in steps if step < done}),
+        "steps": sorted({first + step for step in steps if step < done}),
         "packs_seen": [pack for pack in packs if pack // size < done],
     }
 
@@ -72,6 +75,7 @@ def states_of_runs(store: Store) -> list[dict[str, Any]]:
     """Return, with the run's name, the loader's newest state on every plan a run was trained on.
 
     A run whose checkpoints on a plan are gone, but which exported a model of it, has a state that names the plan alone.
+    One that went on with another plan has consumed the plan before up to where that took over.
     """
     states = []
     for run in store.folders("checkpoints"):
@@ -85,8 +89,20 @@ def states_of_runs(store: Store) -> list[dict[str, Any]]:
             if step.startswith("step-") and store.exists(f"{folder}/{CHECKPOINT_RECORD}"):
                 state = _loader_state(store, f"{folder}/{CHECKPOINT_RECORD}")
                 by_plan |= {state["plan_id"]: state} if state else {}
+        for plan in list(by_plan):
+            for before in _states_before(store, plan):
+                by_plan.setdefault(before["plan_id"], before)
         states += [{**state, "run": run} for state in by_plan.values()]
     return states
+
+
+def _states_before(store: Store, plan_id: str) -> Iterator[dict[str, Any]]:
+    """Yield where the plans were left that a plan goes back to, as far as they are still there."""
+    for phase in store.folders("plans"):
+        for _, description in plans_before(store, f"plans/{phase}/{short(plan_id)}"):
+            if before := description.get("continues"):
+                place = {key: before[key] for key in ("phase", "epoch", "next_pack", "global_packs")}
+                yield {"plan_id": before["plan"], **place}
 
 
 def _exported_plan(store: Store, name: str) -> str | None:

@@ -24,7 +24,7 @@ from tokenmill.manifests.archive import ArchiveWriter, Member, escape_key, itera
 from tokenmill.manifests.gc_delete import delete_snapshots_naming, delete_units
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.records import Commit
-from tokenmill.manifests.stagedir import StageDir, parse_table
+from tokenmill.manifests.stagedir import StageDir, parse_table, read_table
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import Takedowns
 from tokenmill.pipelines.answers import is_paid_for
@@ -204,6 +204,7 @@ def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewr
         commits = all_commits(folder)
         is_whole = store.exists(folder.at("plan.json"))
         reads = any(reference.name in archives for commit in commits for reference in commit.inputs)
+        reads = reads or _takes_over(folder, archives)
         if is_whole and not reads and not any(_names_any(folder, commit, names) for commit in commits):
             continue
         listing = [entry.path for entry in store.files(folder.path)]
@@ -212,6 +213,14 @@ def _remove_plans(store: Store, archives: set[str], names: set[Name], done: Rewr
             store.delete(path)
             fault_point("takedown:after-delete")
         done.plans.append(folder.path)
+
+
+def _takes_over(folder: StageDir, archives: set[str]) -> bool:
+    """Say whether a plan that continues another may read archives for what it took over: its inputs don't say."""
+    name = folder.at("shards.parquet")
+    if "continues" not in folder.config.settings or not folder.store.exists(name):
+        return False
+    return not archives.isdisjoint(read_table(folder.store, name, ["shard"])["shard"])
 
 
 def _remove(folder: StageDir, doomed: list[Commit], others: list[Commit], done: Rewritten) -> None:

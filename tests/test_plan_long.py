@@ -7,9 +7,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.drawing import drawn_of
 
 from tokenmill.errors import SampleError
-from tokenmill.pipelines.plan_documents import Drawer
 from tokenmill.pipelines.plan_long import fitting
 from tokenmill.pipelines.plan_spans import Document, piece_weights, spans_between
 from tokenmill.settings_train import PlanSettings
@@ -137,25 +137,24 @@ def test_conversation_is_no_page_and_a_page_no_conversation():
 
 
 def test_document_draws_among_the_templates_that_fit_it():
-    drawer = Drawer(plan_id="p", source="s", settings=PlanSettings(), vocabulary=V, repetition=0, share=1.0)
     captions = [TextSegment(0, 1, "caption"), TextSegment(1, 2, "caption", variant=1)]
     kinds = {"chat": [shows(), U, A], "interleaved": [shows(), *texts(3)], "image": [shows(), *captions]}
     for kind, segments in kinds.items():
         told = json.dumps([segment_to_json(segment) for segment in segments])
-        drawn = set()
-        for n in range(40):
-            row = {"key": f"k{n}", "modality": "document", "segments": told}
-            drawn |= {document.template for document in drawer.documents(0, row)}
-        assert drawn == ({kind} if kind != "image" else {"generation", "understanding", "unconditional"})
+        rows = [{"key": f"k{n}", "modality": "document", "segments": told} for n in range(80)]
+        drawn, refused, rows_in = drawn_of(rows, PlanSettings(), V)
+        found = {drawn.document(number).template for number in range(len(drawn))}
+        assert found == ({kind} if kind != "image" else {"generation", "understanding", "unconditional"})
+        assert (len(drawn), rows_in, refused.count) == (80, 80, 0)
+        assert set(drawn.variant) == ({0, 1} if kind == "image" else {0})
 
 
-@pytest.mark.parametrize("key", ["a", "b", "c", "d", "e", "f"])
-def test_conversation_that_the_assistant_opens_is_refused_for_that_whatever_is_drawn_first(key):
-    drawer = Drawer(plan_id="p", source="s", settings=PlanSettings(), vocabulary=V, repetition=0, share=1.0)
+def test_conversation_that_the_assistant_opens_is_refused_for_that_whatever_is_drawn_first():
     told = json.dumps([segment_to_json(one) for one in (says("assistant"), says("user"), says("assistant"))])
-    with pytest.raises(SampleError) as refused:
-        drawer.documents(0, {"key": key, "modality": "document", "segments": told})
-    assert refused.value.reason == "no_answer"
+    rows = [{"key": f"k{n}", "modality": "document", "segments": told} for n in range(40)]
+    drawn, refused, _ = drawn_of(rows, PlanSettings(), V)
+    assert len(drawn) == 0
+    assert refused.dropped == {"no_answer": 40}
 
 
 def test_role_of_a_picture_goes_through_json():

@@ -59,6 +59,22 @@ def test_recipe_of_the_demo_is_valid():
         ("train.model.heads", 7, ["train.model", "heads"]),
         ("plan.context", 5, ["plan.context", "32", "found 5"]),
         ("rot", "x", ["rot", "no such key", "root"]),
+        ("plan.mix", {"text": -1}, ["plan.mix.text.epochs", "greater than or equal to 0", "found -1"]),
+        ("plan.mix", {"text": [1]}, ["plan.mix.text", "epochs or share", "found [1]"]),
+        ("plan.mix", {"text": {"shares": 1}}, ["plan.mix.text.shares", "no such key", "share, max_epochs, templates"]),
+        ("plan.mix", {"text": {"share": 1.5}}, ["plan.mix.text.share", "less than or equal to 1", "found 1.5"]),
+        ("plan.mix", {"text": {"share": 1, "epochs": 2}}, ["plan.mix.text: ", "share 1", "epochs 2", "one of them"]),
+        ("plan.mix", {"text": {"max_epochs": 2}}, ["plan.mix.text.max_epochs"]),
+        ("plan.mix", {"text": {"share": 0.7}}, ["plan.mix: ", "add up to 0.7", "text 0.7", "to be 1"]),
+        ("plan.mix", {"text": {"share": 0.6}, "clips": {"share": 0.6}}, ["plan.mix: ", "1.2", "clips 0.6 + text 0.6"]),
+        ("plan.mix", {"text": {"share": 1}, "clips": 2}, ["plan.mix: ", "leaves nothing to clips"]),
+        ("plan.mix", {"text": {"share": 0.5}, "clips": {}}, ["plan.mix.clips: ", "share or epochs"]),
+        ("plan.tokens", 1000, ["plan.tokens: ", "1000", "shares"]),
+        ("plan.phases", {"one": {"contxt": 99}}, ["plan.phases.one.contxt", "no such key", "context"]),
+        ("plan.phases", {"one": {"context": 9}}, ["plan.phases.one.context", "32", "found 9"]),
+        ("plan.phases", {"one": {"tokens": 9}}, ["plan.phases.one.tokens: ", "shares"]),
+        ("plan.phases", {"o e": {}}, ["plan.phases.o e"]),
+        ("plan.min_piece", 200, ["plan.min_piece: ", "200", "128"]),
     ],
 )
 def test_recipe_with_a_wrong_key_or_value_tells_file_key_found_and_allowed(written, key, value, told):
@@ -117,6 +133,11 @@ WRONG_TOGETHER = [
     ("filter.image.carry", ["nothing"], ["filter.image.carry", "nothing"]),
     ("caption.image", {"engine": "oracle"}, ["caption.image", "oracle", "metadata"]),
     ("plan.mix", {"absent": 1}, ["plan.mix", "absent", "scenes"]),
+    ("plan.mix", {"text": {"epochs": 1, "templates": {"poem": 1}}}, ["plan.mix.text.templates", "poem", "language"]),
+    ("plan.mix", {"text": {"share": 1}}, ["plan.mix: ", "missing: clips, photos, scenes"]),
+    ("plan.phases", {"one": {"mix": {"absent": 1}}}, ["plan.phases.one.mix", "absent", "scenes"]),
+    ("plan.phases", {"one": {}, "two": {"context": 64}}, ["train.phase", "'pretrain'", "one, two"]),
+    ("plan.exclude_files", ["absent.txt"], ["plan.exclude_files", "absent.txt", "no such file"]),
 ]
 
 

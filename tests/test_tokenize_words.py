@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tests.asked_captioner import install
 from tests.asking import AskedRoot
+from tests.drawing import documents_of
 
 from tokenmill.errors import ManifestError, SampleError
-from tokenmill.pipelines.plan_documents import Drawer
 from tokenmill.pipelines.plan_spans import Document
 from tokenmill.pipelines.tokens_clip import document_length
 from tokenmill.pipelines.tokens_words import Words, with_vision
@@ -122,10 +122,9 @@ def test_longest_document_of_a_clip_may_be_its_conversation() -> None:
 
 def drawn(words: Words, vision: VisionSegment, **settings: Any) -> list[Document]:
     plan = PlanSettings(held_out=0.0, **settings)
-    drawer = Drawer(plan_id="p", source="s", settings=plan, vocabulary=V, repetition=0, share=1.0)
     segments, _ = segments_of(words, vision)
     row = {"key": "k", "modality": "video", "segments": json.dumps(segments_to_json(segments))}
-    return drawer.documents(0, row)
+    return documents_of(row, plan, V)
 
 
 def test_plan_draws_among_the_templates_that_fit_a_sample() -> None:

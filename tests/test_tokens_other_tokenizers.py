@@ -113,7 +113,7 @@ def chain_of(data: Path, folder: Path, *, codes: int, side: int, vision: Any = N
             "max_ids": 400,
         },
     }
-    value["plan"] = {"context": CONTEXT, "window_documents": 4, "split_long_clips": True}
+    value["plan"] = {"context": CONTEXT, "window_documents": 4, "window_packs": 1, "split_long_clips": True}
     return Chain(recipe=check_recipe(value, "other"), options=ChainOptions(quiet=True))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +293,12 @@ class StuckBytes:
     def ranges(self, shard: str, ranges: Sequence[tuple[int, int]]) -> list[bytes | Exception]:
         self.answer.wait(60)
         return [OSError(errno.EIO, "gone") for _ in ranges]
+
+    def fetch(self, wanted: Mapping[str, Sequence[tuple[int, int]]]) -> dict[str, list[bytes | Exception]]:
+        return {shard: self.ranges(shard, ranges) for shard, ranges in wanted.items()}
+
+    def close(self) -> None:
+        self.answer.set()
 
 
 def test_loader_step_that_does_not_come_ends_the_run_and_names_the_shard(tmp_path: Path) -> None:

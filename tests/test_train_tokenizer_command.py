@@ -21,7 +21,7 @@ from tokenmill.manifests import sample_list
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.chain import Chain, ChainOptions
-from tokenmill.pipelines.plan_documents import uniform
+from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.sample_list import write_sample_list
 from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.vision import vision_fingerprint

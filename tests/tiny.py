@@ -48,7 +48,7 @@ RECIPE: dict[str, Any] = {
         "image": {"min_area": 1024, "max_area": 4096},
         "video": {"min_area": 1024, "max_area": 1024, "fps": 8, "long": "runs", "max_ids": 256},
     },
-    "plan": {"context": 256, "window_documents": 12, "held_out": 0.1, "split_long_clips": True},
+    "plan": {"context": 256, "window_documents": 12, "window_packs": 1, "held_out": 0.1, "split_long_clips": True},
 }
 DATA_STAGES = ("ingest", "split", "score", "duplicates", "select", "caption", "tokenize", "plan")
 

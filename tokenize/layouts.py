@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MARKER, TEXT, VISION = range(3)
 LOSS_NONE, LOSS_TEXT, LOSS_VISION = range(3)
-_LOSSES: dict[LossClass, int] = {"none": LOSS_NONE, "text": LOSS_TEXT, "vision": LOSS_VISION}
+LOSSES: dict[LossClass, int] = {"none": LOSS_NONE, "text": LOSS_TEXT, "vision": LOSS_VISION}
 _REMEMBERED = 65_536  # structures and signatures; about a kilobyte each
 _LARGEST = 2**31 - 1
 _MASKED = 2**40  # the first masked number of a signature; larger than any that is not
@@ -126,7 +126,7 @@ def scan_segments(strings: pa.Array) -> Scanned:
         pa.large_binary(), len(strings), [None, pa.py_buffer(ends), pa.py_buffer(masked)]
     ).dictionary_encode()
     return Scanned(
-        signature=signatures.indices.to_numpy().astype(np.int64),
+        signature=np.frombuffer(signatures.indices.buffers()[1], np.int32)[: len(strings)].astype(np.int64),
         signatures=signatures.dictionary.to_pylist(),
         numbers=numbers[: numbers_ends[-1] if len(strings) else 0].copy(),
         numbers_ends=numbers_ends,
@@ -202,7 +202,7 @@ _EMPTY = Structure(np.empty((0, 8), np.int32), ())
 def _part_row(part: Part) -> tuple[int, ...]:
     """Describe a part: kind, loss, length, start, rows, columns, which number is its start, and its end (or -1)."""
     if isinstance(part, Marker):
-        return (MARKER, _LOSSES[part.loss], len(part.ids), 0, 0, 0, -1, -1)
+        return (MARKER, LOSSES[part.loss], len(part.ids), 0, 0, 0, -1, -1)
     if isinstance(part, TextSegment):
         loss = LOSS_TEXT if part.learn else LOSS_NONE
         if part.start >= _MASKED:

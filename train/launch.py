@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenmill.manifests.plan_border import first_step
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.train.checkpoints import RunFolder, exported_step
@@ -39,7 +40,7 @@ def _finished(job: TrainJob) -> TrainResult | None:
     if not steps:
         return None
     plan, checkpoint = open_plan(store, job.plan), folder.read(steps[-1])
-    total = total_steps(job.settings, plan.num_packs)
+    total = total_steps(job.settings, plan.num_packs, first_step(plan.description))
     is_same = (
         checkpoint.loader["plan_id"] == plan.plan_id
         and checkpoint.loader["global_packs"] == job.settings.global_packs_per_step

@@ -19,6 +19,7 @@ from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train.assembly import Assembler
+from tokenmill.train.continuing import takes_over
 from tokenmill.train.dealing import deal
 from tokenmill.train.read_ahead import ahead
 from tokenmill.train.schedule import steps_per_epoch
@@ -160,7 +161,12 @@ class PlanLoader:
         )
 
     def step_of(self, state: Mapping[str, Any]) -> int:
-        """Return the step to go on with; raises RecipeError naming the fields if the state is of another plan."""
+        """Return the step to go on with; raises RecipeError naming the fields if the state is of another plan.
+
+        That of the plan which this one continues, at the step where it takes over, is step 0 of this one.
+        """
+        if takes_over(self.plan, state):
+            return 0
         mine = self.state(0).to_json()
         fixed = ("plan_id", "phase", "global_packs")
         differing = [f"{name} {state.get(name)!r} ≠ {mine[name]!r}" for name in fixed if state.get(name) != mine[name]]

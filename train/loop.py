@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,13 @@ import torch.distributed as dist
 
 from tokenmill.errors import RunError
 from tokenmill.manifests.identity import digest_of
+from tokenmill.manifests.plan_border import first_step
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.checkpoints import Checkpoint, RunFolder
+from tokenmill.train.continuing import check_begun
 from tokenmill.train.engine import (
     gradient_norm,
     set_learning_rate,
@@ -52,7 +54,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything the steps of a run share."""
+    """Everything the steps of a run share.
+
+    `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there.
+    """
 
     settings: TrainSettings
     folder: RunFolder
@@ -63,6 +68,7 @@ class Run:
     rank: int
     ranks: int
     total_steps: int
+    first_step: int = 0
 
 
 def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
@@ -119,7 +125,8 @@ def start(job: TrainJob) -> Run:
         device=device,
         rank=rank,
         ranks=ranks,
-        total_steps=total_steps(settings, plan.num_packs),
+        total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
+        first_step=first_step(plan.description),
     )
 
 
@@ -127,9 +134,10 @@ def resume(run: Run) -> int:
     """Restore the newest checkpoint, if there is one, and return the number of steps done."""
     steps = run.folder.steps()
     if not steps:
-        return 0
+        check_begun(run.loader.plan, run.settings.run)
+        return run.first_step
     checkpoint = run.folder.read(steps[-1])
-    done = run.loader.step_of(checkpoint.loader)
+    done = run.first_step + run.loader.step_of(checkpoint.loader)
     wake_optimizer(run.engine, Batch.of(filler_pack(run.loader.vocabulary.pad), run.device), run.loader.micro_steps)
     restore(run.engine, run.model, run.folder, checkpoint)
     log.info("going on from step %d of %d", done, run.total_steps)
@@ -140,7 +148,7 @@ def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int
     """Run the steps from `done` on; returns how many are done when it ends."""
     run.engine.train()
     run_log = RunLog(run.folder, run.settings, done, progress)
-    with closing(run_log), closing(run.loader.steps(done, run.total_steps)) as steps:
+    with closing(run_log), closing(_steps_ahead(run, done)) as steps:
         for step, waited_s in _timed(steps):
             started = time.perf_counter()
             row, stopping = _step(run, step, stopping=bool(stop))
@@ -150,7 +158,7 @@ def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int
                 )
             row |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
             run_log.add(step, row | _speed(run, step, row["step_s"]), run.total_steps)
-            done = step.number + 1
+            done = row["step"]
             if stopping or done == run.total_steps or done % run.settings.checkpoint_every == 0:
                 save(run.engine, run.model, run.folder, _checkpoint(run, done), run.settings.keep)
                 run_log.publish()
@@ -159,11 +167,17 @@ def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int
     return done
 
 
+def _steps_ahead(run: Run, done: int) -> Generator[Step, None, None]:
+    """Give the steps that are left of a run, from the loader, which counts from the plan's first."""
+    return run.loader.steps(done - run.first_step, run.total_steps - run.first_step)
+
+
 def _step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], bool]:
     """Take one optimizer step; returns its metrics, and whether any rank wants to stop."""
-    lr = learning_rate(step.number, run.total_steps, run.settings)
+    number_in_run = run.first_step + step.number
+    lr = learning_rate(number_in_run, run.total_steps, run.settings)
     set_learning_rate(run.engine, lr)
-    torch.manual_seed(int(digest_of([run.settings.seed, step.number, run.rank])[:15], 16))
+    torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
     sums = torch.zeros(6, dtype=torch.float64)  # loss and weight of text, loss and weight of vision, stop, faults
     norm = None
     for number, arrays in enumerate(step.micro_batches):
@@ -178,7 +192,7 @@ def _step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], bool
     dist.all_reduce(summed)
     text, text_weight, vision, vision_weight, stops, faults = summed.tolist()
     row = {
-        "step": step.number + 1,
+        "step": number_in_run + 1,
         "epoch": step.epoch,
         "loss": (text + vision) / max(step.weight, 1e-9),
         "loss_text": text / text_weight if text_weight else None,
@@ -205,7 +219,7 @@ def _checkpoint(run: Run, done: int) -> Checkpoint:
     plan = run.loader.plan.description
     return Checkpoint(
         step=done,
-        loader=run.loader.state(done).to_json(),
+        loader=run.loader.state(done - run.first_step).to_json(),
         model=run.model.causal.config.to_dict(),
         vocabulary=plan["vocabulary"],
         vision=plan["vision"],

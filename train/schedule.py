@@ -23,7 +23,7 @@ def steps_per_epoch(num_packs: int, global_packs: int) -> int:
     return -(-num_packs // global_packs)
 
 
-def total_steps(settings: TrainSettings, num_packs: int) -> int:
-    """Give the number of steps of the whole run."""
+def total_steps(settings: TrainSettings, num_packs: int, first_step: int = 0) -> int:
+    """Give the number of steps of the whole run; `first_step` of them were done with the plans before."""
     per_epoch = steps_per_epoch(num_packs, settings.global_packs_per_step)
-    return settings.steps or max(1, math.ceil(settings.epochs * per_epoch))
+    return settings.steps or first_step + max(1, math.ceil(settings.epochs * per_epoch))

@@ -8,6 +8,7 @@ and a wrong recipe answer in under a second.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -90,6 +91,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if late:
         options.overrides = [*options.overrides, *late]
+    if getattr(options, "continue_from", None) is not None:
+        options.overrides = [*options.overrides, f"plan.continue_from={json.dumps(options.continue_from)}"]
     return options
 
 
@@ -104,10 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _add(commands, "run", "every stage of a recipe, resuming", recipe=True)
     run.add_argument("--until", metavar="STAGE", choices=[*STAGES, "report"], help="stop after this stage")
-    for name, text in STAGES.items():
-        stage = _add(commands, name, text, recipe=True)
-        if name == "plan":
-            _simulate_arguments(stage)
+    stages = {name: _add(commands, name, text, recipe=True) for name, text in STAGES.items()}
+    for command in (run, stages["plan"], stages["train"]):
+        text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
+        command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    _simulate_arguments(stages["plan"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)

@@ -347,7 +347,7 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
         RecipeError: there is no such stage. RunError and others: the stage failed.
     """
     if name == "plan":
-        return plan_row(chain.plan.description)
+        return plan_row({phase: plan.description for phase, plan in chain.plans.items()})
     if name == "caption":
         return _caption_row(chain)
     if name in _DATA_STAGES:

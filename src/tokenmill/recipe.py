@@ -6,7 +6,8 @@ was found and what is allowed. `key.path=value` on the command line overrides; a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from tokenmill.settings_train import PlanSettings, TrainSettings
 
 Modality = Literal["image", "video", "text", "document"]
 Positive = Annotated[int, Field(ge=1)]
+_STARTS_WITH_KEY = re.compile(r"[a-z_]+(\.[A-Za-z0-9_-]+)*: ")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -270,7 +272,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _runs_are_planned(self) -> Recipe:
-        if self.tokenize.video.long == "runs" and not self.plan.split_long_clips:
+        split = [phase.split_long_clips for phase in self.plan.resolved().values()]
+        if self.tokenize.video.long == "runs" and not any(split):
             raise ValueError("tokenize.video.long: runs are made by the plan; set plan.split_long_clips to true")
         return self
 
@@ -327,6 +330,9 @@ def _described(item: Mapping[str, Any], where: str) -> str:
         return f"{where}: {item['msg'].removeprefix('Value error, ')}"
     if path.split(".")[0] == "storage" or "options" in path.split("."):  # may hold credentials: no value is shown
         return f"{where}: {path}: {item['msg'].removeprefix('Value error, storage.')}"
+    if item["type"] == "value_error" and isinstance(item["input"], Mapping):  # of several keys, which it names
+        told = item["msg"].removeprefix("Value error, ")
+        return f"{where}: {path}{'.' if _STARTS_WITH_KEY.match(told) else ': '}{told}"
     return f"{where}: {path}: {item['msg']}, found {item['input']!r}"
 
 
@@ -335,10 +341,16 @@ def _allowed(path: Sequence[Any]) -> str:
     section: Any = Recipe
     for part in path:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        annotation = field.annotation if field is not None else None
-        arguments = getattr(annotation, "__args__", ())
-        section = next((a for a in (annotation, *arguments) if hasattr(a, "model_fields")), section)
+        section = next(_sections_in(field.annotation), section) if field is not None else section
     return f"; allowed: {', '.join(section.model_fields)}" if hasattr(section, "model_fields") else ""
+
+
+def _sections_in(annotation: Any) -> Iterator[Any]:
+    """Yield the sections that a type is made of."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _sections_in(inner)
 
 
 def storage_options(given: Sequence[str]) -> dict[str, Any]:

@@ -6,49 +6,51 @@ imported here.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, SourceMix, TemplateShares, check_shares
+
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
-
-DEFAULT_TEMPLATES: dict[str, dict[str, float]] = {
-    "image": {"generation": 0.6, "understanding": 0.35, "unconditional": 0.05},
-    "video": {"generation": 0.6, "understanding": 0.35, "unconditional": 0.05},
-    "text": {"language": 1.0},
-    "document": {"interleaved": 0.5, "chat": 0.5},
-}
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class PlanSettings(_Settings):
-    """One phase of training: which documents, in which order, in packs of which length."""
+class PhaseSettings(_Settings):
+    """Which documents are trained on, in which order, in packs of which length: a plan, or where a phase differs."""
 
-    phase: str = Field(
-        default="pretrain", pattern=r"^[A-Za-z0-9_-]+$", description="name of the phase, and of its folder"
-    )
     context: int = Field(default=1024, ge=32, description="ids in a pack")
     seed: int = Field(
         default=0, description="of the shuffling and the drawing of templates; the held-out part does not hang on it"
     )
-    mix: dict[str, Share] = Field(
-        default_factory=dict, description="source → how often it is gone through (0.5 = a random half); 1 where absent"
+    mix: Mix = Field(
+        default_factory=dict,
+        description="source → epochs (0.5 = a random half), or {epochs | share, max_epochs, templates}; 1 where absent",
     )
-    templates: dict[str, dict[str, Share]] = Field(
+    tokens: int | None = Field(
+        default=None, ge=1, description="of the whole plan, with shares; absent = as many as max_epochs allow"
+    )
+    templates: dict[str, TemplateShares] = Field(
         default_factory=lambda: {modality: dict(shares) for modality, shares in DEFAULT_TEMPLATES.items()},
         description="modality → template → share of its documents; a sample draws among those that fit it",
+    )
+    captions: Literal["random", "first", "cycle"] = Field(
+        default="random", description="of several captions: any, always the first, or the next one each repetition"
     )
     vision_weight: float = Field(default=0.5, ge=0.0, description="loss weight of an id of a picture or clip")
     text_weight: float = Field(default=1.0, ge=0.0, description="loss weight of an id of text")
     window_documents: int = Field(
         default=20_000, ge=1, description="documents that are shuffled and packed together, at least"
+    )
+    window_packs: int = Field(
+        default=1_000, ge=1, description="packs of a window, at least, as far as sizes of sources are known"
     )
     min_piece: int = Field(default=16, ge=2, description="ids; a text is never cut into pieces shorter than this")
     split_long_clips: bool = Field(
@@ -64,14 +66,88 @@ class PlanSettings(_Settings):
     part: Literal["training", "held_out"] = Field(
         default="training", description="which side of that line this plan takes"
     )
-    exclude: tuple[str, ...] = Field(default=(), description="sample keys to leave out")
+    exclude: tuple[str, ...] = Field(default=(), description="samples to leave out: key or source/key")
+    exclude_files: tuple[str, ...] = Field(
+        default=(), description="lists of such samples: text, JSONL or Parquet; paths or URLs"
+    )
+    continue_from: str | None = Field(
+        default=None,
+        exclude=True,  # not how it was named but what it meant is part of the plan's identity
+        description="PLAN@STEP or RUN that this plan goes on from: what remains of it, and the data it did not have",
+    )
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _whole_number(cls, tokens: Any) -> Any:
+        """Read `1e9` as a number: to YAML it is a text."""
+        if isinstance(tokens, str):
+            with contextlib.suppress(ValueError, OverflowError):
+                return int(float(tokens))
+        return tokens
 
     @model_validator(mode="after")
-    def _templates_have_shares(self) -> PlanSettings:
+    def _pieces_fit(self) -> PhaseSettings:
+        if self.min_piece > self.context // 2:
+            told = f"min_piece: {self.min_piece} is above half the context, {self.context // 2}"
+            raise ValueError(f"{told}; lower it, or raise context")
+        return self
+
+    @model_validator(mode="after")
+    def _templates_have_shares(self) -> PhaseSettings:
         for modality, shares in self.templates.items():
             if sum(shares.values()) <= 0:
                 raise ValueError(f"templates.{modality}: at least one template needs a share above 0")
         return self
+
+    def of_source(self, source: str) -> SourceMix:
+        """Say how much of a source is taken: what `mix` says of it, else one epoch."""
+        found = self.mix.get(source, 1.0)
+        return found if isinstance(found, SourceMix) else SourceMix(epochs=found)
+
+    def templates_of(self, source: str, modality: str) -> Mapping[str, float]:
+        """Return the shares of templates for samples of a source: its own, else those of the modality."""
+        own = self.of_source(source).templates
+        return own if own is not None else self.templates.get(modality, {})
+
+    def said(self) -> dict[str, Any]:
+        """Return the keys that are given, without those that name phases."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"phase", "phases"}}
+
+    @property
+    def has_shares(self) -> bool:
+        """Tell whether epochs follow from shares of tokens."""
+        return any(self.of_source(name).share is not None for name in self.mix)
+
+
+class PlanSettings(PhaseSettings):
+    """One phase of training, or several: each of `phases` is the plan with some keys said anew."""
+
+    phase: str = Field(
+        default="pretrain", pattern=r"^[A-Za-z0-9_-]+$", description="name of the phase, and of its folder"
+    )
+    phases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], PhaseSettings] = Field(
+        default_factory=dict, description="name → where it differs; a key said here replaces the plan's whole"
+    )
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> PlanSettings:
+        if self.phases and "phase" in self.model_fields_set:
+            raise ValueError(f"phase: is {self.phase!r}, but phases names {', '.join(self.phases)}; leave phase out")
+        if not self.phases:
+            check_shares({name: self.of_source(name) for name in self.mix}, self.tokens)
+        for name, one in self.phases.items():
+            merged = one.model_copy(update=self.said() | one.said())
+            try:
+                check_shares({source: merged.of_source(source) for source in merged.mix}, merged.tokens)
+            except ValueError as error:
+                raise ValueError(f"phases.{name}.{error}") from error
+        return self
+
+    def resolved(self) -> dict[str, PlanSettings]:
+        """Return a plan for every phase, by name; of a recipe without phases there is one."""
+        if not self.phases:
+            return {self.phase: self}
+        return {name: PlanSettings(**(self.said() | one.said()), phase=name) for name, one in self.phases.items()}
 
 
 class ModelSettings(_Settings):

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from tokenmill.errors import RunError
 
 
-def plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a plan is, of its description."""
+def plan_row(descriptions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the plans of some phases are, of their descriptions: of one all of it, of several under `plans`."""
+    rows = {phase: _plan_row(description) for phase, description in descriptions.items()}
+    if len(rows) == 1:
+        return next(iter(rows.values()))
+    counts = {name: sum(row[name] for row in rows.values()) for name in ("in", "kept", "out", "num_packs")}
+    lost: dict[str, Any] = {"dropped": Counter(), "failed": Counter()}
+    for row in rows.values():
+        for why, reasons in lost.items():
+            reasons.update(row[why])
+    snapshots = {f"plan/{phase}": row["snapshots"]["plan"] for phase, row in rows.items()}
+    return {**counts, **{why: dict(reasons) for why, reasons in lost.items()}, "plans": rows, "snapshots": snapshots}
+
+
+def _plan_row(description: Mapping[str, Any]) -> dict[str, Any]:
     counts = description["counts"]
     told = {key: description[key] for key in ("plan", "num_packs", "context")}
-    return {**counts, **told, "fill": round(description["fill"], 4), "snapshots": {"plan": description["snapshot"]}}
+    told |= {"fill": round(description["fill"], 4)}
+    if description.get("supply_bound"):
+        told |= {"supply_bound": round(description["supply_bound"], 4)}
+    if "continues" in description:
+        told |= {"continues": _continued(description["continues"])}
+    return {**counts, **told, "sources": description["sources"], "snapshots": {"plan": description["snapshot"]}}
+
+
+def _continued(continues: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which plan one goes on from, and how many documents it took over, has anew, lost."""
+    return {key: continues[key] for key in ("plan", "step", "carried_documents", "new_documents", "gone_documents")}
 
 
 def data_row(snapshots: Any) -> dict[str, Any]:
@@ -44,10 +68,33 @@ def describe_row(row: Mapping[str, Any]) -> str:
         for why in ("dropped", "failed"):
             reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(row[why].items()))
             text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
-    hidden = ("stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "asked")
+    hidden = (
+        "stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "plans", "sources", "asked",
+        "continues",
+    )  # fmt: skip
     told = {key: value for key, value in row.items() if key not in hidden}
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
-    return text + "".join(f"\n          {_asked(totals)}" for totals in row.get("asked", {}).values())
+    lines = [_asked(totals) for totals in row.get("asked", {}).values()]
+    for phase, one in row.get("plans", {"": row} if "sources" in row else {}).items():
+        head = f"phase {phase}: packs {one['num_packs']:,} of {one['context']:,}  fill {one['fill']}"
+        lines += [head] * bool(phase) + _shares(one)
+    return text + "".join(f"\n          {line}" for line in lines)
+
+
+def _told_continued(row: Mapping[str, Any]) -> list[str]:
+    found = row.get("continues")
+    if not found:
+        return []
+    return [
+        f"from step {found['step']:,} of plan {found['plan'][:16]}: {found['carried_documents']:,} documents carried "
+        f"over, {found['new_documents']:,} new, {found['gone_documents']:,} gone"
+    ]
+
+
+def _shares(row: Mapping[str, Any]) -> list[str]:
+    from tokenmill.pipelines.plan_figures import told_shares, warnings_of
+
+    return [*_told_continued(row), *told_shares(row), *(f"look at this: {warning}" for warning in warnings_of(row))]
 
 
 def _asked(totals: Mapping[str, Any]) -> str:

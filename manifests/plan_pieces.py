@@ -1,0 +1,77 @@
+"""Pieces of documents as stretches of ids: joined where they touch, and compared between a plan and the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from tokenmill.manifests.plan_border import DOCUMENT_KEY, border_before, consumed_rows, remaining_rows, window_rows
+from tokenmill.manifests.plans import DOCUMENT_COLUMNS, Plan, read_named_table
+
+PIECE_COLUMNS = (*DOCUMENT_KEY, "start", "length")
+_SAMPLE = ("shard", "sample", "repetition", "frame")
+_NAMES = ("source", "shard", "template")
+_TOLD = 9  # faults of a kind; more of them say nothing more
+
+
+def joined(rows: pl.DataFrame, key: Sequence[str] = DOCUMENT_KEY) -> pl.DataFrame:
+    """Make one row of the pieces of a document that touch, in the order of `key` and `start`; overlaps stay apart."""
+    ordered = rows.select(*key, "start", "length").sort(*key, "start", "length")
+    is_same = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in key)
+    touches = is_same & (pl.col("start") == (pl.col("start") + pl.col("length")).shift())
+    runs = ordered.with_columns(run=(~touches.fill_null(False)).cum_sum())
+    together = runs.group_by("run", maintain_order=True).agg(
+        *(pl.col(name).first() for name in key), pl.col("start").first(), pl.col("length").sum()
+    )
+    return together.drop("run").cast({"length": rows.schema["length"]})
+
+
+def overlapping(rows: pl.DataFrame, key: Sequence[str] = _SAMPLE) -> pl.DataFrame:
+    """Return the pieces that begin before the one ahead of them in the same document ends."""
+    ordered = rows.sort(*key, "start", "length")
+    is_same = pl.all_horizontal(pl.col(name) == pl.col(name).shift() for name in key)
+    return ordered.filter(is_same & (pl.col("start") < (pl.col("start") + pl.col("length")).shift()))
+
+
+def continued_faults(plan: Plan) -> Iterator[str]:
+    """Compare a plan with the one it continues: what was consumed and what this plan has is every id once.
+
+    Documents that this plan left out (its `dropped` tables name them) may be missing. Holds the pieces of both plans in
+    memory. Raises ManifestError when the plan before is gone.
+    """
+    border = border_before(plan)
+    if border is None:
+        return
+    ours = _all_of(window_rows(plan, number, PIECE_COLUMNS) for number in range(len(plan.windows)))
+    consumed = _all_of(consumed_rows(border, PIECE_COLUMNS))
+    for row in overlapping(pl.concat([consumed, ours])).head(_TOLD).iter_rows(named=True):
+        yield f"{_place(plan, row)}: id {row['start']} was consumed before, or comes twice"
+    numbers = range(len(border.plan.windows))
+    remaining = joined(_all_of(remaining_rows(border, number, PIECE_COLUMNS) for number in numbers))
+    lost = remaining.join(joined(ours), on=list(PIECE_COLUMNS), how="anti")
+    for row in lost.join(_left_out(plan), on=["shard", "sample"], how="anti").head(_TOLD).iter_rows(named=True):
+        told = f"{row['length']} ids from {row['start']} on remained of plan {border.plan.folder.path}"
+        yield f"{_place(plan, row)}: {told}"
+
+
+def _place(plan: Plan, row: Mapping[str, Any]) -> str:
+    return f"{plan.folder.path}: sample {row['sample']} of {row['shard']}, pass {row['repetition']}"
+
+
+def _all_of(tables: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    kinds = {name: DOCUMENT_COLUMNS[name] for name in PIECE_COLUMNS}
+    empty = pl.DataFrame(schema={name: pl.String if name in _NAMES else kind for name, kind in kinds.items()})
+    return pl.concat([empty, *tables])
+
+
+def _left_out(plan: Plan) -> pl.DataFrame:
+    """Return `shard` and `sample` of everything that a plan's windows list as left out."""
+    tables = [pl.DataFrame(schema={"shard": pl.String, "sample": pl.Int32})]
+    for unit, attempt in plan.folder.record_names().items():
+        entry = plan.folder.read_commit(unit, attempt).file("dropped")
+        if entry is not None:
+            rows = read_named_table(plan.folder.store, plan.folder.at(entry.name), ["shard", "sample"])
+            tables.append(rows.cast({"shard": pl.String}))
+    return pl.concat(tables)
