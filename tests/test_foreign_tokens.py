@@ -21,6 +21,7 @@ from tokenmill.manifests.stagedir import stage_dir_at
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify import examine
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.foreign_tokens import index_work
 from tokenmill.pipelines.plan import write_plan
@@ -237,10 +238,10 @@ def test_foreign_shards_with_other_member_names_and_one_grid_for_all(store: Stor
     assert [json.loads(one)[1]["vision"] for one in segments] == [[1, 2, 3]]
 
 
-def recipe(root: Path, **sources: Any) -> Any:
+def recipe(root: Path, mix: Mapping[str, Any] | None = None, **sources: Any) -> Any:
     section = {"vocabulary": VOCABULARY.spec, "vision": {"name": "scenes"}}
     value = {"root": str(root), "sources": sources, "tokenize": section, "execution": {"executor": "inline"}}
-    return check_recipe(value | {"plan": {"context": 160}}, "a recipe")
+    return check_recipe(value | {"plan": {"context": 160, "mix": mix or {}}}, "a recipe")
 
 
 def test_recipe_with_tokenized_sources_plans_shards_of_others_and_folders_of_other_roots(
@@ -260,6 +261,18 @@ def test_recipe_with_tokenized_sources_plans_shards_of_others_and_folders_of_oth
     loader = PlanLoader(plan, VOCABULARY, global_packs=2)
     assert not any(step.faults for step in loader.steps(0, loader.steps_per_epoch))
     assert examine(chain.store, "", deep=True, checks=plan_checks()).faults == []
+
+
+def test_recipe_with_tokenized_sources_mixes_them_and_refuses_others_by_name(store: Store, shards: Path) -> None:
+    sources = {name: {"kind": "tokens", "url": str(shards)} for name in ("one", "two")}
+    shares = {"one": {"share": 0.25}, "two": {"share": 0.75}}
+    chain = Chain(recipe=recipe(Path(store.url), shares, **sources), options=ChainOptions(quiet=True))
+    check_chain(chain)
+    tokens = {name: told["tokens"] for name, told in chain.plan.description["sources"].items()}
+    assert 0.2 < tokens["one"] / sum(tokens.values()) < 0.3
+    for mix, told in ({"three": 1}, "no source 'three'; allowed: one, two"), ({"one": {"share": 1}}, "missing: two"):
+        with pytest.raises(RecipeError, match=told):
+            check_chain(Chain(recipe=recipe(Path(store.url), mix, **sources), options=ChainOptions(quiet=True)))
 
 
 @pytest.mark.parametrize(
