@@ -153,6 +153,21 @@ def test_foreign_shards_below_the_root_are_named_relative_to_it(store: Store, sh
     assert check_every_document(plan, members_of(inside)) >= 44
 
 
+@pytest.mark.s3
+def test_foreign_shards_in_another_bucket_are_read_by_ranges(s3_server: Any, shards: Path) -> None:
+    theirs, root = (open_store(s3_server.new_root(), s3_server.options) for _ in range(2))
+    for path in sorted(shards.rglob("*.tar")):
+        theirs.put(str(path.relative_to(shards)), path.read_bytes())
+    work = index_work(root, "theirs", TokenShards(url=theirs.url), VOCABULARY.spec, None)
+    ((snapshot,),) = run_stage("tokenize", [work], RunOptions(quiet=True))
+    plan = write_plan(root, [snapshot], PlanSettings(context=160))
+    assert set(plan.shards["shard"]) == {f"{theirs.url}/a/00000.tar", f"{theirs.url}/00001.tar"}
+    assert check_every_document(plan, members_of(shards)) >= 44
+    assert examine(root, "", deep=True, checks=plan_checks()).faults == []
+    theirs.delete_many(["00001.tar"])
+    assert {fault.path for fault in examine(root, "", deep=False).faults} == {f"{theirs.url}/00001.tar"}
+
+
 def test_foreign_shards_indexed_again_are_the_same_and_a_changed_one_is_indexed_anew(
     store: Store, shards: Path
 ) -> None:
