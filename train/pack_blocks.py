@@ -114,6 +114,7 @@ class PackBlocks:
         placed = window.documents.taken(int(window.rows[first]), int(window.rows[end]))
         self._check(window, rows, placed, first, end)
         joined = _Joined.of(placed)
+        self._indexes.prepare(joined.shards)
         for place, shard in enumerate(joined.shards):
             self._waits(shard)
             try:
