@@ -67,10 +67,15 @@ def _table(name: str, rows: Mapping[str, Any]) -> Iterator[str]:
 
 def _rest(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
-        told = ", ".join(f"{key} {_number(one)}" for key, one in value.items())
-        yield f"{name}: {told}"
+        yield f"{name}: {_pairs(value)}"
     else:
         yield f"{name}: {_number(value)}"
+
+
+def _pairs(value: Mapping[str, Any]) -> str:
+    """Return a mapping on one line, one inside of it after a colon."""
+    parts = [f"{k}: {_pairs(v)}" if isinstance(v, Mapping) else f"{k} {_number(v)}" for k, v in value.items()]
+    return ", ".join(parts)
 
 
 def _number(value: Any) -> str:

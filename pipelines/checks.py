@@ -6,7 +6,7 @@ sections with each other. Neither Ray nor torch is imported, so a wrong recipe c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from tokenmill.errors import RecipeError
@@ -38,7 +38,7 @@ def check_chain(chain: Chain) -> None:
     _within("tokenize.vision", partial(_check_codes, chain))
     _check_areas(recipe)
     _check_clips(chain)
-    _check_mix(recipe)
+    _check_mix(recipe, [*recipe.sources, *chain.tokens])
     _check_training(recipe)
 
 
@@ -124,13 +124,13 @@ def _check_training(recipe: Recipe) -> None:
         raise RecipeError(f"train.phase: is {recipe.train.phase!r}, but {told}")
 
 
-def _check_mix(recipe: Recipe) -> None:
+def _check_mix(recipe: Recipe, sources: Sequence[str]) -> None:
     """Refuse a mix of other sources than the recipe's, and lists of samples that are not there."""
     for where, phase in _phases(recipe):
         for name in phase.mix:
-            if name not in recipe.sources:
-                raise RecipeError(f"{where}.mix: no source {name!r}; allowed: {', '.join(recipe.sources)}")
-        unnamed = sorted(set(recipe.sources) - set(phase.mix))
+            if name not in sources:
+                raise RecipeError(f"{where}.mix: no source {name!r}; allowed: {', '.join(sources)}")
+        unnamed = sorted(set(sources) - set(phase.mix))
         if phase.has_shares and unnamed:
             raise RecipeError(
                 f"{where}.mix: has shares, so every source needs share or epochs; missing: {', '.join(unnamed)}"

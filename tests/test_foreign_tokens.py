@@ -21,6 +21,7 @@ from tokenmill.manifests.stagedir import stage_dir_at
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify import examine
 from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checks import check_chain
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.foreign_tokens import index_work
 from tokenmill.pipelines.plan import write_plan
@@ -152,6 +153,21 @@ def test_foreign_shards_below_the_root_are_named_relative_to_it(store: Store, sh
     assert check_every_document(plan, members_of(inside)) >= 44
 
 
+@pytest.mark.s3
+def test_foreign_shards_in_another_bucket_are_read_by_ranges(s3_server: Any, shards: Path) -> None:
+    theirs, root = (open_store(s3_server.new_root(), s3_server.options) for _ in range(2))
+    for path in sorted(shards.rglob("*.tar")):
+        theirs.put(str(path.relative_to(shards)), path.read_bytes())
+    work = index_work(root, "theirs", TokenShards(url=theirs.url), VOCABULARY.spec, None)
+    ((snapshot,),) = run_stage("tokenize", [work], RunOptions(quiet=True))
+    plan = write_plan(root, [snapshot], PlanSettings(context=160))
+    assert set(plan.shards["shard"]) == {f"{theirs.url}/a/00000.tar", f"{theirs.url}/00001.tar"}
+    assert check_every_document(plan, members_of(shards)) >= 44
+    assert examine(root, "", deep=True, checks=plan_checks()).faults == []
+    theirs.delete_many(["00001.tar"])
+    assert {fault.path for fault in examine(root, "", deep=False).faults} == {f"{theirs.url}/00001.tar"}
+
+
 def test_foreign_shards_indexed_again_are_the_same_and_a_changed_one_is_indexed_anew(
     store: Store, shards: Path
 ) -> None:
@@ -237,10 +253,10 @@ def test_foreign_shards_with_other_member_names_and_one_grid_for_all(store: Stor
     assert [json.loads(one)[1]["vision"] for one in segments] == [[1, 2, 3]]
 
 
-def recipe(root: Path, **sources: Any) -> Any:
+def recipe(root: Path, mix: Mapping[str, Any] | None = None, **sources: Any) -> Any:
     section = {"vocabulary": VOCABULARY.spec, "vision": {"name": "scenes"}}
     value = {"root": str(root), "sources": sources, "tokenize": section, "execution": {"executor": "inline"}}
-    return check_recipe(value | {"plan": {"context": 160}}, "a recipe")
+    return check_recipe(value | {"plan": {"context": 160, "mix": mix or {}}}, "a recipe")
 
 
 def test_recipe_with_tokenized_sources_plans_shards_of_others_and_folders_of_other_roots(
@@ -260,6 +276,18 @@ def test_recipe_with_tokenized_sources_plans_shards_of_others_and_folders_of_oth
     loader = PlanLoader(plan, VOCABULARY, global_packs=2)
     assert not any(step.faults for step in loader.steps(0, loader.steps_per_epoch))
     assert examine(chain.store, "", deep=True, checks=plan_checks()).faults == []
+
+
+def test_recipe_with_tokenized_sources_mixes_them_and_refuses_others_by_name(store: Store, shards: Path) -> None:
+    sources = {name: {"kind": "tokens", "url": str(shards)} for name in ("one", "two")}
+    shares = {"one": {"share": 0.25}, "two": {"share": 0.75}}
+    chain = Chain(recipe=recipe(Path(store.url), shares, **sources), options=ChainOptions(quiet=True))
+    check_chain(chain)
+    tokens = {name: told["tokens"] for name, told in chain.plan.description["sources"].items()}
+    assert 0.2 < tokens["one"] / sum(tokens.values()) < 0.3
+    for mix, told in ({"three": 1}, "no source 'three'; allowed: one, two"), ({"one": {"share": 1}}, "missing: two"):
+        with pytest.raises(RecipeError, match=told):
+            check_chain(Chain(recipe=recipe(Path(store.url), mix, **sources), options=ChainOptions(quiet=True)))
 
 
 @pytest.mark.parametrize(
