@@ -213,21 +213,22 @@ class _Joined:
             self.documents[own, column + kernel.COUNT] = count
             self.documents[own, column + kernel.WIDTH] = _widths(length, count)
         self.ends[place] = index.end
-        self.segments.append(index.segments.take(samples))
+        self.segments.append(index.segments.take(_arrow(samples)))
         self.read.append(own)
 
     def strings(self, placed: DocumentRows) -> pa.Array:
         """Give each document's segments as a string, "" where they are not known; fills `has_string`."""
         import pyarrow as pa
 
-        strings = pa.array([], pa.large_string())
-        if self.read:
-            strings = pa.concat_arrays([part.dictionary_decode().cast(pa.large_string()) for part in self.segments])
+        none = pa.Array.from_buffers(pa.large_string(), 1, [None, pa.py_buffer(bytes(16)), pa.py_buffer(b"")])
+        known = [part.dictionary_decode().cast(pa.large_string()) for part in self.segments]
+        strings = pa.concat_arrays([*known, none])
         read = np.concatenate([np.empty(0, np.int64), *self.read])
-        self.has_string[read] = strings.is_valid().to_numpy(zero_copy_only=False)
-        places = np.full(len(placed), -1, np.int64)
-        places[read] = np.arange(len(read))
-        strings = strings.take(pa.array(places, mask=places < 0)).fill_null("")
+        is_there = _is_there(strings)[:-1]
+        self.has_string[read] = is_there
+        places = np.full(len(placed), len(strings) - 1, np.int64)
+        places[read[is_there]] = np.flatnonzero(is_there)
+        strings = strings.take(_arrow(places))
         runs = np.flatnonzero((placed.frames > 0) & self.has_string)
         if len(runs):
             told = strings.to_pylist()
@@ -235,6 +236,20 @@ class _Joined:
                 told[row] = _taken(told[row], int(placed.frame[row]), int(placed.frames[row]))
             strings = pa.array(told, pa.large_string())
         return strings
+
+
+def _is_there(strings: pa.Array) -> NDArray[np.bool_]:
+    """Tell which strings are not null; Arrow's own `to_numpy` would import pandas."""
+    bits = strings.is_valid()
+    unpacked = np.unpackbits(np.frombuffer(bits.buffers()[1], np.uint8), bitorder="little")
+    return unpacked[bits.offset : bits.offset + len(bits)].astype(np.bool_)
+
+
+def _arrow(places: NDArray[np.integer[Any]]) -> pa.Array:
+    """Give places as an Arrow array; `pa.array` would import pandas (0.5 s) to look at them."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(places.astype(np.int64))])
 
 
 def _widths(length: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
