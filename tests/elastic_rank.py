@@ -16,6 +16,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 
 from tokenmill.manifests.plans import Plan, open_plan
@@ -25,6 +26,7 @@ from tokenmill.train.loader import PlanLoader, Step
 from tokenmill.train.packs import PackArrays
 
 STEP_S = 0.008  # what a model would take
+numba.njit(lambda number: number + 1)(1)  # loads numba's own tables (0.5 s) once, before the ranks are forked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.rows import read_rows
 
 KILLS = 20
-LIMIT_S = 60
+LIMIT_S = 120
 Table = dict[int, list[Any]]
 
 
@@ -76,6 +76,14 @@ class Running:
     launch: Launch
     ranks: list[BaseProcess]
     barrier: Barrier
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what is left after a failure; ranks that wait for a dead one would wait for ever."""
+        for rank in self.ranks:
+            rank.kill()
 
     def wait_for(self, step: int) -> None:
         """Return once the run has published `step`."""
@@ -126,7 +134,7 @@ def launches(plan: Plan, run: Path) -> Iterator[Launch]:
     for number in range(KILLS + 1):
         shape = before
         while any(map(operator.eq, shape, before)):
-            shape = (rng.choice((1, 1, 2, 2, 3, 5)), rng.randint(1, 4), rng.randint(1, 3))
+            shape = (rng.choice((1, 1, 2, 2, 3, 4)), rng.randint(1, 4), rng.randint(1, 3))
         before = shape
         yield Launch(
             number=number, root=plan.folder.store.url, plan=plan.folder.path, run=run, global_packs=global_packs,
@@ -138,7 +146,8 @@ def test_loader_killed_twenty_times_and_resumed_elastically_gives_the_samples_of
     plan: Plan, processes: ForkServerContext, tmp_path: Path
 ) -> None:
     quiet, *_ = launches(plan, tmp_path / "quiet")
-    start(quiet, processes).end()
+    with start(quiet, processes) as running:
+        running.end()
     expected = read_launch(quiet)
     steps = loader_of(quiet, plan, 0).steps_per_epoch
     assert sorted(expected) == list(range(steps))
@@ -148,13 +157,13 @@ def test_loader_killed_twenty_times_and_resumed_elastically_gives_the_samples_of
     table: Table = {}
     num_read_twice = 0
     for launch, moment in zip(launches(plan, tmp_path / "killed"), [*moments, None], strict=True):
-        running = start(launch, processes)
-        if moment is None:
-            running.end()
-        else:
-            running.wait_for(moment)
-            time.sleep(rng.uniform(0, 0.012))  # anywhere inside a step
-            running.kill()
+        with start(launch, processes) as running:
+            if moment is None:
+                running.end()
+            else:
+                running.wait_for(moment)
+                time.sleep(rng.uniform(0, 0.012))  # anywhere inside a step
+                running.kill()
         published = step_reached(launch, loader_of(launch, plan, 0))
         read = read_launch(launch)
         assert not set(table) & set(read), "a step was taken again although its state was published"
