@@ -11,7 +11,7 @@ OUT ?= demo-out
 ARGS ?=
 LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet dev# not vllm: it pins another torch
 
-.PHONY: setup demo test lint types check bench docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
+.PHONY: setup demo test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ check: lint types test  ## what CI asks for
 
 bench: setup  ## every benchmark, one JSON object each
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file --json || exit 1; done
+
+bench-peers: setup  ## loaders of others into .venv-peers, for benchmarks/loader.py (a minute with a warm cache, 7 GB)
+	@test -x .venv-peers/bin/python || $(BIN)/python -m venv --without-pip .venv-peers
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python .venv-peers/bin/python --no-deps -r benchmarks/requirements-peers.txt
 
 docs: setup  ## the pictures in docs/ and the table of commands, from the demo's report
 	@$(BIN)/python docs/build.py

@@ -34,7 +34,7 @@ from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.execution_threads import available_cpus
 from tokenmill.pipelines.packing import pack
-from tokenmill.pipelines.plan import plan_vocabulary, run_plan, write_plan
+from tokenmill.pipelines.plan import plan_vocabulary, run_plans, write_plan
 from tokenmill.pipelines.plan_documents import draw_pass
 from tokenmill.pipelines.plan_tables import window_tables
 from tokenmill.pipelines.plan_windows import windows_of
@@ -67,7 +67,7 @@ def planned(root: Path, files: int) -> dict[str, Any]:
     snapshot = Snapshot(folder=folder, commits=commits)
     before, cpu_before, started = _peak_bytes(), time.process_time(), time.perf_counter()
     options = RunOptions(threads=available_cpus(), cores=available_cpus(), quiet=True)
-    plan = run_plan(folder.store, [snapshot], _settings(), options)
+    (plan,) = run_plans(folder.store, [snapshot], [_settings()], options)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
     totals = plan.description["totals"]
     written = sum(path.stat().st_size for path in Path(root, plan.folder.path).rglob("*") if path.is_file())

@@ -57,7 +57,8 @@ def delete_units(folder: StageDir, commits: Sequence[Commit], others: Iterable[C
     delete_records(folder, {(commit.unit, commit.attempt) for commit in commits})
     used = {entry.name for commit in others for entry in commit.files}
     there = {entry.path for entry in folder.store.files(folder.path)}
-    doomed = {folder.at(entry.name) for commit in commits for entry in commit.files if entry.name not in used}
+    ours = [entry.name for commit in commits for entry in commit.files if not entry.is_outside]
+    doomed = {folder.at(name) for name in ours if name not in used}
     delete_all(folder.store, sorted(doomed & there))
 
 

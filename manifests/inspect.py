@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import ManifestError, StorageError
+from tokenmill.manifests.inspect_plan import describe_plan, render_plan
 from tokenmill.manifests.inspect_sample import OpenDecoders, describe_archive, describe_sample, table_row
 from tokenmill.manifests.ledger import sum_of_numbers
 from tokenmill.manifests.records import NO_COUNTS, Commit, Counts
@@ -47,13 +48,14 @@ def inspect(
         return {"path": path, **_describe_file(store, path, key, open_decoders, picture_to)}
     if key is not None:
         raise ManifestError(f"{store.url}/{path}: --key wants an archive or a table")
-    if not store.files(path):
-        raise ManifestError(f"{store.url}/{path}: nothing is there")
     return {"path": path, **_describe_folder(store, path)}
 
 
 def render(description: Mapping[str, Any]) -> str:
     """Return a description as text."""
+    if description.get("kind") == "plan" and "windows" in description:
+        head = {name: description[name] for name in ("path", "kind")}
+        return "\n".join([*_lines(head, 0), *render_plan({n: v for n, v in description.items() if n not in head})])
     return "\n".join(_lines(description, 0))
 
 
@@ -72,13 +74,15 @@ def _describe_file(
 
 
 def _describe_folder(store: Store, path: str) -> dict[str, Any]:
-    for name, kind in (("plan.json", "plan"), ("checkpoint.json", "checkpoint")):
-        place = f"{path}/{name}" if path else name
-        if store.exists(place):
-            return {"kind": kind, **_told(kind, _json(store, place))}
+    if store.exists(f"{path}/plan.json" if path else "plan.json"):
+        return {"kind": "plan", **describe_plan(store, path)}
+    if store.exists(place := f"{path}/checkpoint.json" if path else "checkpoint.json"):
+        return {"kind": "checkpoint", **_told("checkpoint", _json(store, place))}
     if store.exists(f"{path}/{DESCRIPTION}" if path else DESCRIPTION):
         return _tokenizer(store, path)
     listing = store.files(path)
+    if not listing:
+        raise ManifestError(f"{store.url}/{path}: nothing is there")
     folders = sorted(stage_folders(store, listing))
     if path in folders:
         return _stage(stage_dir_at(store, path))

@@ -107,7 +107,7 @@ def _token_sample(
             t, h, w = segment["vision"]
             codes_thw = codes[segment["offset"] : segment["offset"] + t * h * w].reshape(t, h, w)
             name = f"{safe_name(row['key'].replace('.', '_'))}-{number}.png"
-            described["picture"] = _write_png(picture_to / name, decoders.frames(codes_thw))
+            described["picture"] = write_png(picture_to / name, decoders.frames(codes_thw))
         segments.append(described)
     sizes = {"num_text": len(text_ids), "num_codes": len(codes)}
     return {"kind": "sample", "modality": row["modality"], **document, **sizes, "segments": segments}
@@ -128,7 +128,7 @@ def _raw_sample(path: str, key: str, members: Mapping[str, bytes], picture_to: P
     return described
 
 
-def _write_png(target: Path, frames_THWC: NDArray[np.uint8]) -> str:
+def write_png(target: Path, frames_THWC: NDArray[np.uint8]) -> str:
     """Write frames beside each other, a clip's evenly spaced ones."""
     from PIL import Image
 

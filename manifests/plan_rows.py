@@ -9,7 +9,7 @@ N documents, P packs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,13 @@ class DocumentRows:
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def taken(self, start: int, stop: int) -> DocumentRows:
+        """Give documents [start, stop), without a copy."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return DocumentRows(
+            **{name: values if isinstance(values, tuple) else values[start:stop] for name, values in columns.items()}
+        )
 
     def placed(self, row: int) -> Placed:
         """Give one document as an object."""

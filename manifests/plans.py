@@ -24,7 +24,7 @@ from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.plan_rows import PackCost, PackRows, Placed, PlanWindow
 from tokenmill.manifests.records import check_schema
-from tokenmill.manifests.stagedir import StageDir, read_table, stage_dir_at
+from tokenmill.manifests.stagedir import StageDir, parse_table, stage_dir_at
 from tokenmill.manifests.storage import Store
 
 PLAN_SCHEMA = 1
@@ -150,6 +150,11 @@ class Plan:
             self._tables.move_to_end(number)
             return self._tables[number]
 
+    def windows_kept(self) -> list[PlanWindow]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._tables.values())
+
     def _read_window(self, number: int) -> PlanWindow:
         row = self.windows.row(number, named=True)
         store = self.folder.store
@@ -178,9 +183,10 @@ def open_plan(store: Store, path: str) -> Plan:
         raise ManifestError(f"{name}: describes plan {short(description['plan'])}, not this folder's")
     tables = {}
     for table, sha256 in description["tables"].items():
-        if sha256_hex(store.read_bytes(folder.at(table))) != sha256:
+        data = store.read_bytes(folder.at(table))
+        if sha256_hex(data) != sha256:
             raise ManifestError(f"{folder.at(table)}: sha256 differs from plan.json; remove it and plan again")
-        tables[table] = read_table(store, folder.at(table))
+        tables[table] = parse_table(data)
     return Plan(folder, description, tables["windows.parquet"], tables["shards.parquet"])
 
 

@@ -127,6 +127,11 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it lies outside of the folder (`/` path in the store, or a URL): others wrote it, it is only read."""
+        return self.name.startswith("/") or "://" in self.name
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "role": self.role, "bytes": self.bytes, "sha256": self.sha256}
 

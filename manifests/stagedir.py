@@ -82,6 +82,15 @@ class StageDir:
         return f"{self.config.stage}/{self.source}/{short(self.config.digest)}"
 
     def at(self, name: str) -> str:
+        """Return the path in the store of one of the folder's files.
+
+        A name that begins with `/` begins at the folder's root, and a whole URL is itself: what a record may point at
+        that others wrote and that lies outside of the folder.
+        """
+        if "://" in name:
+            return name
+        if name.startswith("/"):  # a folder of another root has a URL for a path: <root>/<stage>/<source>/<config>
+            return f"{self.path.rsplit('/', 3)[0]}{name}" if "://" in self.path else name[1:]
         return f"{self.path}/{name}" if self.path else name
 
     def describe(self) -> None:

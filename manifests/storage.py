@@ -11,6 +11,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,11 @@ _NATIVE = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl")
 
 
 class Store:
-    """A root URL; every path given to it is relative to that root and uses `/`."""
+    """A root URL; every path given to it is relative to that root and uses `/`.
+
+    What only reads also takes a whole URL for a path: archives and indexes of others are read where they lie. They are
+    reached with the same options.
+    """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.url = url.rstrip("/")
@@ -34,6 +39,7 @@ class Store:
         protocol = url.split("://", 1)[0] if "://" in url else "file"
         self.is_local = protocol in ("file", "local")
         self._backend = _backend(self.url, protocol, parse_options(self.options))
+        self._elsewhere: dict[str, Backend] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store, (self.url, self.options))
@@ -43,19 +49,22 @@ class Store:
 
     def local_path(self, path: str) -> Path | None:
         """Return the path on the local disk, or None where the store is remote."""
-        return self._backend.place(path) if isinstance(self._backend, LocalFiles) else None
+        backend, place = self._at(path)
+        return backend.place(place) if isinstance(backend, LocalFiles) else None
 
     def read_bytes(self, path: str) -> bytes:
         """Return a whole object; raises StorageError if it isn't there."""
         with self._explained("read", path):
-            return self._backend.read(path)
+            backend, place = self._at(path)
+            return backend.read(place)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`; raises StorageError if the object is missing or shorter than that."""
         if length == 0:
             return b""
         with self._explained("read", path):
-            data = self._backend.read_range(path, start, length)
+            backend, place = self._at(path)
+            data = backend.read_range(place, start, length)
         self._check(path, start, length, data)
         return data
 
@@ -63,7 +72,8 @@ class Store:
         """Return the bytes of several (start, length), neighbours in one request; raises as `read_range`."""
         wanted = [(start, length) for start, length in ranges if length]
         with self._explained("read", path):
-            found = iter(self._backend.read_ranges(path, wanted))
+            backend, place = self._at(path)
+            found = iter(backend.read_ranges(place, wanted))
         pieces = [next(found) if length else b"" for _, length in ranges]
         for (start, length), data in zip(ranges, pieces, strict=True):
             self._check(path, start, length, data)
@@ -74,7 +84,8 @@ class Store:
         """Open an object for seeking and reading; remote objects are read ahead in growing blocks."""
         with contextlib.ExitStack() as stack:
             with self._explained("open", path):
-                file = stack.enter_context(self._backend.open(path, partial(self.read_range, path)))
+                backend, place = self._at(path)
+                file = stack.enter_context(backend.open(place, partial(self.read_range, path)))
             yield file  # what the caller raises meanwhile is the caller's: remote reads explain their own faults
 
     @contextlib.contextmanager
@@ -87,18 +98,29 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="tokenmill-") as folder:
             target = Path(folder) / path.rsplit("/", 1)[-1]
             with self._explained("copy", path):
-                self._backend.download(path, target)
+                backend, place = self._at(path)
+                backend.download(place, target)
             yield target
 
     def files(self, prefix: str = "") -> list[Stored]:
         """Return every object below a folder, sorted by path; an absent folder is empty."""
         with self._explained("list", prefix):
-            return sorted(self._backend.files(prefix), key=lambda entry: entry.path)
+            backend, place = self._at(prefix)
+            found = sorted(backend.files(place), key=lambda entry: entry.path)
+        if backend is self._backend:
+            return found
+        root = _with_slash(prefix.removesuffix(place))
+        return [replace(entry, path=f"{root}{entry.path}") for entry in found]
 
     def names(self, prefix: str = "", after: str = "") -> Iterator[str]:
         """Yield the paths below a folder in their order, from behind the path `after` on, without their sizes."""
         with self._explained("list", prefix):
-            yield from self._backend.names(prefix, after)
+            backend, place = self._at(prefix)
+            if backend is self._backend:
+                yield from backend.names(place, after)
+            else:
+                root = _with_slash(prefix.removesuffix(place))
+                yield from (f"{root}{name}" for name in backend.names(place, after.removeprefix(root)))
 
     def folders(self, prefix: str = "") -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""
@@ -108,14 +130,16 @@ class Store:
     def exists(self, path: str) -> bool:
         """Say whether an object is there."""
         with self._explained("look for", path):
-            return self._backend.size(path) is not None
+            backend, place = self._at(path)
+            return backend.size(place) is not None
 
     def size(self, path: str) -> int:
         """Return an object's size in bytes; raises StorageError if it isn't there."""
         with self._explained("look at", path):
-            size = self._backend.size(path)
+            backend, place = self._at(path)
+            size = backend.size(place)
         if size is None:
-            raise StorageError(f"{self.url}/{path}: not there (cannot look at it)")
+            raise StorageError(f"{self._name(path)}: not there (cannot look at it)")
         return size
 
     def delete(self, path: str) -> None:
@@ -163,14 +187,29 @@ class Store:
 
     def _check(self, path: str, start: int, length: int, data: bytes) -> None:
         if len(data) != length:
-            raise StorageError(f"{self.url}/{path}: wanted bytes {start}..{start + length}, got {len(data)} bytes")
+            raise StorageError(f"{self._name(path)}: wanted bytes {start}..{start + length}, got {len(data)} bytes")
+
+    def _at(self, path: str) -> tuple[Backend, str]:
+        """Return what a path is reached through, and its name there: a whole URL has a backend of its own."""
+        if "://" not in path:
+            return self._backend, path
+        protocol, _, rest = path.partition("://")
+        host, _, name = rest.partition("/")
+        key = f"{protocol}://{host}"
+        if key not in self._elsewhere:
+            self._elsewhere[key] = _backend(key, protocol, parse_options(self.options))
+        return self._elsewhere[key], name
+
+    def _name(self, path: str) -> str:
+        """Return a path as people know it."""
+        return path if "://" in path else f"{self.url}/{path}".rstrip("/")
 
     def _explained(self, verb: str, path: str) -> _Explained:
         return _Explained(self, verb, path)
 
     def _fault(self, verb: str, path: str, error: Exception, spent_s: float) -> StorageError:
         fault = fault_of(error, verb)
-        place = f"{self.url}/{path}".rstrip("/")
+        place = self._name(path)
         if fault.missing:
             return StorageError(f"{place}: not there (cannot {verb} it)")
         if fault.mends:
@@ -197,6 +236,10 @@ class _Explained:
         # Text of remote libraries may carry signed URLs: the chain ends here except for files on disk.
         fault = self._store._fault(self._verb, self._path, error, time.monotonic() - self._started)
         raise fault from (error if self._store.is_local else None)
+
+
+def _with_slash(url: str) -> str:
+    return url if url.endswith("/") else f"{url}/"
 
 
 def open_store(url: str, options: Mapping[str, Any] | None = None) -> Store:

@@ -179,21 +179,22 @@ def urls_in(metadata: str) -> Iterator[str]:
     if "://" not in metadata and ":\\/\\/" not in metadata:
         return
     try:
-        yield from _urls_of(json.loads(metadata))
+        yield from map(normal_url, urls_of(json.loads(metadata)))
     except (ValueError, RecursionError):
         return
 
 
-def _urls_of(value: Any) -> Iterator[str]:
+def urls_of(value: Any) -> Iterator[str]:
+    """Yield every URL in JSON values as it stands there: all texts that begin with a scheme, at any depth."""
     if isinstance(value, str):
         if "://" in value[:12]:
-            yield normal_url(value)
+            yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _urls_of(part)
+            yield from urls_of(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _urls_of(part)
+            yield from urls_of(part)
 
 
 def normal_url(url: str) -> str:

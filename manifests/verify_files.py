@@ -45,7 +45,7 @@ def unit_faults(folder: StageDir, commit: Commit, sizes: Mapping[str, int], *, d
     faults: list[Fault] = []
     sound: list[FileEntry] = []
     for entry in commit.files:
-        fault = size_fault(folder.at(entry.name), entry, sizes.get(entry.name))
+        fault = size_fault(folder.at(entry.name), entry, _size(folder, entry, sizes))
         if fault is None:
             sound.append(entry)
         else:
@@ -57,6 +57,16 @@ def unit_faults(folder: StageDir, commit: Commit, sizes: Mapping[str, int], *, d
             found = [Fault(folder.at(entry.name), f"cannot be read: {error}", "look at the store and verify again")]
         faults += shortened(found, folder.at(entry.name))
     return faults
+
+
+def _size(folder: StageDir, entry: FileEntry, sizes: Mapping[str, int]) -> int | None:
+    if not entry.is_outside:
+        return sizes.get(entry.name)
+    path = folder.at(entry.name)
+    try:
+        return folder.store.size(path) if folder.store.exists(path) else None
+    except StorageError:
+        return None
 
 
 def size_fault(path: str, entry: FileEntry, size: int | None, hint: str = RERUN_RECORD) -> Fault | None:
@@ -92,7 +102,7 @@ def _shallow_faults(folder: StageDir, commit: Commit, entry: FileEntry) -> list[
 
 def _deep_faults(folder: StageDir, commit: Commit, entry: FileEntry) -> list[Fault]:
     path = folder.at(entry.name)
-    if entry.name.endswith(".tar"):
+    if entry.name.endswith(".tar") and not entry.is_outside:
         return _archive_faults(folder, commit, entry)
     if not entry.name.endswith(".parquet"):
         fault = digest_fault(folder.store, path, entry)

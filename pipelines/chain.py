@@ -29,6 +29,7 @@ from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.duplicates import duplicates_folder, duplicates_work
 from tokenmill.pipelines.evaluation_sets import EvaluationSet, read_sets
 from tokenmill.pipelines.execution_threads import query_threads
+from tokenmill.pipelines.foreign_tokens import finished_tokens, index_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
 from tokenmill.pipelines.plan import run_plans
@@ -47,6 +48,7 @@ from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
 from tokenmill.pipelines.tokens import tokenize_work
 from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 from tokenmill.settings_caption import CaptionSettings
+from tokenmill.settings_tokens import TokenShards
 
 K = TypeVar("K")
 STAGES = (
@@ -73,10 +75,19 @@ class ChainOptions:
 
 @dataclass(kw_only=True)
 class Chain:
-    """A recipe's stages, each computed once when first asked for; holds nothing but snapshots."""
+    """A recipe's stages, each computed once when first asked for; holds nothing but snapshots.
+
+    Sources that are tokenized already stand apart (`tokens`): they come in at the stage tokenize.
+    """
 
     recipe: Recipe
     options: ChainOptions = field(default_factory=ChainOptions)
+    tokens: Mapping[str, TokenShards] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = sections.token_shards(self.recipe)
+        raw = {name: section for name, section in self.recipe.sources.items() if name not in self.tokens}
+        self.recipe = self.recipe.model_copy(update={"sources": raw})
 
     @cached_property
     def store(self) -> Store:
@@ -357,7 +368,16 @@ class Chain:
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
                     self.limits, parents, cpus=cpus,
                 )  # fmt: skip
-        return self._single("tokenize", works, cores=cpus)
+        finished = {}
+        for name, shards in self.tokens.items():
+            found = finished_tokens(self.store, name, shards)
+            if found is None:
+                section = self.recipe.tokenize
+                work = index_work(self.store, name, shards, section.vocabulary, section.vision.model_dump())
+                works[name] = replace(work, units=work.units[: self.options.limit])
+            else:
+                finished[name] = found
+        return self._single("tokenize", works, cores=cpus) | finished
 
     @cached_property
     def plans(self) -> dict[str, Plan]:

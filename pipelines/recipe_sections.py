@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tokenmill.errors import RecipeError
 from tokenmill.filters.clip import Sampling
 from tokenmill.filters.personal_data import known_regions
@@ -23,6 +25,7 @@ from tokenmill.pipelines.tokens_settings import TokenSettings, fingerprint_of_vi
 from tokenmill.recipe import ClipFrames, Execution, Recipe, ScorerSettings
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import ClipSettings, DocumentSettings, TokenizeSettings
+from tokenmill.settings_tokens import TokenShards
 from tokenmill.tokenize.vocabulary import build_vocabulary
 
 
@@ -32,6 +35,23 @@ def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
     if "://" not in settings["url"]:
         settings["url"] = str(Path(settings["url"]).expanduser().absolute())
     return settings
+
+
+def token_shards(recipe: Recipe) -> dict[str, TokenShards]:
+    """Return the sources that are tokenized already; raises RecipeError for a section that is none."""
+    sections = {name: section.model_dump() for name, section in recipe.sources.items() if section.kind == "tokens"}
+    return {name: parse_token_shards(name, absolute(section)) for name, section in sections.items()}
+
+
+def parse_token_shards(source: str, section: Mapping[str, Any]) -> TokenShards:
+    """Read the section of a source of kind `tokens`; raises RecipeError naming the key."""
+    try:
+        return TokenShards.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][:1])
+        allowed = f"; allowed: {', '.join(TokenShards.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise RecipeError(f"sources.{source}.{place}: {first['msg']} (found {first['input']!r}{allowed})") from error
 
 
 def decode_limits(run: Execution) -> DecodeLimits:

@@ -83,7 +83,8 @@ class Run:
         return list(self.chain.recipe.sources)
 
     def modality(self, source: str) -> str:
-        return str(self.chain.modality[source])
+        """Return a source's modality; one that was tokenized elsewhere may have several."""
+        return str(self.chain.modality.get(source, "tokens"))
 
     def funnel(self, source: str) -> list[StageCounts]:
         """Return a source's stages with what became of its rows, in order; scorers of one pass count once."""

@@ -27,9 +27,9 @@ def drawn_of(
     rows: Sequence[dict[str, Any]], settings: PlanSettings, vocabulary: Vocabulary, **changes: Any
 ) -> tuple[Drawn, Refused, int]:
     """Draw the documents of index rows (key, modality, segments) in one pass; `changes` are the pass's."""
-    data = table_bytes(pl.DataFrame(rows, schema=INDEX), 1)
-    index, left_out = NamedTable(path="i.parquet", data=data), read_exclusion(settings)
-    return draw_pass(index, replace(PASS, **changes), settings, vocabulary, left_out)
+    sized = [{"num_text": None, "num_codes": None, **row} for row in rows]
+    index = NamedTable(path="i.parquet", data=table_bytes(pl.DataFrame(sized, schema=INDEX), 1))
+    return draw_pass(index, replace(PASS, **changes), settings, vocabulary, read_exclusion(settings))
 
 
 def documents_of(row: dict[str, Any], settings: PlanSettings, vocabulary: Vocabulary) -> list[Document]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests import tiny
 
 from tokenmill.cli import main
@@ -133,3 +134,19 @@ def test_held_out_documents_are_drawn_with_the_epochs_that_shares_came_to(planne
     assert not {one.key for one in held_out} & {one.key for one in training}
     assert len(held_out) + len(training) == 60
     assert {one.weight for one in training} == {1.5}
+
+
+def test_emu3_recipe_has_the_papers_phases_and_the_filters_of_its_parts():
+    folder = Path(__file__).parents[1] / "pipelines" / "recipes"
+    whole, images, video = (
+        yaml.safe_load((folder / f"emu3{name}.yaml").read_text()) for name in ("", "-images", "-video")
+    )
+    for section in ("filter", "caption"):
+        assert whole[section]["image"] == images[section]["image"]
+        assert whole[section]["video"] == video[section]["video"]
+    assert whole["tokenize"]["video"] == video["tokenize"]["video"]
+    phases = check_recipe(whole, "emu3.yaml").plan.resolved()
+    taken = {name: {s for s in whole["sources"] if one.of_source(s).is_taken} for name, one in phases.items()}
+    assert {name: one.context for name, one in phases.items()} == {"first": 5120, "second": 131_072}
+    assert taken == {"first": {"text", "pictures"}, "second": {"text", "pictures", "films"}}
+    assert check_recipe(images, "images").plan.context == 5120

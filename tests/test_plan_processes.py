@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from tests.planning_process import plan_one
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.dispatch import RunOptions
 from tokenmill.pipelines.jobs import Job, Target, Unit
-from tokenmill.pipelines.plan import PlanWorker, plan_folder, plan_vocabulary, run_plan
+from tokenmill.pipelines.plan import plan_folder, plan_vocabulary, run_plans
 from tokenmill.pipelines.plan_windows import windows_of
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
@@ -29,11 +29,6 @@ def sources(root: Path) -> list[Snapshot]:
         write_token_source(store, "pictures", VOCABULARY, Amounts(images=60, clips=20, latent_frames=9, shards=6)),
         write_token_source(store, "words", VOCABULARY, Amounts(texts=80, text_words=60, shards=6)),
     ]
-
-
-def plan_one(job: Job, vocabulary: Mapping[str, Any]) -> None:
-    """Plan one window in a process that has planned none of the others, or some."""
-    PlanWorker(SETTINGS, vocabulary)(job)
 
 
 def files_of_plan(root: Path) -> dict[str, bytes]:
@@ -52,15 +47,15 @@ def test_plan_of_one_process_of_threads_and_of_eight_processes_has_the_same_byte
     jobs = [Job(unit=unit, targets=(Target(folder=folder),), work=0) for unit in units]
     vocabulary = plan_vocabulary(snapshots["processes"]).spec
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tokenmill.pipelines.plan", "numba.np.arraymath", "numba.core.typing.cffi_utils"])
+    context.set_forkserver_preload(["tests.planning_process"])
     with ProcessPoolExecutor(8, mp_context=context) as pool:
-        list(pool.map(plan_one, jobs, repeat(vocabulary)))
+        list(pool.map(partial(plan_one, SETTINGS, vocabulary), jobs))
     committed = sum(name.endswith(".0.json") for name in files_of_plan(roots["processes"]))
     assert committed == len(windows)
 
     for name, threads in (("alone", 1), ("threads", 4), ("processes", 1)):
         store = open_store(str(roots[name]))
-        run_plan(store, snapshots[name], SETTINGS, RunOptions(threads=threads, quiet=True))
+        run_plans(store, snapshots[name], [SETTINGS], RunOptions(threads=threads, quiet=True))
     alone, *others = (files_of_plan(root) for root in roots.values())
     assert any(name.endswith("plan.json") for name in alone)
     assert all(other == alone for other in others)

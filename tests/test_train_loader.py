@@ -19,6 +19,7 @@ from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.dealing import deal
 from tokenmill.train.loader import PlanLoader, ReadSample
 from tokenmill.train.packs import build_pack, filler_pack, join_packs
+from tokenmill.train.samples import SampleReader
 
 VOCABULARY = byte_vocabulary(64)
 
@@ -105,7 +106,7 @@ def test_loader_unreadable_sample_keeps_its_place_with_weight_0_and_is_reported(
     before = loader.step(0)
     victim = before.samples[0]
     name = victim.shard
-    row = PlanLoader(plan, VOCABULARY, global_packs=4)._reader.row(name, victim.sample)
+    row = SampleReader(store, plan.index_of).row(name, victim.sample)
     data = bytearray(store.read_bytes(name))
     data[row["text_offset"] : row["text_offset"] + 6] = b"broken"
     store.put(name, bytes(data))

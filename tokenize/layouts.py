@@ -126,7 +126,7 @@ def scan_segments(strings: pa.Array) -> Scanned:
         pa.large_binary(), len(strings), [None, pa.py_buffer(ends), pa.py_buffer(masked)]
     ).dictionary_encode()
     return Scanned(
-        signature=signatures.indices.to_numpy().astype(np.int64),
+        signature=np.frombuffer(signatures.indices.buffers()[1], np.int32)[: len(strings)].astype(np.int64),
         signatures=signatures.dictionary.to_pylist(),
         numbers=numbers[: numbers_ends[-1] if len(strings) else 0].copy(),
         numbers_ends=numbers_ends,

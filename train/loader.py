@@ -8,32 +8,27 @@ and a torch DataLoader's pipes would cost more than the work.
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import deque
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from tokenmill.errors import ManifestError, RecipeError, RunError, SampleError, StorageError
-from tokenmill.manifests.plan_rows import Placed
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.plans import Plan
-from tokenmill.tokenize.documents import Assembled, assemble
-from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.vocabulary import Vocabulary
+from tokenmill.train.assembly import Assembler
 from tokenmill.train.continuing import takes_over
 from tokenmill.train.dealing import deal
-from tokenmill.train.packs import PackArrays, build_pack, filler_pack, join_packs
-from tokenmill.train.samples import SampleReader
+from tokenmill.train.read_ahead import ahead
 from tokenmill.train.schedule import steps_per_epoch
+from tokenmill.train.shard_bytes import ShardBytes, StoreBytes
+from tokenmill.train.steps import ReadSample, Step
 
-log = logging.getLogger(__name__)
+__all__ = ["LoaderState", "PlanLoader", "ReadSample", "Step"]
 
-MAX_CONSECUTIVE_FAULTS = 100
-_UNREADABLE = (SampleError, StorageError, ManifestError, ValueError)
+_BYTES_AN_ID = 28  # ids, labels, positions of 8 bytes, a weight of 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,41 +43,6 @@ class LoaderState:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadSample:
-    """One document or piece that a rank was given; `fault` says why it could not be read."""
-
-    pack: int
-    slot: int
-    key: str
-    shard: str
-    sample: int
-    start: int
-    length: int
-    template: str
-    fault: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one rank computes in one optimizer step, and what the whole step weighs.
-
-    `weight` and `num_tokens` are those of the global batch, from the plan: no rank needs to ask another.
-    """
-
-    number: int
-    epoch: int
-    micro_batches: list[PackArrays]
-    weight: float
-    num_tokens: int
-    squares: int
-    samples: list[ReadSample]
-
-    @property
-    def faults(self) -> list[ReadSample]:
-        return [sample for sample in self.samples if sample.fault]
 
 
 class PlanLoader:
@@ -102,7 +62,10 @@ class PlanLoader:
         micro_packs: int = 1,
         attention_share: float = 0.0,
         threads: int = 2,
-        read_ahead_steps: int = 2,
+        read_ahead_steps: int = 4,
+        read_ahead_bytes: int = 2**30,
+        step_timeout_s: float = 900.0,
+        source: ShardBytes | None = None,
     ) -> None:
         if world > global_packs:
             raise RecipeError(f"train: {world} ranks cannot share {global_packs} packs a step (global_packs_per_step)")
@@ -115,11 +78,14 @@ class PlanLoader:
         self.vocabulary = vocabulary
         self.global_packs = global_packs
         self.rank, self.world = rank, world
-        self._micro_packs = min(micro_packs, -(-global_packs // world))
+        self.micro_packs = min(micro_packs, -(-global_packs // world))
         self._attention_share = attention_share
-        self._threads, self._read_ahead = threads, read_ahead_steps
-        self._reader = SampleReader(plan.folder.store, plan.index_of)
-        self._faults = _FaultBudget()
+        self._threads = threads
+        self._read_ahead_steps, self._read_ahead_bytes = read_ahead_steps, read_ahead_bytes
+        self._step_timeout_s = step_timeout_s
+        self._waiting_for: dict[int, str] = {}  # thread → shard
+        self._source = StoreBytes(plan.folder.store) if source is None else source
+        self._assembler = Assembler(plan, vocabulary, self._source, self._waits, read_ahead_steps + threads + 1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,45 +94,61 @@ class PlanLoader:
     @property
     def micro_steps(self) -> int:
         """Micro-steps in a full step, the same on every rank."""
-        return -(-self.global_packs // (self.world * self._micro_packs))
+        return -(-self.global_packs // (self.world * self.micro_packs))
 
-    def packs_of(self, step: int) -> list[int]:
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the arrays of a full step."""
+        return self.micro_steps * self.micro_packs * self.plan.context * _BYTES_AN_ID
+
+    def packs_of(self, step: int) -> range:
         """Return the packs that a step consumes on all ranks together; the last step of an epoch may have fewer."""
         first = step % self.steps_per_epoch * self.global_packs
-        return list(range(first, min(first + self.global_packs, self.plan.num_packs)))
+        return range(first, min(first + self.global_packs, self.plan.num_packs))
 
-    def step(self, number: int) -> Step:
-        """Read and assemble this rank's part of a step."""
+    def step(self, number: int, only: int | None = None) -> Step:
+        """Read and assemble this rank's part of a step, or only one of its micro-batches."""
         packs = self.packs_of(number)
-        costs = [self.plan.cost(pack) for pack in packs]
-        hands = deal([cost.cost(self._attention_share) for cost in costs], self.world, self._micro_packs)[self.rank]
-        hands += [[None] * self._micro_packs] * (self.micro_steps - len(hands))
-        samples: list[ReadSample] = []
-        micro_batches = []
-        for hand in hands:
-            arrays = [self._pack(packs[dealt], samples) if dealt is not None else self._filler() for dealt in hand]
-            micro_batches.append(join_packs(arrays))
+        costs = self.plan.costs(packs.start, packs.stop)
+        loads = (costs.tokens + self._attention_share * costs.squares).tolist()
+        hands = deal(loads, self.world, self.micro_packs)[self.rank]
+        hands += [[None] * self.micro_packs] * (self.micro_steps - len(hands))
+        hands = hands if only is None else [hands[only]]
+        micro_batches, faults = self._assembler.micro_batches(packs.start, costs, hands)
+        mine = [packs[dealt] for hand in hands for dealt in hand if dealt is not None]
         return Step(
             number=number,
             epoch=number // self.steps_per_epoch,
             micro_batches=micro_batches,
-            weight=sum(cost.weight for cost in costs),
-            num_tokens=sum(cost.tokens for cost in costs),
-            squares=sum(cost.squares for cost in costs),
-            samples=samples,
+            weight=float(costs.weight.sum()),
+            num_tokens=int(costs.tokens.sum()),
+            squares=int(costs.squares.sum()),
+            faults=faults,
+            tell_samples=partial(self._assembler.samples, mine, faults),
         )
 
     def steps(self, start: int, stop: int) -> Generator[Step, None, None]:
-        """Yield steps [start, stop), read ahead by threads; order and content do not depend on them."""
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
-        ahead: deque[Future[Step]] = deque()
-        try:
-            for number in range(start, stop):
-                while len(ahead) < self._read_ahead and number + len(ahead) < stop:
-                    ahead.append(pool.submit(self.step, number + len(ahead)))
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        """Yield steps [start, stop), read ahead by threads; order and content do not depend on them.
+
+        Raises RunError naming the shards that threads wait for when a step does not come in time.
+        """
+        with closing(self._source):
+            yield from self._in_threads(start, stop) if self._threads else map(self.step, range(start, stop))
+
+    def _in_threads(self, start: int, stop: int) -> Generator[Step, None, None]:
+        number = start
+        results = ahead(self.step, range(start, stop), threads=self._threads, most=self._ahead(),
+                        timeout_s=self._step_timeout_s)  # fmt: skip
+        with closing(results):
+            try:
+                for step in results:
+                    yield step
+                    number += 1
+            except TimeoutError:
+                waited = ", ".join(sorted(set(self._waiting_for.values()))) or "the plan's tables"
+                raise RunError(
+                    f"step {number} did not come within {self._step_timeout_s:g} s; waiting for {waited}"
+                ) from None
 
     def state(self, step: int) -> LoaderState:
         """Tell the state after `step` steps."""
@@ -192,67 +174,9 @@ class PlanLoader:
             raise RecipeError(f"train: the checkpoint is of another plan or step size: {', '.join(differing)}")
         return int(state["epoch"]) * self.steps_per_epoch + int(state["next_pack"]) // self.global_packs
 
-    def _filler(self) -> PackArrays:
-        return filler_pack(self.vocabulary.pad)
+    def _ahead(self) -> int:
+        """How many steps may wait: as many as asked, if their bytes stay within the bound."""
+        return max(1, min(self._read_ahead_steps, self._read_ahead_bytes // self.step_bytes))
 
-    def _pack(self, pack: int, samples: list[ReadSample]) -> PackArrays:
-        documents = []
-        for slot, placed in enumerate(self.plan.documents(pack)):
-            document, key, fault = self._document(placed)
-            documents.append(document)
-            samples.append(
-                ReadSample(pack=pack, slot=slot, key=key, shard=placed.shard, sample=placed.sample, start=placed.start,
-                           length=placed.length, template=placed.template, fault=fault)
-            )  # fmt: skip
-        return build_pack(documents, self.plan.context, self.vocabulary.pad)
-
-    def _document(self, placed: Placed) -> tuple[Assembled, str, str | None]:
-        """Assemble one document; an unreadable one becomes as much padding, of weight 0, in its place."""
-        try:
-            document, key = self._assemble(placed)
-        except _UNREADABLE as error:
-            self._faults.add(placed, error)
-            blank = Assembled(
-                np.full(placed.length, self.vocabulary.pad, np.int32), np.zeros(placed.length, np.float32)
-            )
-            return blank, "", str(error)
-        self._faults.clear()
-        return document, key, None
-
-    def _assemble(self, placed: Placed) -> tuple[Assembled, str]:
-        sample = self._reader.read(placed.shard, placed.sample)
-        segments = take_frames(sample.segments, placed.frame, placed.frames) if placed.frames else sample.segments
-        document = assemble(
-            segments,
-            sample.text_ids,
-            sample.codes,
-            placed.template,
-            self.vocabulary,
-            placed.variant,
-            self.plan.description["vision_weight"],
-            self.plan.description["text_weight"],
-        ).piece(placed.start, placed.length)
-        return document, sample.key
-
-
-class _FaultBudget:
-    """Bears single unreadable samples, not a whole unreadable store."""
-
-    def __init__(self) -> None:
-        self._consecutive = 0
-        self._lock = threading.Lock()
-
-    def clear(self) -> None:
-        if self._consecutive:
-            with self._lock:
-                self._consecutive = 0
-
-    def add(self, placed: Placed, error: Exception) -> None:
-        """Count an unreadable sample; raises RunError after too many in a row."""
-        log.warning("%s, sample %d: %s; it keeps its place with weight 0", placed.shard, placed.sample, error)
-        with self._lock:
-            self._consecutive += 1
-            if self._consecutive >= MAX_CONSECUTIVE_FAULTS:
-                raise RunError(
-                    f"{self._consecutive} samples in a row cannot be read, last of {placed.shard}: {error}"
-                ) from error
+    def _waits(self, shard: str) -> None:
+        self._waiting_for[threading.get_ident()] = shard

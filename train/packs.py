@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenmill.tokenize.documents import Assembled
 
 NO_LABEL = -100
-_FILLER_LENGTH = 8
+FILLER_LENGTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ def build_pack(documents: Sequence[Assembled], context: int, pad: int) -> PackAr
 
 def filler_pack(pad: int) -> PackArrays:
     """Give the smallest pack of padding: it keeps ranks in step, weighs nothing and costs next to nothing."""
-    return build_pack([], _FILLER_LENGTH, pad)
+    return build_pack([], FILLER_LENGTH, pad)
 
 
 def join_packs(packs: Sequence[PackArrays]) -> PackArrays:

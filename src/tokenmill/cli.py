@@ -111,11 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, stages["plan"], stages["train"]):
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    _simulate_arguments(stages["plan"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
+    _index_parser(commands)
     _detokenize_parser(commands)
     verify = _add(commands, "verify", "compare digests, counts and indexes with the archives")
     verify.add_argument("path", help="URL or local path of a stage folder, a plan, a checkpoint or a whole root")
@@ -167,10 +169,41 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     _storage_argument(inspect)
     inspect.add_argument("--key", help="of a sample in an archive; its picture is written beside")
+    text = "of a plan: this pack's documents as text and pictures, which are written beside"
+    inspect.add_argument("--pack", type=int, metavar="N", help=text)
+    inspect.add_argument("--step", type=int, metavar="S", help="of a plan: the packs of this optimizer step, from 0 on")
+    text = "with --step: packs in a step; absent: that of the runs on this plan"
+    inspect.add_argument("--global-packs", type=int, metavar="G", help=text)
+    text = "with --step or --pack: where every document comes from (key, URL, licence, shard)"
+    inspect.add_argument("--sources", action="store_true", help=text)
     text = "of a recipe: the funnel with another threshold (aesthetic=5.0) or rule ('aesthetic: …'); nothing is written"
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _simulate_arguments(plan: argparse.ArgumentParser) -> None:
+    text = "of the plan that is there: what training on it would read, without reading a sample"
+    plan.add_argument("--simulate", action="store_true", help=text)
+    plan.add_argument("--ranks", type=int, metavar="N", help="with --simulate; absent: train.ranks")
+    text = "with --simulate: processes of a DataLoader on each rank; absent: none, the loader's threads"
+    plan.add_argument("--workers", type=int, metavar="M", help=text)
+    text = "with --simulate: optimizer steps from A to before B; absent: the first 100"
+    plan.add_argument("--steps", metavar="A:B", help=text)
+
+
+def _index_parser(commands: Commands) -> None:
+    index = _add(commands, "index-tokens", "make an index for token shards of others, which stay where they are")
+    index.add_argument("url", help="URL or local path of a folder of WebDataset .tar files")
+    index.add_argument("--root", required=True, help="URL or local path; the index goes to tokenize/SOURCE below it")
+    index.add_argument("--source", required=True, metavar="NAME", help="what plans and reports call it")
+    text = "as a recipe's tokenize.vocabulary: YAML such as '{name: bytes, codebook_size: 2048}'"
+    index.add_argument("--vocabulary", required=True, metavar="YAML", help=text)
+    text = "as a recipe's tokenize.vision, for looking at pictures later; absent: nobody knows"
+    index.add_argument("--vision", metavar="YAML", help=text)
+    text = "setting of the source (codes, text, grid, fps, …: docs/loader.md), as YAML; may be given several times"
+    index.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+    _storage_argument(index)
 
 
 def _detokenize_parser(commands: Commands) -> None:

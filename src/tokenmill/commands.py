@@ -47,11 +47,26 @@ def run(options: argparse.Namespace) -> int:
 
 def stage(options: argparse.Namespace) -> int:
     """One stage; those before it must be complete."""
+    if options.command == "plan":
+        from tokenmill.simulation import asked_for
+
+        if asked_for(options):
+            return _simulate(options)
     recipe = load_recipe(options.recipe, options.overrides)
     chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
     names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
     rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
     _tell(options, {"root": recipe.root, "stages": rows})
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    """Tell what training on the recipe's plan, which has to be there, would read."""
+    from tokenmill.simulation import render_simulation, simulated
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    found = simulated(recipe, _chain(recipe, options, set()).plan, options.ranks, options.workers, options.steps)
+    print(json.dumps(found, indent=1) if options.json else render_simulation(found))
     return 0
 
 
@@ -79,11 +94,28 @@ def inspect(options: argparse.Namespace) -> int:
         given = [*(["--what-if"] if options.what_if else []), *(["--sql"] if options.sql else []), *options.overrides]
         if given:
             raise RecipeError(f"{given[0]}: goes with a recipe, not with {options.path}")
-        from tokenmill.inspection import inspect_path
-
-        found, text = inspect_path(options.path, options.key, storage=storage_options(options.storage))
+        found, text = _inspect_place(options)
     print(json.dumps(found, indent=1, default=str) if options.json else text)
     return 0
+
+
+def _inspect_place(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Describe what lies at a path, or a pack or step of the plan that lies there."""
+    storage = storage_options(options.storage)
+    if _looks_into_plan(options):
+        from tokenmill.plan_inspection import PlanView, inspect_plan
+
+        if options.key is not None:
+            raise RecipeError("--key: goes with an archive, not with a plan")
+        names = ("pack", "step", "global_packs", "sources")
+        return inspect_plan(options.path, PlanView(**{name: getattr(options, name) for name in names}), storage)
+    from tokenmill.inspection import inspect_path
+
+    return inspect_path(options.path, options.key, storage=storage)
+
+
+def _looks_into_plan(options: argparse.Namespace) -> bool:
+    return options.sources or any(value is not None for value in (options.pack, options.step, options.global_packs))
 
 
 def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -91,6 +123,8 @@ def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str
 
     if options.key or options.storage:
         raise RecipeError(f"{'--key' if options.key else '--storage'}: does not go with a recipe")
+    if _looks_into_plan(options):
+        raise RecipeError("--pack, --step, --global-packs and --sources: go with a plan's folder, not with a recipe")
     if options.what_if and options.sql:
         raise RecipeError("--what-if and --sql: one at a time")
     recipe = load_recipe(options.path, options.overrides)
@@ -99,6 +133,16 @@ def _inspect_selection(options: argparse.Namespace) -> tuple[dict[str, Any], str
     except RecipeError as error:
         raise RecipeError(f"{options.path}: {error}") from error
     return {"recipe": options.path, **found}, render_selection(found)
+
+
+def index_tokens(options: argparse.Namespace) -> int:
+    """Index token shards of others; exit 1 if none of their samples can be used."""
+    from tokenmill.token_index import index_shards, render_index
+
+    found = index_shards(options.url, options.root, options.source, options.vocabulary, options.vision, options.set,
+                         storage_options(options.storage), quiet=options.json)  # fmt: skip
+    print(json.dumps(found, indent=1) if options.json else render_index(found))
+    return 0 if found["kept"] else 1
 
 
 def detokenize(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -176,6 +177,29 @@ class ModelSettings(_Settings):
         return self
 
 
+class LoaderSettings(_Settings):
+    """How a rank gets the bytes of its packs; nothing here changes what it reads."""
+
+    threads: int = Field(default=2, ge=0, le=256, description="that read and assemble steps ahead; 0 = none ahead")
+    read_ahead_steps: int = Field(default=4, ge=1, description="steps that are made before they are asked for, at most")
+    read_ahead_bytes: int = Field(
+        default=2**30, ge=2**20, description="of those steps' arrays in memory, at most; one step always is"
+    )
+    connections: int = Field(default=16, ge=1, le=256, description="requests to a remote store at the same time")
+    cache: str | None = Field(
+        default=None, description="folder on a local disk that keeps shards of a remote store, for all ranks of a node"
+    )
+    cache_bytes: int = Field(default=100 * 10**9, ge=1, description="what that folder may hold")
+    check_digests: bool = Field(
+        default=False, description="compare each shard's sha256 with the plan's before it is used"
+    )
+    timeout_s: float = Field(default=600.0, gt=0, description="how long a step may be waited for")
+
+    @property
+    def cache_folder(self) -> Path:
+        return Path(self.cache or "").expanduser().absolute()
+
+
 class TrainSettings(_Settings):
     """One training run over one plan."""
 
@@ -192,6 +216,7 @@ class TrainSettings(_Settings):
         default=16, ge=1, description="packs in an optimizer step, whatever the number of ranks"
     )
     micro_packs: int = Field(default=1, ge=1, description="packs that go through the model at once on a rank")
+    loader: LoaderSettings = Field(default_factory=LoaderSettings)
     steps: int | None = Field(default=None, ge=1, description="optimizer steps; absent = as many as `epochs` needs")
     epochs: float = Field(default=1.0, gt=0, description="times through the plan, where `steps` is absent")
     lr: float = Field(default=1e-3, gt=0)

@@ -53,10 +53,24 @@ class Amounts:
     shards: int = 2
 
 
+TokenSample = tuple[str, str, list[Segment], Any, Any]  # key, modality, segments, text ids, codes
+
+
 def write_token_source(
     store: Store, source: str, vocabulary: Vocabulary, amounts: Amounts, *, seed: int = 0
 ) -> Snapshot:
     """Write a tokenized source and its snapshot; equal arguments give equal bytes."""
+    rng = np.random.default_rng(int(digest_of([source, seed])[:15], 16))
+    samples = list(_samples(source, vocabulary, amounts, rng))
+    order = rng.permutation(len(samples))
+    groups = [[samples[number] for number in part] for part in np.array_split(order, amounts.shards)]
+    return write_shards(store, source, vocabulary, groups)
+
+
+def write_shards(
+    store: Store, source: str, vocabulary: Vocabulary, groups: Sequence[Sequence[TokenSample]]
+) -> Snapshot:
+    """Write a tokenized source of these samples, a shard a group, and its snapshot."""
     config = StageConfig(
         stage="tokenize",
         version=1,
@@ -66,19 +80,12 @@ def write_token_source(
     )
     folder = StageDir(store=store, source=source, config=config)
     folder.describe()
-    rng = np.random.default_rng(int(digest_of([source, seed])[:15], 16))
-    samples = list(_samples(source, vocabulary, amounts, rng))
-    order = rng.permutation(len(samples))
-    groups = [[samples[number] for number in part] for part in np.array_split(order, amounts.shards)]
     snapshot = Snapshot(folder=folder, commits=tuple(_shard(folder, n, group) for n, group in enumerate(groups)))
     snapshot.publish()
     return snapshot
 
 
-_Sample = tuple[str, str, list[Segment], Any, Any]
-
-
-def _samples(source: str, vocabulary: Vocabulary, amounts: Amounts, rng: np.random.Generator) -> Iterator[_Sample]:
+def _samples(source: str, vocabulary: Vocabulary, amounts: Amounts, rng: np.random.Generator) -> Iterator[TokenSample]:
     for number in range(amounts.images):
         yield _picture(f"{source}-image-{number:06d}", vocabulary, amounts.side, 1, rng)
     for number in range(amounts.clips):
@@ -89,7 +96,7 @@ def _samples(source: str, vocabulary: Vocabulary, amounts: Amounts, rng: np.rand
         yield f"{source}-text-{number:06d}", "text", [TextSegment(0, len(ids), "body")], ids, np.empty(0, np.uint16)
 
 
-def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.random.Generator) -> _Sample:
+def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.random.Generator) -> TokenSample:
     ground, shape = (int(code) for code in rng.integers(0, min(16, vocabulary.codebook_size), 2))
     top, left = (int(place) for place in rng.integers(0, side - 2, 2))
     codes_THW = np.full((frames, side, side), ground, np.uint16 if vocabulary.codebook_size <= 2**16 else np.uint32)
@@ -105,7 +112,7 @@ def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.r
     return key, "video" if frames > 1 else "image", segments, ids, codes_THW.reshape(-1)
 
 
-def _shard(folder: StageDir, number: int, samples: Sequence[_Sample]) -> Commit:
+def _shard(folder: StageDir, number: int, samples: Sequence[TokenSample]) -> Commit:
     inputs = (InputRef(name=f"made-up-{number:05d}", digest=digest_of([sample[0] for sample in samples])),)
     unit = unit_name(inputs)
     rows: list[tuple[Any, ...]] = []

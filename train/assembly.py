@@ -1,0 +1,153 @@
+"""One rank's packs of a step as arrays: read and laid out by the compiled kernel, in one call a block of the plan.
+
+What the kernel cannot read or does not know goes to the reference (samples.py, tokenize/documents.py), one document at
+a time: it says why, or reads what the kernel is too strict for. A sample that cannot be read keeps its place as padding
+of weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import ManifestError, SampleError, StorageError
+from tokenmill.manifests.plan_rows import PackRows, Placed
+from tokenmill.manifests.plans import Plan
+from tokenmill.tokenize.documents import Assembled, assemble
+from tokenmill.tokenize.frames import take_frames
+from tokenmill.tokenize.vocabulary import Vocabulary
+from tokenmill.train import assembly_kernel as kernel
+from tokenmill.train.fault_budget import FaultBudget
+from tokenmill.train.pack_blocks import Block, PackBlocks
+from tokenmill.train.pack_slots import Hands, Slots, StepArrays
+from tokenmill.train.packs import PackArrays
+from tokenmill.train.samples import SampleReader
+from tokenmill.train.shard_bytes import ShardBytes
+from tokenmill.train.shard_index import ShardIndexes
+from tokenmill.train.shard_pieces import PieceReader
+from tokenmill.train.step_buffers import StepBuffers
+from tokenmill.train.steps import ReadSample
+
+_UNREADABLE = (SampleError, StorageError, ManifestError, ValueError)
+_Chosen = tuple[Block, NDArray[np.int64]]  # a block, and the slots of its packs
+
+
+class Assembler:
+    """Makes micro-batches of packs of one plan; safe to use from several threads."""
+
+    def __init__(
+        self, plan: Plan, vocabulary: Vocabulary, source: ShardBytes, waits: Callable[[str], None], buffers: int
+    ) -> None:
+        self._plan, self._vocabulary = plan, vocabulary
+        self._samples = SampleReader(plan.folder.store, plan.index_of)
+        self._indexes = ShardIndexes(plan.folder.store, plan.index_of)
+        self._blocks = PackBlocks(plan, vocabulary, self._indexes, waits)
+        self._pieces = PieceReader(source, waits)
+        self._faults = FaultBudget()
+        self._buffers = StepBuffers(buffers)
+        self._names = np.array([vocabulary.pad, vocabulary.eol, vocabulary.eof, vocabulary.vision_base,
+                                vocabulary.text.size, vocabulary.codebook_size], np.int64)  # fmt: skip
+        self._text_weight: float = plan.description["text_weight"]
+        self._vision_weight: float = plan.description["vision_weight"]
+
+    def micro_batches(
+        self, first_pack: int, costs: PackRows, hands: Hands
+    ) -> tuple[list[PackArrays], list[ReadSample]]:
+        """Assemble the packs that `hands` says, of a step that begins with first_pack; and what could not be read.
+
+        Raises ManifestError or StorageError where the plan cannot be read, RunError after too many faults in a row.
+        """
+        slots = Slots.of(first_pack, costs, hands, self._plan.context)
+        arrays = StepArrays.on(self._buffers, slots.length, slots.borders[-1], slots.documents)
+        blocks = list(self._blocks_of(first_pack, slots))
+        failed = sum([self._fill(block, slots, chosen, arrays) for block, chosen in blocks])
+        faults = self._read_again(blocks, slots, arrays) if failed else []
+        if slots.documents and not failed:
+            self._faults.clear()
+        return slots.cut(arrays), faults
+
+    def samples(self, packs: Sequence[int], faults: Sequence[ReadSample]) -> list[ReadSample]:
+        """Tell every document of some packs; reads their keys from the indexes."""
+        known = {(fault.pack, fault.slot): fault for fault in faults}
+        told = []
+        for pack in packs:
+            for slot, placed in enumerate(self._plan.documents(pack)):
+                fault = known.get((pack, slot))
+                told.append(fault or _told(pack, slot, placed, self._samples.key(placed.shard, placed.sample), None))
+        return told
+
+    def _blocks_of(self, first_pack: int, slots: Slots) -> Iterator[_Chosen]:
+        """Yield the blocks of the packs, each with its slots (whose documents it fills in); fillers go anywhere."""
+        is_pack = slots.packs >= 0
+        packs = np.where(is_pack, slots.packs, first_pack)
+        left = np.arange(len(packs))
+        while len(left):
+            block = self._blocks.of(int(packs[left].min()))
+            is_here = packs[left] < block.end_pack
+            chosen, left = left[is_here], left[~is_here]
+            local = packs[chosen] - block.first_pack
+            slots.table[chosen, kernel.PACK_FIRST] = block.rows[local]
+            slots.table[chosen, kernel.PACK_END] = block.rows[local + is_pack[chosen]]
+            yield block, chosen
+
+    def _fill(self, block: Block, slots: Slots, chosen: NDArray[np.int64], arrays: StepArrays) -> int:
+        """Let the kernel write the packs of one block; returns how many documents failed."""
+        table = slots.table if len(chosen) == len(slots.table) else slots.table[chosen]
+        pieces = self._pieces.pieces(block, table, slots.documents)
+        weights = np.array([0.0, self._text_weight, self._vision_weight], np.float32)
+        return int(
+            kernel.assemble_packs(
+                table, block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
+                pieces.descriptors, pieces.fetched, pieces.fetched_at, np.empty(block.scratch_bytes, np.uint8),
+                self._names, weights, arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
+                arrays.errors,
+            )
+        )  # fmt: skip
+
+    def _read_again(self, blocks: Sequence[_Chosen], slots: Slots, arrays: StepArrays) -> list[ReadSample]:
+        """Give the documents that the kernel could not write to the reference; returns those that it cannot read."""
+        faults = []
+        for block, chosen in blocks:
+            for slot in chosen.tolist():
+                first, end, place, *_ = slots.table[slot].tolist()
+                errors = arrays.errors[slots.table[slot, kernel.ERROR] :][: end - first].tolist()
+                for number, error in enumerate(errors):
+                    placed = block.window.documents.placed(block.first_row + first + number)
+                    fault = self._again(placed, place, arrays) if error else None
+                    if fault is None:
+                        self._faults.clear()
+                    else:
+                        self._faults.add(placed, fault)
+                        faults.append(_told(int(slots.packs[slot]), number, placed, "", str(fault)))
+                    place += placed.length
+        return faults
+
+    def _again(self, placed: Placed, place: int, arrays: StepArrays) -> Exception | None:
+        """Write a document by the reference at its place in the arrays, or return why it cannot be read."""
+        try:
+            document = self._reference(placed)
+        except _UNREADABLE as error:
+            return error
+        arrays.write(place, document)
+        return None
+
+    def _reference(self, placed: Placed) -> Assembled:
+        sample = self._samples.read(placed.shard, placed.sample)
+        segments = take_frames(sample.segments, placed.frame, placed.frames) if placed.frames else sample.segments
+        return assemble(
+            segments,
+            sample.text_ids,
+            sample.codes,
+            placed.template,
+            self._vocabulary,
+            placed.variant,
+            self._vision_weight,
+            self._text_weight,
+        ).piece(placed.start, placed.length)
+
+
+def _told(pack: int, slot: int, placed: Placed, key: str, fault: str | None) -> ReadSample:
+    return ReadSample(pack=pack, slot=slot, key=key, shard=placed.shard, sample=placed.sample, start=placed.start,
+                      length=placed.length, template=placed.template, fault=fault)  # fmt: skip

@@ -1,0 +1,464 @@
+"""The compiled part of the loader: from bytes of shards to the arrays of packs, without the interpreter's lock.
+
+For each document: read the bytes that its piece needs, check the headers of its arrays, copy ids and codes to where the
+model reads them, with labels, weights and positions, in one pass (5 µs for 4,096 codes). What is not as expected is an
+error and becomes padding; the reference then says why. Plain `pread`, never a memory map: a file that is cut off while
+it is read gives a short answer and not a signal.
+
+Labels and weights are written one place to the left of ids. The arrays for them here begin one place earlier instead,
+so that `labels[i]` belongs to position i - 1.
+
+N documents, P parts, S packs; tables of whole numbers with columns by name, since numba is slow with records.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from tokenmill.compiled import compiled
+
+Numbers = NDArray[np.int64]
+Parts = NDArray[np.int32]
+
+FILE, LAYOUT, START, LENGTH = range(4)  # columns of documents, (N, 14)
+CODES, TEXT_IDS = 4, 9  # where a member's own five columns begin: the ones below
+AT, COUNT, WIDTH, FIRST, LAST = range(5)  # place in the file; items; bytes of one; those needed, [first, last)
+DOCUMENT_COLUMNS = 14
+EXTENTS = 4  # most stretches of a file that a document is read in; (N, 8): start, bytes, start, bytes …
+KIND, LOSS, SIZE, BEGIN, ROWS, COLUMNS = range(6)  # columns of parts, (P, 6)
+PACK_FIRST, PACK_END, PLACE, BASE, BORDER, PACK_SIZE, ERROR = range(7)  # columns of slots, (S, 7)
+SLOT_COLUMNS = 7
+PAD, EOL, EOF, VISION_BASE, TEXT_SIZE, CODEBOOK_SIZE = range(6)  # of the vocabulary's numbers
+
+GOOD, NO_LAYOUT, UNREAD, NO_HEADER, OUT_OF_RANGE = range(5)  # what became of a document
+NO_LABEL = -100
+HEADER_BYTES = 128  # of an .npy of one dimension, as numpy writes it
+_KIND_MARKER, _KIND_TEXT = 0, 1  # as in tokenize/layouts.py
+_LARGEST_GAP = 16_384  # bytes read in vain rather than ask once more
+_TRIES = 8  # of an interrupted read
+_BEFORE = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (", np.uint8).copy()
+_WIDTH_PLACE = 23
+_BEHIND = np.frombuffer(b",), }", np.uint8).copy()
+_ZERO, _SPACE, _LINE = ord("0"), ord(" "), ord("\n")
+_pread: Any = types.ExternalFunction("pread", types.intp(types.intc, types.uintp, types.uintp, types.int64))
+
+
+@compiled
+def place_packs(
+    packs: Numbers,
+    ends: Numbers,
+    documents: Numbers,
+    tokens: Numbers,
+    squares: Numbers,
+    context: int,
+    filler: int,
+    slots: Numbers,
+    bounds: Numbers,
+    sums: Numbers,
+) -> int:
+    """Give each pack its place in the arrays of a step; micro-batch m has packs [ends[m - 1], ends[m]), -1 a filler.
+
+    Fills in `slots`, `bounds` (M + 1, 2): places and borders where micro-batches begin, and `sums` (M, 2): tokens and
+    squares of each. Returns how many documents there are.
+    """
+    place = border = found = number = 0
+    for micro in range(len(ends)):
+        bounds[micro, 0], bounds[micro, 1] = place, border
+        sums[micro] = 0
+        base = place
+        border += 1
+        while number < ends[micro]:
+            slot, pack = slots[number], packs[number]
+            slot[PLACE], slot[BASE], slot[BORDER], slot[ERROR] = place, base, border, found
+            slot[PACK_FIRST] = slot[PACK_END] = 0
+            slot[PACK_SIZE] = filler
+            used = 0
+            if pack >= 0:
+                slot[PACK_SIZE], used = context, tokens[pack]
+                sums[micro, 0] += tokens[pack]
+                sums[micro, 1] += squares[pack]
+                found += documents[pack]
+                border += documents[pack]
+            border += used < slot[PACK_SIZE]
+            place += slot[PACK_SIZE]
+            number += 1
+    bounds[len(ends), 0], bounds[len(ends), 1] = place, border
+    return found
+
+
+@compiled
+def mark_files(slots: Numbers, documents: Numbers, is_used: NDArray[np.bool_]) -> None:
+    """Say which files the documents of some packs are in."""
+    for number in range(len(slots)):
+        for document in range(slots[number, PACK_FIRST], slots[number, PACK_END]):
+            is_used[documents[document, FILE]] = True
+
+
+@compiled
+def codes_before(part: Parts, place: int) -> int:
+    """Count the codes of a vision part before an id of it."""
+    per_row = part[COLUMNS] + 1
+    per_frame = part[ROWS] * per_row + 1
+    frame, rest = place // per_frame, place % per_frame
+    row, column = rest // per_row, rest % per_row
+    return (frame * part[ROWS] + row) * part[COLUMNS] + column
+
+
+@compiled
+def need(document: Numbers, member: int, first: int, last: int) -> None:
+    """Widen what is needed of a member."""
+    if first >= last:
+        return
+    if document[member + LAST] == 0:
+        document[member + FIRST], document[member + LAST] = first, last
+    else:
+        document[member + FIRST] = min(document[member + FIRST], first)
+        document[member + LAST] = max(document[member + LAST], last)
+
+
+@compiled
+def find_needs(document: Numbers, parts: Parts) -> bool:
+    """Say which ids and codes a piece needs; False where it is not inside its document, or the arrays are too short."""
+    place, start, end = 0, document[START], document[START] + document[LENGTH]
+    for number in range(len(parts)):
+        part = parts[number]
+        low, high = max(start, place) - place, min(end, place + part[SIZE]) - place
+        if low < high and part[KIND] == _KIND_TEXT:
+            need(document, TEXT_IDS, part[BEGIN] + low, part[BEGIN] + high)
+        elif low < high and part[KIND] != _KIND_MARKER:
+            need(document, CODES, part[BEGIN] + codes_before(part, low), part[BEGIN] + codes_before(part, high))
+        place += part[SIZE]
+    for member in (CODES, TEXT_IDS):
+        if document[member + LAST] > document[member + COUNT]:
+            return False
+        if document[member + LAST] > 0 and document[member + WIDTH] == 0:
+            return False
+    return start >= 0 and document[LENGTH] > 0 and end <= place
+
+
+@compiled
+def add_extent(extents: Numbers, used: int, start: int, end: int) -> int:
+    """Append bytes [start, end), joined with the last stretch if little lies between; they come in ascending order."""
+    if used:
+        before = extents[2 * used - 2] + extents[2 * used - 1]
+        if start - before <= _LARGEST_GAP:
+            extents[2 * used - 1] = max(before, end) - extents[2 * used - 2]
+            return used
+    extents[2 * used], extents[2 * used + 1] = start, end - start
+    return used + 1
+
+
+@compiled
+def find_extents(documents: Numbers, extents: Numbers, offsets: Numbers, parts: Parts) -> None:
+    """Fill in what each document needs of its arrays, and where that lies in the file; LAYOUT -1 where it cannot be."""
+    for number in range(len(documents)):
+        document = documents[number]
+        layout = document[LAYOUT]
+        if layout < 0 or not find_needs(document, parts[offsets[layout] : offsets[layout + 1]]):
+            document[LAYOUT] = -1
+            continue
+        used = 0
+        text_first = document[TEXT_IDS + AT] < document[CODES + AT]
+        for turn in range(2):
+            member = TEXT_IDS if text_first == (turn == 0) else CODES
+            if document[member + LAST] == 0:
+                continue
+            at, width = document[member + AT], document[member + WIDTH]
+            data = at + HEADER_BYTES
+            used = add_extent(extents[number], used, at, data)
+            used = add_extent(extents[number], used, data + document[member + FIRST] * width,
+                              data + document[member + LAST] * width)  # fmt: skip
+
+
+@compiled
+def padded(length: int) -> int:
+    """Round up, so that every stretch in the buffer begins where numbers may."""
+    return (length + 7) & ~7
+
+
+@compiled
+def read_extents(descriptor: int, extents: Numbers, buffer: NDArray[np.uint8]) -> bool:
+    """Read a document's stretches of a file behind one another."""
+    place = 0
+    for number in range(EXTENTS):
+        start, length = extents[2 * number], extents[2 * number + 1]
+        got, tries = 0, 0
+        while got < length:
+            now = _pread(descriptor, buffer.ctypes.data + place + got, length - got, start + got)
+            tries += 1
+            if now == 0 or tries > _TRIES + length // 4096:
+                return False
+            got += max(now, 0)  # interrupted: again; what lasts is told by the reference
+        place += padded(length)
+    return True
+
+
+@compiled
+def place_of(extents: Numbers, offset: int) -> int:
+    """Say where a byte of the file lies in the buffer; it is there, by `find_extents`."""
+    place = 0
+    for number in range(EXTENTS):
+        start, length = extents[2 * number], extents[2 * number + 1]
+        if start <= offset < start + length:
+            return place + offset - start
+        place += padded(length)
+    return -1
+
+
+@compiled
+def header_fits(header: NDArray[np.uint8], width: int, count: int) -> bool:
+    """Compare with the header that numpy writes for `count` numbers of uint16 or uint32."""
+    size = len(_BEFORE)
+    for place in range(size):
+        expected = _ZERO + width if place == _WIDTH_PLACE else _BEFORE[place]
+        if header[place] != expected:
+            return False
+    power = 1
+    while power * 10 <= count:
+        power *= 10
+    place = size
+    while power:
+        if header[place] != _ZERO + count // power % 10:
+            return False
+        place += 1
+        power //= 10
+    for number in range(len(_BEHIND)):
+        if header[place + number] != _BEHIND[number]:
+            return False
+    for number in range(place + len(_BEHIND), HEADER_BYTES - 1):
+        if header[number] != _SPACE:
+            return False
+    return header[HEADER_BYTES - 1] == _LINE
+
+
+@compiled
+def items_at(document: Numbers, member: int, extents: Numbers, buffer: NDArray[np.uint8]) -> int:
+    """Return where a member's first needed item lies in the buffer; -1 if its header is not as expected."""
+    if document[member + LAST] == 0:
+        return 0
+    header = place_of(extents, document[member + AT])
+    width = document[member + WIDTH]
+    if not header_fits(buffer[header : header + HEADER_BYTES], width, document[member + COUNT]):
+        return -1
+    place = place_of(extents, document[member + AT] + HEADER_BYTES + document[member + FIRST] * width)
+    return place if place % width == 0 else -1
+
+
+@compiled
+def put(ids: Numbers, labels: Numbers, weights: NDArray[np.float32], place: int, value: int, weight: float) -> None:
+    """Write one id."""
+    ids[place] = value
+    labels[place] = value if weight != 0 else NO_LABEL
+    weights[place] = weight
+
+
+@compiled
+def copy_items(
+    ids: Numbers,
+    labels: Numbers,
+    weights: NDArray[np.float32],
+    place: int,
+    items: NDArray[Any],
+    base: int,
+    weight: float,
+) -> int:
+    """Write ids item + base; returns the largest item. One loop that the compiler turns into vectors."""
+    count = len(items)
+    to_ids, to_labels, to_weights = (
+        ids[place : place + count],
+        labels[place : place + count],
+        weights[place : place + count],
+    )
+    largest = np.uint32(0)
+    for number in range(count):
+        item = np.uint32(items[number])
+        largest = max(largest, item)
+        to_ids[number] = np.int64(item) + base
+        to_labels[number] = np.int64(item) + base
+        to_weights[number] = weight
+    if weight == 0:
+        to_labels[:] = NO_LABEL
+    return np.int64(largest)
+
+
+@compiled
+def copy_grid(
+    ids: Numbers,
+    labels: Numbers,
+    weights: NDArray[np.float32],
+    place: int,
+    codes: NDArray[Any],
+    part: Parts,
+    low: int,
+    high: int,
+    names: Numbers,
+    weight: float,
+) -> int:
+    """Write ids [low, high) of a vision part, whose needed codes are `codes`; returns the largest code."""
+    columns, per_row = part[COLUMNS], part[COLUMNS] + 1
+    rest = low % (part[ROWS] * per_row + 1)
+    row, column = rest // per_row, rest % per_row
+    taken, largest = 0, 0
+    end = place + high - low
+    while place < end:
+        if row == part[ROWS]:
+            put(ids, labels, weights, place, names[EOF], weight)
+            place, row = place + 1, 0
+            continue
+        count = min(columns - column, end - place)
+        largest = max(
+            largest,
+            copy_items(ids, labels, weights, place, codes[taken : taken + count], names[VISION_BASE], weight),
+        )
+        taken, place = taken + count, place + count
+        if place < end:
+            put(ids, labels, weights, place, names[EOL], weight)
+            place += 1
+        row, column = row + 1, 0
+    return largest
+
+
+@compiled
+def copy_part(
+    ids: Numbers,
+    labels: Numbers,
+    weights: NDArray[np.float32],
+    place: int,
+    items: NDArray[Any],
+    first: int,
+    part: Parts,
+    low: int,
+    high: int,
+    names: Numbers,
+    weight: float,
+) -> bool:
+    """Write ids [low, high) of texts or codes; `items` begin with number `first`. False: an id is too large."""
+    if part[KIND] == _KIND_TEXT:
+        begin = part[BEGIN] + low - first
+        return copy_items(ids, labels, weights, place, items[begin : begin + high - low], 0, weight) < names[TEXT_SIZE]
+    begin = part[BEGIN] + codes_before(part, low) - first
+    end = part[BEGIN] + codes_before(part, high) - first
+    largest = copy_grid(ids, labels, weights, place, items[begin:end], part, low, high, names, weight)
+    return largest < names[CODEBOOK_SIZE]
+
+
+@compiled
+def copy_piece(
+    ids: Numbers,
+    labels: Numbers,
+    weights: NDArray[np.float32],
+    place: int,
+    document: Numbers,
+    extents: Numbers,
+    parts: Parts,
+    marker_ids: Parts,
+    buffer: NDArray[np.uint8],
+    names: Numbers,
+    class_weights: NDArray[np.float32],
+) -> int:
+    """Write a document's piece at `place`; returns what became of it."""
+    codes_at, text_at = items_at(document, CODES, extents, buffer), items_at(document, TEXT_IDS, extents, buffer)
+    if codes_at < 0 or text_at < 0:
+        return NO_HEADER
+    at, start, end = 0, document[START], document[START] + document[LENGTH]
+    for number in range(len(parts)):
+        part = parts[number]
+        low, high = max(start, at) - at, min(end, at + part[SIZE]) - at
+        to, weight = place + at + low - start, class_weights[part[LOSS]]
+        at += part[SIZE]
+        if low >= high:
+            continue
+        if part[KIND] == _KIND_MARKER:
+            for one in range(low, high):
+                put(ids, labels, weights, to + one - low, marker_ids[part[BEGIN] + one], weight)
+            continue
+        member, begin = (TEXT_IDS, text_at) if part[KIND] == _KIND_TEXT else (CODES, codes_at)
+        first, width = document[member + FIRST], document[member + WIDTH]
+        stretch = buffer[begin : begin + (document[member + LAST] - first) * width]
+        if width == 2:
+            fits = copy_part(ids, labels, weights, to, stretch.view(np.uint16), first, part, low, high, names, weight)
+        else:
+            fits = copy_part(ids, labels, weights, to, stretch.view(np.uint32), first, part, low, high, names, weight)
+        if not fits:
+            return OUT_OF_RANGE
+    return GOOD
+
+
+@compiled
+def assemble_packs(
+    slots: Numbers,
+    documents: Numbers,
+    extents: Numbers,
+    offsets: Numbers,
+    parts: Parts,
+    marker_ids: Parts,
+    descriptors: Numbers,
+    fetched: NDArray[np.uint8],
+    fetched_at: Numbers,
+    scratch: NDArray[np.uint8],
+    names: Numbers,
+    class_weights: NDArray[np.float32],
+    ids: Numbers,
+    labels: Numbers,
+    weights: NDArray[np.float32],
+    positions: Numbers,
+    borders: Parts,
+    errors: NDArray[np.uint8],
+) -> int:
+    """Write the packs of `slots`; returns how many documents could not be, which `errors` tells one by one.
+
+    Bytes of a document come from its file's descriptor, or from `fetched` where that is negative: fetched_at[e] is its
+    place there, -1 where it did not come. `labels` and `weights` begin one place before ids.
+    """
+    failed = 0
+    for number in range(len(slots)):
+        slot = slots[number]
+        place, error, border = slot[PLACE], slot[ERROR], slot[BORDER]
+        end = place + slot[PACK_SIZE]
+        for document in range(slot[PACK_FIRST], slot[PACK_END]):
+            row, stretches = documents[document], extents[document]
+            length, layout = row[LENGTH], row[LAYOUT]
+            outcome, buffer = NO_LAYOUT, scratch
+            if layout >= 0:
+                outcome = GOOD
+                descriptor = descriptors[row[FILE]]
+                if descriptor >= 0:
+                    outcome = GOOD if read_extents(descriptor, stretches, scratch) else UNREAD
+                elif fetched_at[error] >= 0:
+                    buffer = fetched[fetched_at[error] :]
+                else:
+                    outcome = UNREAD
+            if outcome == GOOD:
+                own = parts[offsets[layout] : offsets[layout + 1]]
+                outcome = copy_piece(ids, labels, weights, place, row, stretches, own, marker_ids, buffer, names,
+                                     class_weights)  # fmt: skip
+            if outcome != GOOD:
+                failed += 1
+                blank(ids, labels, weights, place, place + length, names[PAD])
+            errors[error] = outcome
+            labels[place], weights[place] = NO_LABEL, 0
+            count_up(positions[place : place + length])
+            place, error, border = place + length, error + 1, border + 1
+            borders[border - 1] = place - slot[BASE]
+        labels[place], weights[place] = NO_LABEL, 0
+        if place < end:
+            blank(ids, labels, weights, place, end, names[PAD])
+            labels[end], weights[end] = NO_LABEL, 0
+            count_up(positions[place:end])
+            borders[border] = end - slot[BASE]
+    return failed
+
+
+@compiled
+def blank(ids: Numbers, labels: Numbers, weights: NDArray[np.float32], place: int, end: int, pad: int) -> None:
+    ids[place:end], labels[place:end], weights[place:end] = pad, NO_LABEL, 0
+
+
+@compiled
+def count_up(positions: Numbers) -> None:
+    for number in range(len(positions)):
+        positions[number] = number

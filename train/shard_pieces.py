@@ -1,0 +1,134 @@
+"""Bytes of the documents of some packs: open files for the kernel to read, or stretches fetched from elsewhere.
+
+What lies on a local disk costs nothing here but a look-up. Of remote shards, all stretches that a step needs are asked
+for at once, and lie in one buffer behind one another.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenmill.errors import StorageError
+from tokenmill.train import assembly_kernel as kernel
+from tokenmill.train.pack_blocks import Block
+from tokenmill.train.shard_bytes import ShardBytes, ShardFile
+
+log = logging.getLogger(__name__)
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Bytes of D documents.
+
+    Attributes:
+        files: held open as long as somebody reads from them.
+        descriptors: int64, of each shard of the block; -1 where there is none.
+        fetched: uint8, stretches of documents in remote shards.
+        fetched_at: int64 (D,), where a document's stretches begin there; -1 where they are not.
+    """
+
+    files: Sequence[ShardFile]
+    descriptors: NDArray[np.int64]
+    fetched: NDArray[np.uint8]
+    fetched_at: NDArray[np.int64]
+
+
+class PieceReader:
+    """Gets bytes from a source; `waits(shard)` is told what is being waited for."""
+
+    def __init__(self, source: ShardBytes, waits: Callable[[str], None]) -> None:
+        self._source, self._waits = source, waits
+        self._warned: set[str] = set()
+
+    def pieces(self, block: Block, slots: NDArray[np.int64], documents: int) -> Pieces:
+        """Get what the packs of `slots` need, of one block; `documents` of them are in the whole step.
+
+        What cannot be had is left out: the kernel then fails those documents, and the reference says why.
+        """
+        is_used = np.zeros(len(block.shards), np.bool_)
+        kernel.mark_files(slots, block.documents, is_used)
+        descriptors, files = np.full(len(block.shards), -1, np.int64), []
+        wanted: dict[int, list[_Stretch]] = {}
+        for place in np.flatnonzero(is_used).tolist():
+            file = self._file(block, place)
+            if isinstance(file, ShardFile):
+                files.append(file)
+                descriptors[place] = file.fileno()
+            elif file is None:
+                wanted[place] = []
+        fetched, fetched_at = _NOTHING, np.full(documents, -1, np.int64)
+        if wanted:
+            size = _list_stretches(block, slots, wanted)
+            fetched = np.empty(size, np.uint8)
+            self._fetch(block, wanted, fetched, fetched_at)
+        return Pieces(files, descriptors, fetched, fetched_at)
+
+    def _file(self, block: Block, place: int) -> ShardFile | StorageError | None:
+        shard = block.shards[place]
+        self._waits(shard)
+        try:
+            file = self._source.file(shard)
+        except StorageError as error:
+            return error
+        if file is not None and file.size < block.ends[place] and shard not in self._warned:
+            self._warned.add(shard)
+            told = "it was cut off or replaced, what is missing gets weight 0"
+            log.warning("%s has %d bytes, its index goes to %d: %s", shard, file.size, block.ends[place], told)
+        return file
+
+    def _fetch(
+        self,
+        block: Block,
+        wanted: Mapping[int, Sequence[_Stretch]],
+        fetched: NDArray[np.uint8],
+        fetched_at: NDArray[np.int64],
+    ) -> None:
+        """Fill the buffer, and write where each document's stretches begin."""
+        names = [block.shards[place] for place in wanted]
+        self._waits(", ".join(names[:3]) + (" and others" if len(names) > 3 else ""))
+        ranges = {block.shards[place]: [(one.start, one.length) for one in asked] for place, asked in wanted.items()}
+        found = self._source.fetch(ranges)
+        missing = set()
+        for place, stretches in wanted.items():
+            for one, piece in zip(stretches, found[block.shards[place]], strict=True):
+                if isinstance(piece, Exception):
+                    missing.add(one.document)
+                    continue
+                fetched[one.place : one.place + one.length] = np.frombuffer(piece, np.uint8)
+                if one.is_first:
+                    fetched_at[one.document] = one.place
+        fetched_at[list(missing)] = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Bytes [start, start + length) of a shard, for a document of the step, at a place in the buffer."""
+
+    start: int
+    length: int
+    document: int
+    place: int
+    is_first: bool
+
+
+def _list_stretches(block: Block, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
+    """List what to fetch of each wanted shard; returns the size of the buffer."""
+    size = 0
+    for first, end, error in slots[:, [kernel.PACK_FIRST, kernel.PACK_END, kernel.ERROR]].tolist():
+        files, layouts = block.documents[first:end, [kernel.FILE, kernel.LAYOUT]].T.tolist()
+        for number, (place, layout) in enumerate(zip(files, layouts, strict=True)):
+            if place not in wanted or layout < 0:
+                continue
+            is_first = True
+            for start, length in block.extents[first + number].reshape(-1, 2).tolist():
+                if length:
+                    wanted[place].append(_Stretch(start, length, error + number, size, is_first))
+                    size, is_first = size + ((length + 7) & ~7), False
+    return size
