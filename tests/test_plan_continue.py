@@ -64,7 +64,7 @@ def begun(store: Store, settings: PlanSettings = SETTINGS) -> tuple[Plan, list[S
     return write_plan(store, [some(everything[0], 4), everything[1]], settings), everything
 
 
-def mixed(mix: dict[str, float]) -> PlanSettings:
+def mixed(mix: dict[str, Any]) -> PlanSettings:
     return PlanSettings(context=300, window_documents=16, mix=mix)
 
 
@@ -421,3 +421,17 @@ def test_what_names_no_step_of_a_plan_is_refused_with_what_is_there(asked, told,
     plan, _ = begun(store)
     with pytest.raises(RecipeError, match=told):
         border_of(store, asked.format(plan=plan.folder.path), "pretrain", TrainSettings(global_packs_per_step=G))
+
+
+def test_shares_of_tokens_speak_of_the_whole_epoch_and_new_data_changes_them(store):
+    plan, everything = begun(store, mixed({"pictures": {"share": 0.5}, "words": {"share": 0.5, "max_epochs": 1}}))
+    border = after(plan, 3)
+    asked = mixed({"pictures": {"share": 0.6}, "words": {"share": 0.4, "max_epochs": 1}})
+
+    new = write_plan(store, everything, asked, border)
+
+    epochs = {name: one["epochs"] for name, one in new.description["sources"].items()}
+    found = pieces(new, range(new.num_packs), consumed(border))
+    assert epochs["pictures"] == pytest.approx(1.0) and 0 < epochs["words"] < 1
+    check_every_id_once({name: p for name, p in found.items() if name[0] == "pictures"}, everything[:1])
+    assert is_sound(new)
