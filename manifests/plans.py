@@ -150,6 +150,11 @@ class Plan:
             self._tables.move_to_end(number)
             return self._tables[number]
 
+    def windows_kept(self) -> list[PlanWindow]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._tables.values())
+
     def _read_window(self, number: int) -> PlanWindow:
         row = self.windows.row(number, named=True)
         store = self.folder.store

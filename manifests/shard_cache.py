@@ -79,22 +79,13 @@ class ShardCache:
         """
         if self._full.is_set():
             return False
-        with _locked(self.folder / f"lock-{sha256[:2]}", wanted) as mine:
-            if self.path(sha256).exists():
-                return True
-            if not mine:
-                return False
-            try:
-                return self._download(shard, sha256, wanted)
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-                self._give_up(error)
-                return False
-
-    def discard(self, sha256: str) -> None:
-        """Remove a shard that turned out to be damaged."""
-        self.path(sha256).unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may be removed at any time
+            with _locked(self.folder / f"lock-{sha256[:2]}", wanted) as mine:
+                return self.path(sha256).exists() or (mine and self._download(shard, sha256, wanted))
+        except OSError as error:
+            self._give_up(shard, error)
+            return False
 
     def _download(self, shard: str, sha256: str, wanted: Callable[[], bool]) -> bool:
         size = self._store.size(shard)
@@ -154,8 +145,11 @@ class ShardCache:
             used -= freed
         return used + size <= self.max_bytes
 
-    def _give_up(self, error: OSError) -> None:
-        if not self._full.is_set():
+    def _give_up(self, shard: str, error: OSError) -> None:
+        """Tell why a shard is not kept; where there is no room, once and for all."""
+        if error.errno not in _NO_ROOM:
+            log.warning("%s: %s is not kept (%s)", self.folder, shard, error.strerror)
+        elif not self._full.is_set():
             self._full.set()
             log.warning(
                 "%s: no shard is kept any more (%s); shards are read by ranges from now on", self.folder, error.strerror

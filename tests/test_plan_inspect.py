@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from functools import partialmethod
 from pathlib import Path
@@ -16,8 +17,10 @@ from PIL import Image
 from tokenmill.cli import main
 from tokenmill.demo.scenes import captions, scene
 from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.errors import RecipeError
 from tokenmill.inspection import inspect_path
 from tokenmill.manifests.archive import iterate_members
+from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.inspect_sample import Decoders
 from tokenmill.manifests.plan_sources import sources_of_packs
 from tokenmill.manifests.plans import Plan, open_plan
@@ -205,6 +208,20 @@ def test_inspect_of_a_step_takes_its_size_from_the_runs_on_the_plan(plan: Plan, 
             assert code == 0 and json.loads(told.out)["packs"] == [3, 6]
         else:
             assert code == 2 and "have [3, 5] packs a step" in told.err
+
+
+def test_inspect_of_a_step_of_a_plan_that_continues_another_counts_over_the_whole_run(
+    plan: Plan, tmp_path: Path
+) -> None:
+    shutil.copytree(plan.folder.store.url, tmp_path / "root", ignore=shutil.ignore_patterns("checkpoints"))
+    path = tmp_path / "root" / plan.folder.path
+    before = {"plan": "ab" * 32, "step": 100, "global_packs": 3, "folder": "plans/pretrain/before"}
+    told = {**plan.description, "continues": before}
+    (path / "plan.json").write_text(json.dumps(told | {"digest": digest_of(told)}))
+    found, _ = inspect_plan(str(path), PlanView(step=101), {})
+    assert (found["step"], found["packs"]) == (101, [3, 6])
+    with pytest.raises(RecipeError, match="takes over at step 100; look into plans/pretrain/before"):
+        inspect_plan(str(path), PlanView(step=99), {})
 
 
 @pytest.mark.parametrize(

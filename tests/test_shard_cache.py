@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -215,6 +216,16 @@ def test_cache_too_small_for_what_is_read_by_turns_is_warned_of_once(
 
     assert len(caplog.records) == 1
     assert "raise train.loader.cache_bytes" in caplog.text
+
+
+def test_folder_that_was_removed_meanwhile_is_made_again(store: Store, tmp_path: Path) -> None:
+    cache = ShardCache(store, tmp_path / "cache", 2**30)
+    assert cache.fetch(NAMES[0], digest(NAMES[0]))
+    shutil.rmtree(cache.folder)
+
+    assert cache.find(digest(NAMES[0])) is None
+    assert cache.fetch(NAMES[1], digest(NAMES[1]))
+    assert held(cache.folder) == [NAMES[1]]
 
 
 def test_folder_that_cannot_be_made_is_refused_by_name(store: Store, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def stream_of(plan: Plan, **arguments: Any) -> PlanStream:
 @pytest.fixture(scope="module", autouse=True)
 def quick_workers() -> None:
     """Workers forked from a server that has imported torch, not from this process: they start in milliseconds."""
-    multiprocessing.set_forkserver_preload(["torch", "tokenmill.train.stream"])
+    multiprocessing.set_forkserver_preload(["torch", "tokenmill.train.stream", "tests.warm_compiler"])
 
 
 def in_server(num_workers: int) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class Assembler:
     ) -> None:
         self._plan, self._vocabulary = plan, vocabulary
         self._samples = SampleReader(plan.folder.store, plan.index_of)
-        indexes = ShardIndexes(plan.folder.store, plan.index_of)
-        self._blocks = PackBlocks(plan, vocabulary, indexes, waits)
+        self._indexes = ShardIndexes(plan.folder.store, plan.index_of)
+        self._blocks = PackBlocks(plan, vocabulary, self._indexes, waits)
         self._pieces = PieceReader(source, waits)
         self._faults = FaultBudget()
         self._buffers = StepBuffers(buffers)

@@ -96,6 +96,11 @@ class PlanLoader:
         """Micro-steps in a full step, the same on every rank."""
         return -(-self.global_packs // (self.world * self.micro_packs))
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the arrays of a full step."""
+        return self.micro_steps * self.micro_packs * self.plan.context * _BYTES_AN_ID
+
     def packs_of(self, step: int) -> range:
         """Return the packs that a step consumes on all ranks together; the last step of an epoch may have fewer."""
         first = step % self.steps_per_epoch * self.global_packs
@@ -171,8 +176,7 @@ class PlanLoader:
 
     def _ahead(self) -> int:
         """How many steps may wait: as many as asked, if their bytes stay within the bound."""
-        step_bytes = self.micro_steps * self.micro_packs * self.plan.context * _BYTES_AN_ID
-        return max(1, min(self._read_ahead_steps, self._read_ahead_bytes // step_bytes))
+        return max(1, min(self._read_ahead_steps, self._read_ahead_bytes // self.step_bytes))
 
     def _waits(self, shard: str) -> None:
         self._waiting_for[threading.get_ident()] = shard

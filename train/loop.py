@@ -113,7 +113,7 @@ def start(job: TrainJob) -> Run:
         rank=rank,
         world=ranks,
         micro_packs=settings.micro_packs,
-        attention_share=_attention_share(model),
+        attention_share=model.attention_share,
         **loading(plan, settings.loader),
     )
     return Run(
@@ -237,12 +237,6 @@ def _timed(steps: Iterator[Step]) -> Iterator[tuple[Step, float]]:
         if step is None:
             return
         yield step, time.perf_counter() - started
-
-
-def _attention_share(model: PackedModel) -> float:
-    """Cost of a pair of ids in attention, in units of one id through all matrices."""
-    config = model.causal.config
-    return float(config.num_hidden_layers * config.hidden_size / model.num_matmul_parameters)
 
 
 def _speed(run: Run, step: Step, seconds: float) -> dict[str, Any]:

@@ -82,6 +82,22 @@ class PackedModel(nn.Module):
         embedding = self.causal.get_input_embeddings().weight
         return sum(p.numel() for p in self.parameters() if p is not embedding)
 
+    @property
+    def attention_share(self) -> float:
+        """Cost of a pair of ids in attention, in units of one id through all matrices."""
+        config = self.causal.config
+        return float(config.num_hidden_layers * config.hidden_size / self.num_matmul_parameters)
+
+
+def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> float:
+    """Give the attention share of a model that is not built: no weight is drawn or read."""
+    from transformers import AutoConfig, Emu3ForCausalLM
+
+    where = settings.from_path
+    config = AutoConfig.from_pretrained(where) if where else model_config(settings, vocabulary, context)
+    with torch.device("meta"):
+        return PackedModel(Emu3ForCausalLM(config), 0.0, 1).attention_share
+
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,

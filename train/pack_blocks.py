@@ -82,6 +82,11 @@ class PackBlocks:
                 found = self._kept(pack) or self._make(pack)
         return found
 
+    def kept(self) -> list[Block]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._blocks)
+
     def _kept(self, pack: int) -> Block | None:
         with self._lock:
             for place, block in enumerate(reversed(self._blocks), 1):
@@ -109,6 +114,7 @@ class PackBlocks:
         placed = window.documents.taken(int(window.rows[first]), int(window.rows[end]))
         self._check(window, rows, placed, first, end)
         joined = _Joined.of(placed)
+        self._indexes.prepare(joined.shards)
         for place, shard in enumerate(joined.shards):
             self._waits(shard)
             try:

@@ -58,7 +58,7 @@ class Threads:
 
 
 def ahead(
-    function: Callable[[A], T], arguments: Iterable[A], *, threads: int, most: int, timeout_s: float
+    function: Callable[[A], T], arguments: Iterable[A], *, threads: int, most: int, timeout_s: float | None
 ) -> Generator[T, None, None]:
     """Yield function(a) of each argument in order, computed by threads, at most `most` of them before they are taken.
 

@@ -23,7 +23,7 @@ from tokenmill.train.shard_checks import ShardChecks
 from tokenmill.train.shard_downloads import Downloads
 from tokenmill.train.shard_ranges import Piece, Range, RangeReader
 
-_FILES_KEPT = 256
+FILES_KEPT = 256
 _TEND_S = 10.0
 
 
@@ -107,7 +107,7 @@ class StoreBytes:
             return None
         with self._lock:
             self._files[shard] = found
-            while len(self._files) > _FILES_KEPT:
+            while len(self._files) > FILES_KEPT:
                 self._files.popitem(last=False)
         return found
 

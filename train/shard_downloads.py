@@ -63,5 +63,5 @@ class Downloads:
             log.error("%s", error)
             with self._lock:
                 self._refused[shard] = str(error)
-        except (StorageError, OSError) as error:
+        except StorageError as error:
             log.warning("%s: not cached (%s); it is read by ranges", shard, error)

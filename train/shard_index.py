@@ -7,8 +7,9 @@ beside them. The indexes used last are kept, up to 256 MiB in all.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import ManifestError
+from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.storage import Store
+from tokenmill.train.read_ahead import ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BYTES_KEPT = 2**28
+_AT_ONCE = 8  # of a remote store
 _NUMBERS = ("codes_offset", "codes_length", "num_codes", "text_offset", "text_length", "num_text")
 
 
@@ -55,11 +58,33 @@ class ShardIndexes:
     def of(self, shard: str) -> ShardIndex:
         """Return a shard's index; raises StorageError if it is not there, ManifestError if it is another one."""
         with self._lock:
-            if shard not in self._kept:
-                self._kept[shard] = read_index(self._store, self._index_of, shard)
-                self._forget()
-            self._kept.move_to_end(shard)
-            return self._kept[shard]
+            if shard in self._kept:
+                self._kept.move_to_end(shard)
+                return self._kept[shard]
+        index = read_index(self._store, self._index_of, shard)
+        with self._lock:
+            self._kept[shard] = index
+            self._forget()
+        return index
+
+    def prepare(self, shards: Sequence[str]) -> None:
+        """Read those of a remote store side by side before they are asked for one by one, which tells what is wrong."""
+        if self._store.is_local:
+            return
+        with self._lock:
+            missing = [shard for shard in shards if shard not in self._kept]
+        if len(missing) > 1:
+            with closing(ahead(self._try, missing, threads=_AT_ONCE, most=2 * _AT_ONCE, timeout_s=None)) as indexes:
+                deque(indexes, 0)
+
+    def _try(self, shard: str) -> None:
+        with suppress(ManifestError, StorageError):
+            self.of(shard)
+
+    def kept(self) -> list[ShardIndex]:
+        """Return what is in memory."""
+        with self._lock:
+            return list(self._kept.values())
 
     def _forget(self) -> None:
         held = sum(index.num_bytes for index in self._kept.values())

@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, stages["plan"], stages["train"]):
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    _simulate_arguments(stages["plan"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
@@ -179,6 +180,16 @@ def _inspect_parser(commands: Commands) -> None:
     inspect.add_argument("--what-if", action="append", default=[], metavar="RULE=NUMBER", help=text)
     text = "of a recipe: a query over its annotations, in the tables image, video and text"
     inspect.add_argument("--sql", default="", metavar="QUERY", help=text)
+
+
+def _simulate_arguments(plan: argparse.ArgumentParser) -> None:
+    text = "of the plan that is there: what training on it would read, without reading a sample"
+    plan.add_argument("--simulate", action="store_true", help=text)
+    plan.add_argument("--ranks", type=int, metavar="N", help="with --simulate; absent: train.ranks")
+    text = "with --simulate: processes of a DataLoader on each rank; absent: none, the loader's threads"
+    plan.add_argument("--workers", type=int, metavar="M", help=text)
+    text = "with --simulate: optimizer steps from A to before B; absent: the first 100"
+    plan.add_argument("--steps", metavar="A:B", help=text)
 
 
 def _index_parser(commands: Commands) -> None:

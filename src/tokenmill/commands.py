@@ -47,11 +47,26 @@ def run(options: argparse.Namespace) -> int:
 
 def stage(options: argparse.Namespace) -> int:
     """One stage; those before it must be complete."""
+    if options.command == "plan":
+        from tokenmill.simulation import asked_for
+
+        if asked_for(options):
+            return _simulate(options)
     recipe = load_recipe(options.recipe, options.overrides)
     chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
     names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
     rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
     _tell(options, {"root": recipe.root, "stages": rows})
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    """Tell what training on the recipe's plan, which has to be there, would read."""
+    from tokenmill.simulation import render_simulation, simulated
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    found = simulated(recipe, _chain(recipe, options, set()).plan, options.ranks, options.workers, options.steps)
+    print(json.dumps(found, indent=1) if options.json else render_simulation(found))
     return 0
 
 

@@ -81,11 +81,22 @@ def _packs(plan: Plan, view: PlanView) -> tuple[list[int], dict[str, Any]]:
         return [view.pack], {"kind": "pack", "plan": plan.plan_id, "pack": view.pack}
     assert view.step is not None
     size = view.global_packs or _known_size(plan)
-    per_epoch = -(-plan.num_packs // size)
-    first = view.step % per_epoch * size
+    per_epoch, step = -(-plan.num_packs // size), _own_step(plan, view.step)
+    first = step % per_epoch * size
     packs = list(range(first, min(first + size, plan.num_packs)))
-    head = {"kind": "step", "plan": plan.plan_id, "step": view.step, "epoch": view.step // per_epoch}
+    head = {"kind": "step", "plan": plan.plan_id, "step": view.step, "epoch": step // per_epoch}
     return packs, {**head, "global_packs": size, "packs": [packs[0], packs[-1] + 1]}
+
+
+def _own_step(plan: Plan, step: int) -> int:
+    """Return the plan's own number of a run's step: a plan that continues another begins where it takes over."""
+    before = plan.description.get("continues")
+    if not before:
+        return step
+    if step < before["step"]:
+        what = f"takes over at step {before['step']:,}; look into {before['folder']}, which it continues"
+        raise RecipeError(f"--step {step}: {plan.folder.path} {what}")
+    return step - int(before["step"])
 
 
 def _known_size(plan: Plan) -> int:
@@ -94,8 +105,8 @@ def _known_size(plan: Plan) -> int:
 
     runs = [state for state in states_of_runs(plan.folder.store) if state["plan_id"] == plan.plan_id]
     sizes = {int(state["global_packs"]) for state in runs if "global_packs" in state}
-    sizes = sizes or {int(size) for name in ("global_packs", "global_packs_per_step")
-                      if (size := plan.description.get(name))}  # fmt: skip
+    if not sizes and (before := plan.description.get("continues")):
+        sizes = {int(before["global_packs"])}
     if len(sizes) != 1:
         what = f"runs on this plan have {sorted(sizes)} packs a step" if sizes else "no run of this plan is there"
         raise RecipeError(f"--step: {what}; give --global-packs G (train.global_packs_per_step of its recipe)")
