@@ -64,9 +64,7 @@ def draw_pass(
 
 
 def _codes(column: pa.DictionaryArray) -> NDArray[np.int64]:
-    """Give a column's codes, -1 for nulls."""
-    codes = column.indices.fill_null(-1)
-    return np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes)].astype(np.int64)
+    return np.asarray(column.indices.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _fitted(
