@@ -46,7 +46,7 @@ def draw_pass(
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
     modality, segments = index.codes(["modality", "segments"])
-    tokenized = np.flatnonzero(_codes(segments) >= 0)  # others failed there, and are never drawn
+    tokenized = np.flatnonzero(np.asarray(segments.is_valid()))  # others failed there, and are never drawn
     tokenized = tokenized[in_part(tokenized, shard.part, shard.parts)]
     refused = Refused()
     unseen = tokenized
