@@ -117,9 +117,10 @@ class DocumentRows:
     def taken(self, start: int, stop: int) -> DocumentRows:
         """Give documents [start, stop), without a copy."""
         columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DocumentRows(
-            **{name: one if isinstance(one, tuple) else one[start:stop] for name, one in columns.items()}
-        )
+        cut: dict[str, Any] = {
+            name: one if isinstance(one, tuple) else one[start:stop] for name, one in columns.items()
+        }
+        return DocumentRows(**cut)
 
     def placed(self, row: int) -> Placed:
         """Give one document as an object."""
