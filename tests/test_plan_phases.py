@@ -81,6 +81,14 @@ def test_phases_are_the_plan_with_their_keys_said_anew():
     assert alone.model_dump() == found["second"].model_dump()
 
 
+def test_phases_need_pieces_that_fit_their_own_context_alone():
+    said = PlanSettings(min_piece=600, context=64, phases={"a": {"context": 5120}, "b": {"min_piece": 32}})
+    assert {name: (one.context, one.min_piece) for name, one in said.resolved().items()} == {
+        "a": (5120, 600), "b": (64, 32)}  # fmt: skip
+    with pytest.raises(ValueError, match=r"phases\.b\.min_piece: 33 is above half the context, 32"):
+        PlanSettings(context=64, phases={"a": {}, "b": {"min_piece": 33}})
+
+
 def test_phases_are_planned_and_told_each(planned: Path, capsys: pytest.CaptureFixture[str]):
     capsys.readouterr()
     assert main(["plan", str(planned / "recipe.yaml"), "--json"]) == 0
