@@ -123,7 +123,7 @@ def check_passes(snapshots: Sequence[Snapshot], epochs: Mapping[str, float]) -> 
         most = max(passes, key=lambda source: passes[source])
         raise RecipeError(
             f"plan.mix.{most}: {epochs[most]:,g} epochs are {passes[most]:,} passes over shards, and a plan has "
-            f"{_MOST_PASSES:,} at most; it says how often a source is gone through, not how many samples or tokens are taken"
+            f"{_MOST_PASSES:,} at most; it says how often a source is gone through, not how many samples are taken"
         )
 
 
