@@ -210,7 +210,7 @@ class PlanWorker:
 
 def _told_dropped(plan: Snapshot) -> str:
     counts = plan.counts
-    lost = ", ".join(f"{reason} {number:,}" for reason, number in sorted((counts.dropped | counts.failed).items()))
+    lost = ", ".join(f"{reason} {number:,}" for reason, number in sorted({**counts.dropped, **counts.failed}.items()))
     return lost or "its sources have no sample, or plan.mix takes nothing of them"
 
 
