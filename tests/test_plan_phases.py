@@ -101,6 +101,15 @@ def test_phases_are_planned_and_told_each(planned: Path, capsys: pytest.CaptureF
     assert "phase first: packs" in told and "100.0 % (asked 100.0 %), 1.5 epochs" in told
 
 
+def test_status_tells_a_plan_that_cannot_be_met_beside_what_there_is(planned: Path):
+    asked = {"one": {"context": 64, "mix": {"text": {"share": 1.0}}, "tokens": 10**9}, "second": {}}
+    found = status_of(recipe_of(planned, phases=asked))
+    assert {row["stage"] for row in found["stages"]} >= {"ingest", "tokenize"}
+    assert found["waiting"] == ["plan"]
+    assert "share 1 of 1,000,000,000 tokens" in found["refused"]["plan"]
+    assert "plan cannot be done: plan.mix.text: share 1" in render_status(found)
+
+
 def test_status_report_and_gc_know_every_phase(planned: Path):
     recipe = recipe_of(planned)
     rows = [row for row in status_of(recipe)["stages"] if row["stage"] == "plan"]
