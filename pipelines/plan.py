@@ -28,7 +28,7 @@ from tokenmill.pipelines.plan_continue_windows import prepare_windows
 from tokenmill.pipelines.plan_description import describe_plan, shard_table
 from tokenmill.pipelines.plan_exclusion import Exclusion, read_exclusion
 from tokenmill.pipelines.plan_mix import Mix, find_mix
-from tokenmill.pipelines.plan_windows import Window, check_sources, passes_of, windows_of
+from tokenmill.pipelines.plan_windows import Window, check_passes, check_sources, passes_of, windows_of
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
@@ -153,6 +153,7 @@ def _describe_work(
         check_continued(border, settings, vocabulary)
     folder = plan_folder(store, snapshots, settings, exclusion, border.identity() if border is not None else None)
     mix = find_mix(folder, snapshots, settings, vocabulary, exclusion, may_write=may_write)
+    check_passes(snapshots, mix.epochs)
     if may_write and exclusion.digest is not None:
         folder.describe()
         exclusion.publish(folder)
@@ -207,14 +208,20 @@ class PlanWorker:
         )
 
 
+def _told_dropped(plan: Snapshot) -> str:
+    counts = plan.counts
+    lost = ", ".join(f"{reason} {number:,}" for reason, number in sorted({**counts.dropped, **counts.failed}.items()))
+    return lost or "its sources have no sample, or plan.mix takes nothing of them"
+
+
 def finish_plan(
     plan: Snapshot, mix: Mix, snapshots: Sequence[Snapshot], settings: PlanSettings, border: Border | None = None
 ) -> Plan:
     """Publish the plan's description, once all windows are there."""
     if plan.counts.out == 0:
         raise RecipeError(
-            f"plan: no document is left for phase {settings.phase} ({dict(plan.counts.dropped)}); "
-            "see plan.templates, plan.context and plan.held_out"
+            f"plan: no document is left for phase {settings.phase} ({_told_dropped(plan)}); "
+            "see plan.mix, plan.templates, plan.context and plan.held_out"
             + (f", or add data: nothing remains of {border.plan.folder.path}" if border is not None else "")
         )
     folder = plan.folder

@@ -112,7 +112,7 @@ def _names_in(path: str, storage: Mapping[str, Any] | None) -> pl.Series:
     if data[:4] == b"PAR1":
         return _in_parquet(path, data)
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # some editors begin a text with a mark
     except UnicodeDecodeError as error:
         raise _refused(path, f"neither Parquet nor a text in UTF-8 (byte {error.start})") from error
     is_json = text.lstrip()[:1] == "{"

@@ -30,6 +30,7 @@ from tokenmill.pipelines.plan_long import fitting
 from tokenmill.pipelines.plan_mix import SourceTokens
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document
 from tokenmill.pipelines.plan_wanted import is_of_other_part
+from tokenmill.pipelines.plan_windows import ids_of
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import TextSegment, document_spans, segments_from_json
 from tokenmill.tokenize.vocabulary import Vocabulary
@@ -54,10 +55,11 @@ def measure_source(
     snapshot: Snapshot, settings: PlanSettings, vocabulary: Vocabulary, exclusion: Exclusion
 ) -> SourceTokens:
     """Count the tokens of one pass over a source, whatever `plan.mix` says of how much to take."""
-    sizes = [_size(commit) for commit in snapshot.commits]
+    by_ids = all(ids_of(commit) is not None for commit in snapshot.commits)
+    sizes = [_size(commit, by_ids) for commit in snapshot.commits]
     whole = sum(sizes)
     chosen = _chosen(snapshot)
-    measure = partial(_measure_file, snapshot, settings, vocabulary, exclusion)
+    measure = partial(_measure_file, snapshot, settings, vocabulary, exclusion, by_ids)
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         files = list(pool.map(measure, chosen))
     read = sum(one.size for one in files)
@@ -75,9 +77,8 @@ def measure_source(
     )
 
 
-def _size(commit: Commit) -> float:
-    ids = [commit.totals[name] for name in ("codes", "text_ids") if name in commit.totals]
-    return float(sum(ids)) if ids else float(commit.counts.out)
+def _size(commit: Commit, by_ids: bool) -> float:
+    return float((ids_of(commit) or 0) if by_ids else commit.counts.out)
 
 
 def _chosen(snapshot: Snapshot) -> list[Commit]:
@@ -100,7 +101,12 @@ def _error(files: Sequence[_File], num_files: int) -> float:
 
 
 def _measure_file(
-    snapshot: Snapshot, settings: PlanSettings, vocabulary: Vocabulary, exclusion: Exclusion, commit: Commit
+    snapshot: Snapshot,
+    settings: PlanSettings,
+    vocabulary: Vocabulary,
+    exclusion: Exclusion,
+    by_ids: bool,
+    commit: Commit,
 ) -> _File:
     folder = snapshot.folder
     table = read_named_table(folder.store, folder.at(commit.rows.name), ["key", "modality", "segments"])
@@ -110,7 +116,7 @@ def _measure_file(
     for (modality,), group in rows.group_by("modality", maintain_order=True):
         counter = _Counting(folder.source, str(modality), settings, vocabulary, reasons)
         tokens += float(counter.expected(group["segments"]).sum())
-    return _File(tokens, len(rows), _size(commit), reasons)
+    return _File(tokens, len(rows), _size(commit, by_ids), reasons)
 
 
 def _of_part(rows: pl.DataFrame, source: str, settings: PlanSettings, exclusion: Exclusion) -> pl.DataFrame:
@@ -142,7 +148,7 @@ class _Counting:
         for variant in sorted({variant for some in captions for variant in some}):
             share = np.array([1 / len(some) if variant in some else 0.0 for some in captions])[scanned.signature]
             chosen = np.flatnonzero(share)
-            found[chosen] += share[chosen] * self._of_variant(scanned, strings, chosen, variant, kinds)
+            found[chosen] += self._of_variant(scanned, strings, chosen, share[chosen], variant, kinds)
         return found
 
     def _about(self, signature: bytes) -> tuple[str, tuple[int, ...]]:
@@ -159,26 +165,39 @@ class _Counting:
         return kind, tuple(variants[:1] if self.settings.captions == "first" else variants)
 
     def _of_variant(
-        self, scanned: Scanned, strings: pl.Series, chosen: NDArray[np.int64], variant: int, kinds: Sequence[str]
+        self,
+        scanned: Scanned,
+        strings: pl.Series,
+        chosen: NDArray[np.int64],
+        shown: NDArray[np.float64],
+        variant: int,
+        kinds: Sequence[str],
     ) -> NDArray[np.float64]:
-        """Give the expected ids of some samples with one caption: the mean over the templates that fit."""
+        """Give the expected ids of some samples with one caption: the mean over the templates that fit.
+
+        `shown` is the share of the draws in which each sample shows this caption.
+        """
         from tokenmill.tokenize.layouts import lay_out_scanned
 
         shares = {kind: dict(self.settings.templates_of(self.source, kind)) for kind in set(kinds)}
-        weighted, weights, lost = np.zeros((3, len(chosen)))
+        weighted, weights, lost, empty = np.zeros((4, len(chosen)))
         for template in sorted({name for found in shares.values() for name, share in found.items() if share}):
             share = np.array([shares[kind].get(template, 0.0) for kind in kinds])[scanned.signature[chosen]]
             layouts, refused = lay_out_scanned(scanned, chosen, template, variant, self.vocabulary)
             fits = share > 0
             fits[list(refused)] = False
-            lengths, is_lost = self._fitted(layouts.totals.astype(np.float64), strings, chosen, template, variant, fits)
+            is_empty = fits & (layouts.contents == 0)
+            lengths = np.where(is_empty, 0.0, layouts.totals)
+            lengths, is_lost = self._fitted(lengths, strings, chosen, template, variant, fits)
             weighted += np.where(fits, share * lengths, 0.0)
             weights += np.where(fits, share, 0.0)
             lost += np.where(is_lost, share, 0.0)
+            empty += np.where(is_empty, share, 0.0)
         whole = np.where(weights, weights, 1.0)
-        self.reasons["no_template"] += float(np.count_nonzero(weights == 0))
-        self.reasons["too_long"] += float((lost / whole).sum())
-        return np.asarray(weighted / whole)
+        self.reasons["no_template"] += float(shown[weights == 0].sum())
+        self.reasons["too_long"] += float((shown * lost / whole).sum())
+        self.reasons["empty"] += float((shown * empty / whole).sum())
+        return np.asarray(shown * weighted / whole)
 
     def _fitted(
         self,

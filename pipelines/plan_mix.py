@@ -112,7 +112,13 @@ def solve_mix(asked: Mapping[str, SourceMix], measured: Mapping[str, SourceToken
     fixed = {name: one.epochs for name, one in asked.items() if one.epochs}
     for name in shares:
         _check_has_tokens(name, measured[name])
-    whole = _whole(asked, shares, _fixed_tokens(fixed, measured), measured, tokens)
+    given = {name: epochs * measured[name].tokens for name, epochs in fixed.items()}
+    if fixed and not sum(given.values()):
+        raise RecipeError(
+            f"plan.mix: shares are of a plan whose rest is {', '.join(fixed)}, which has no document; give shares that "
+            "add up to 1"
+        )
+    whole = _whole(asked, shares, given, measured, tokens)
     epochs = {name: fixed.get(name, 0.0) for name in asked}
     for name, share in shares.items():
         wanted, most = share * whole / measured[name].tokens, _most(asked[name])
@@ -124,10 +130,6 @@ def solve_mix(asked: Mapping[str, SourceMix], measured: Mapping[str, SourceToken
 
 def _most(said: SourceMix) -> float:
     return 1.0 if said.max_epochs is None else said.max_epochs
-
-
-def _fixed_tokens(fixed: Mapping[str, float], measured: Mapping[str, SourceTokens]) -> dict[str, float]:
-    return {name: epochs * measured[name].tokens for name, epochs in fixed.items()}
 
 
 def _whole(

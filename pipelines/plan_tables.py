@@ -81,9 +81,9 @@ def _coded(places: NDArray[np.integer[Any]], names: Sequence[str]) -> pa.Diction
     """Give names as codes into the distinct ones, in the order in which they stand in `names`."""
     import pyarrow as pa
 
-    distinct = list(dict.fromkeys(names))
-    code = np.array([distinct.index(name) for name in names], np.int32)
-    return pa.DictionaryArray.from_arrays(code[places], pa.array(distinct, pa.large_string()))
+    codes: dict[str, int] = {}
+    code = np.array([codes.setdefault(name, len(codes)) for name in names], np.int32)
+    return pa.DictionaryArray.from_arrays(code[places], pa.array(list(codes), pa.large_string()))
 
 
 def _packs(packs: Packs, weight: NDArray[np.float64]) -> pa.Table:

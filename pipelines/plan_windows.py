@@ -16,11 +16,13 @@ import numpy as np
 
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.records import InputRef, unit_name
+from tokenmill.manifests.records import Commit, InputRef, unit_name
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.plan_carried import CarriedWindow
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.settings_train import PlanSettings
+
+_MOST_PASSES = 10_000_000  # some 5 GB, and minutes to put in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +116,28 @@ def check_sources(snapshots: Sequence[Snapshot], settings: PlanSettings) -> None
         raise RecipeError(f"plan.mix: has shares, so every source needs share or epochs; missing: {', '.join(unnamed)}")
 
 
+def check_passes(snapshots: Sequence[Snapshot], epochs: Mapping[str, float]) -> None:
+    """Refuse a mix whose passes alone would fill the memory: somebody took epochs for samples; raises RecipeError."""
+    passes = {s.folder.source: math.ceil(epochs[s.folder.source]) * len(s.commits) for s in snapshots}
+    if sum(passes.values()) > _MOST_PASSES:
+        most = max(passes, key=lambda source: passes[source])
+        raise RecipeError(
+            f"plan.mix.{most}: {epochs[most]:,g} epochs are {passes[most]:,} passes over shards, and a plan has "
+            f"{_MOST_PASSES:,} at most; it says how often a source is gone through, not how many samples are taken"
+        )
+
+
+def ids_of(commit: Commit) -> int | None:
+    """Return the codes and text ids of a tokenized shard; None where its record does not tell."""
+    ids = [commit.totals[name] for name in ("codes", "text_ids") if name in commit.totals]
+    return sum(ids) if ids else None
+
+
 def _passes(snapshot: Snapshot, epochs: float) -> Iterator[ShardPass]:
     """List the passes over a source's shards: 2.5 epochs are two whole passes and one that takes half."""
     if not epochs:
         return
     for commit in snapshot.commits:
-        ids = [commit.totals[name] for name in ("codes", "text_ids") if name in commit.totals]
         archive, digest = snapshot.folder.at(commit.data.name), digest_of([commit.data.sha256, commit.rows.sha256])
         for repetition in range(math.ceil(epochs)):
             yield ShardPass(
@@ -130,7 +148,7 @@ def _passes(snapshot: Snapshot, epochs: float) -> Iterator[ShardPass]:
                 repetition=repetition,
                 share=min(1.0, epochs - repetition),
                 num_samples=commit.counts.out,
-                num_ids=sum(ids) if ids else None,
+                num_ids=ids_of(commit),
             )
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tokenmill.errors import RecipeError
 from tokenmill.manifests.ledger import bytes_of, sum_of_counts, sum_of_numbers
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.records import Commit
@@ -29,11 +30,13 @@ _RECENT_S = 600.0
 def status_of(recipe: Recipe) -> dict[str, Any]:
     """Return a row for every stage and folder that is there: done and total units, counts, bytes, rate, ETA.
 
-    `waiting` names the stages that cannot be counted yet.
+    `waiting` names the stages that cannot be counted yet; `refused` says why a plan cannot be made as the recipe
+    asks, which shows only once there are tokens to count.
     """
     chain = Chain(recipe=recipe, options=ChainOptions(work=frozenset(), quiet=True))
     rows: list[dict[str, Any]] = []
     waiting: list[str] = []
+    refused: dict[str, str] = {}
     for number, stage in enumerate(STAGES):
         try:
             rows += _finished(chain, stage)
@@ -42,9 +45,15 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
                 rows.append(_row(stage, folder, total, commits))
             waiting = list(STAGES[number + 1 :])
             break
+        except RecipeError as error:
+            if stage != "plan":  # where the recipe itself is wrong
+                raise
+            refused[stage] = str(error)
+            waiting = list(STAGES[number:])
+            break
     if any(row["stage"] == "caption" for row in rows):
         _tell_captions(chain, rows)
-    return {"root": recipe.root, "stages": rows, "waiting": waiting}
+    return {"root": recipe.root, "stages": rows, "waiting": waiting, "refused": refused}
 
 
 def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
@@ -138,6 +147,7 @@ def render_status(found: Mapping[str, Any]) -> str:
     if unanswered:
         told = "have no good answer; tokenmill caption RECIPE --retry-failed asks them again"
         lines.append(f"  {unanswered:,} questions {told}")
+    lines += [f"  {stage} cannot be done: {why}" for stage, why in found["refused"].items()]
     if found["waiting"]:
         lines.append(f"  still unknown: {', '.join(found['waiting'])}")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.drawing import drawn_of
 
-from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.demo.tokens import Amounts, write_shards, write_token_source
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
@@ -265,3 +265,39 @@ def test_exclusion_holds_exactly_its_names(names, keys):
     exclusion = Exclusion(pl.Series("name", sorted(names), pl.String))
     found = exclusion.mask("a", pl.Series("key", keys, pl.String))
     assert found.tolist() == [key in names or f"a/{key}" in names for key in keys]
+
+
+def made(store: Store, source: str, count: int, modality: str, *segments) -> Snapshot:
+    """Write a source of equal samples."""
+    ids, codes = np.zeros(99, np.uint32), np.zeros(99, np.uint16)
+    return write_shards(store, source, V, [[(f"{n}", modality, list(segments), ids, codes) for n in range(count)]])
+
+
+def test_mix_of_samples_without_an_id_counts_none_of_their_markers(tmp_path):
+    store = open_store(str(tmp_path))
+    words = write_token_source(store, "words", V, Amounts(texts=100))
+    source = made(store, "void", 5, "text", TextSegment(0, 0, "body"))
+    plan = write_plan(store, [words, source], settings(mix={}))
+    assert plan.description["sources"]["void"]["dropped"] == {"empty": 5}
+    with pytest.raises(RecipeError, match=r"plan\.mix\.void\.share: none of its 5 samples.*\(empty 5\)"):
+        write_plan(store, [words, source], settings(mix={"words": {"share": 0.5}, "void": {"share": 0.5}}))
+    with pytest.raises(RecipeError, match=r"plan\.mix: .*rest is void, which has no document"):
+        write_plan(store, [words, source], settings(mix={"words": {"share": 0.5}, "void": 1}))
+
+
+def test_measured_samples_of_several_captions_are_counted_once(tmp_path):
+    captions = [TextSegment(n, n + 9, "caption", variant=n) for n in range(3)]
+    source = made(open_store(str(tmp_path)), "pictures", 50, "image", *captions, VisionSegment(1, 8, 8, 0))
+    found = measure_source(source, settings(mix={}, context=40), V, NOTHING)
+    assert (found.tokens, found.reasons) == (0, {"too_long": pytest.approx(50)})
+
+
+def test_mix_of_more_passes_than_fit_into_memory_is_refused(store, sources):
+    with pytest.raises(RecipeError, match=r"plan\.mix\.words: 1e\+09 epochs are 5,000,000,000 passes"):
+        write_plan(store, sources, settings(mix={"words": 1e9}))
+
+
+def test_excluded_sample_after_a_byte_order_mark_is_known(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufefffirst\r\nsecond".encode())
+    found = read_exclusion(PlanSettings(exclude_files=(str(tmp_path / "list.txt"),)))
+    assert found.names.to_list() == ["first", "second"]

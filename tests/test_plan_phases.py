@@ -81,6 +81,14 @@ def test_phases_are_the_plan_with_their_keys_said_anew():
     assert alone.model_dump() == found["second"].model_dump()
 
 
+def test_phases_need_pieces_that_fit_their_own_context_alone():
+    said = PlanSettings(min_piece=600, context=64, phases={"a": {"context": 5120}, "b": {"min_piece": 32}})
+    assert {name: (one.context, one.min_piece) for name, one in said.resolved().items()} == {
+        "a": (5120, 600), "b": (64, 32)}  # fmt: skip
+    with pytest.raises(ValueError, match=r"phases\.b\.min_piece: 33 is above half the context, 32"):
+        PlanSettings(context=64, phases={"a": {}, "b": {"min_piece": 33}})
+
+
 def test_phases_are_planned_and_told_each(planned: Path, capsys: pytest.CaptureFixture[str]):
     capsys.readouterr()
     assert main(["plan", str(planned / "recipe.yaml"), "--json"]) == 0
@@ -91,6 +99,15 @@ def test_phases_are_planned_and_told_each(planned: Path, capsys: pytest.CaptureF
     assert main(["plan", str(planned / "recipe.yaml")]) == 0
     told = capsys.readouterr().out
     assert "phase first: packs" in told and "100.0 % (asked 100.0 %), 1.5 epochs" in told
+
+
+def test_status_tells_a_plan_that_cannot_be_met_beside_what_there_is(planned: Path):
+    asked = {"one": {"context": 64, "mix": {"text": {"share": 1.0}}, "tokens": 10**9}, "second": {}}
+    found = status_of(recipe_of(planned, phases=asked))
+    assert {row["stage"] for row in found["stages"]} >= {"ingest", "tokenize"}
+    assert found["waiting"] == ["plan"]
+    assert "share 1 of 1,000,000,000 tokens" in found["refused"]["plan"]
+    assert "plan cannot be done: plan.mix.text: share 1" in render_status(found)
 
 
 def test_status_report_and_gc_know_every_phase(planned: Path):

@@ -62,7 +62,15 @@ class Layouts:
     @property
     def totals(self) -> NDArray[np.int64]:
         """Ids of each document, int64 (N,)."""
-        ends = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])
+        return self._sums(self.length)
+
+    @property
+    def contents(self) -> NDArray[np.int64]:
+        """Ids of texts and pictures in each document, markers not counted, int64 (N,)."""
+        return self._sums(np.where(self.kind == MARKER, 0, self.length))
+
+    def _sums(self, length_P: NDArray[np.int32]) -> NDArray[np.int64]:
+        ends = np.concatenate([[0], np.cumsum(length_P, dtype=np.int64)])
         return np.diff(ends[self.offsets])
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, model_validator
 from pydantic_core import core_schema
 
-Share = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TemplateShares = dict[str, Share]
 
@@ -31,7 +31,9 @@ class SourceMix(BaseModel):
 
     epochs: Share | None = Field(default=None, description="how often it is gone through; 0.5 = a random half")
     share: Fraction | None = Field(default=None, description="of the plan's tokens, instead of epochs")
-    max_epochs: float | None = Field(default=None, gt=0, description="with share: never more than this; absent = 1")
+    max_epochs: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="with share: never more than this; absent = 1"
+    )
     templates: TemplateShares | None = Field(
         default=None, description="template → share of its documents, instead of the modality's"
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, SourceMix, TemplateShares, check_shares
+from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -26,7 +26,7 @@ class _Settings(BaseModel):
 class PhaseSettings(_Settings):
     """Which documents are trained on, in which order, in packs of which length: a plan, or where a phase differs."""
 
-    context: int = Field(default=1024, ge=32, description="ids in a pack")
+    context: int = Field(default=1024, ge=32, le=2**24, description="ids in a pack")
     seed: int = Field(
         default=0, description="of the shuffling and the drawing of templates; the held-out part does not hang on it"
     )
@@ -44,8 +44,8 @@ class PhaseSettings(_Settings):
     captions: Literal["random", "first", "cycle"] = Field(
         default="random", description="of several captions: any, always the first, or the next one each repetition"
     )
-    vision_weight: float = Field(default=0.5, ge=0.0, description="loss weight of an id of a picture or clip")
-    text_weight: float = Field(default=1.0, ge=0.0, description="loss weight of an id of text")
+    vision_weight: Share = Field(default=0.5, description="loss weight of an id of a picture or clip")
+    text_weight: Share = Field(default=1.0, description="loss weight of an id of text")
     window_documents: int = Field(
         default=20_000, ge=1, description="documents that are shuffled and packed together, at least"
     )
@@ -86,13 +86,6 @@ class PhaseSettings(_Settings):
         return tokens
 
     @model_validator(mode="after")
-    def _pieces_fit(self) -> PhaseSettings:
-        if self.min_piece > self.context // 2:
-            told = f"min_piece: {self.min_piece} is above half the context, {self.context // 2}"
-            raise ValueError(f"{told}; lower it, or raise context")
-        return self
-
-    @model_validator(mode="after")
     def _templates_have_shares(self) -> PhaseSettings:
         for modality, shares in self.templates.items():
             if sum(shares.values()) <= 0:
@@ -112,6 +105,13 @@ class PhaseSettings(_Settings):
     def said(self) -> dict[str, Any]:
         """Return the keys that are given, without those that name phases."""
         return {name: getattr(self, name) for name in self.model_fields_set - {"phase", "phases"}}
+
+    def check_whole(self) -> None:
+        """Refuse keys that do not go together, once all that a phase says is there; raises ValueError."""
+        if self.min_piece > self.context // 2:
+            told = f"min_piece: {self.min_piece} is above half the context, {self.context // 2}"
+            raise ValueError(f"{told}; lower it, or raise context")
+        check_shares({source: self.of_source(source) for source in self.mix}, self.tokens)
 
     @property
     def has_shares(self) -> bool:
@@ -134,11 +134,11 @@ class PlanSettings(PhaseSettings):
         if self.phases and "phase" in self.model_fields_set:
             raise ValueError(f"phase: is {self.phase!r}, but phases names {', '.join(self.phases)}; leave phase out")
         if not self.phases:
-            check_shares({name: self.of_source(name) for name in self.mix}, self.tokens)
+            self.check_whole()
         for name, one in self.phases.items():
             merged = one.model_copy(update=self.said() | one.said())
             try:
-                check_shares({source: merged.of_source(source) for source in merged.mix}, merged.tokens)
+                merged.check_whole()
             except ValueError as error:
                 raise ValueError(f"phases.{name}.{error}") from error
         return self
