@@ -243,6 +243,17 @@ def test_inspect_of_a_plan_with_wrong_options_says_which(
     assert told in capsys.readouterr().err
 
 
+def test_inspect_of_a_plan_named_by_its_description_is_of_the_folder(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place(plan))
+    for path in ("plan.json", f"{place(plan)}/plan.json", "."):
+        assert main(["inspect", path, "--pack", "0", "--sources", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["plan"] == plan.plan_id
+        assert main(["inspect", path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == "plan"
+
+
 def test_inspect_of_a_pack_where_no_plan_lies_says_so(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
