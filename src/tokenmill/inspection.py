@@ -80,8 +80,7 @@ def _within_reach(name: str) -> str:
 
     if not is_hub_name(name):
         return name
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
 
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
