@@ -168,6 +168,8 @@ def test_simulate_command_tells_a_table_or_json_and_refuses_wrong_options(
     for words, told in wrong.items():
         assert main([*command, "--simulate", *words.split()]) == 2
         assert told in capsys.readouterr().err
+    assert main([*command, "--simulate", f"train.model.from={tmp_path}/nothing"]) == 2
+    assert f"train.model.from: {tmp_path}/nothing: " in capsys.readouterr().err
     assert main([*command, "--ranks", "2"]) == 2
     assert "goes with --simulate" in capsys.readouterr().err
     (made,) = (tmp_path / "root" / "plans").glob("*/*")
