@@ -46,8 +46,10 @@ def sources_of_packs(plan: Plan, packs: Sequence[int]) -> pl.DataFrame:
     wanted: dict[str, set[int]] = defaultdict(set)
     for _, _, document in placed:
         wanted[document.shard].add(document.sample)
+    digests = dict(plan.shards.select(pl.col("shard").cast(pl.String), "index_sha256").rows())
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(wanted, pool.map(partial(_shard, plan), wanted.items()), strict=True))
+        read = pool.map(partial(_shard, plan), wanted, wanted.values(), map(digests.get, wanted))
+        found = dict(zip(wanted, read, strict=True))
     licences = {source: _licence_of(plan, source) for source in {document.source for _, _, document in placed}}
     rows = []
     for pack, slot, document in placed:
@@ -61,12 +63,11 @@ def sources_of_packs(plan: Plan, packs: Sequence[int]) -> pl.DataFrame:
 _Known = tuple[str | None, list[str], str | None, str | None]
 
 
-def _shard(plan: Plan, wanted: tuple[str, set[int]]) -> dict[int, _Known]:
-    """Return key, URLs, licence and fault of some samples of a shard."""
-    shard, samples = wanted
+def _shard(plan: Plan, shard: str, samples: set[int], digest: str | None) -> dict[int, _Known]:
+    """Return key, URLs, licence and fault of some samples of a shard; another index than planned with is a fault."""
     store = plan.folder.store
     try:
-        index = read_table(store, plan.index_of[shard])
+        index = read_table(store, plan.index_of[shard], sha256=digest)
     except (ManifestError, StorageError, KeyError) as error:
         return dict.fromkeys(samples, (None, [], None, str(error)))
     there = sorted(sample for sample in samples if 0 <= sample < len(index))

@@ -55,7 +55,7 @@ class WindowSums:
 
 
 def window_faults(documents: pl.DataFrame, packs: pl.DataFrame, expected: Expected) -> Iterator[str]:
-    """Yield what is wrong with a window's tables, but for its pieces (`piece_faults`)."""
+    """Yield what is wrong with a window's tables, but for its pieces (`piece_gaps`)."""
     yield from _row_faults(documents, expected)
     if packs["pack"].to_list() != list(range(len(packs))):
         yield f"its packs are not numbered 0 to {len(packs) - 1}"

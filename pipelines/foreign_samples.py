@@ -6,10 +6,12 @@ Nothing is trusted: arrays are read without pickle, their ids compared with the 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 Members = Mapping[str, tuple[Member, bytes]]  # by extension
 COLUMNS = index_columns("image")
 _NOWHERE = Member("", 0, 0)
+_NO_ARRAY = (ValueError, EOFError, OSError, BadZipFile, MemoryError, RecursionError)  # what np.load makes of bad bytes
 
 
 def foreign_row(key: str, members: Members, settings: TokenShards, vocabulary: Vocabulary) -> tuple[Any, ...]:
@@ -51,6 +54,8 @@ def _row(key: str, members: Members, settings: TokenShards, vocabulary: Vocabula
         wanted = ", ".join([*settings.codes, *settings.text])
         raise SampleError("missing_member", f"has none of {wanted}; it has {', '.join(sorted(members))}")
     segments = _segments(told, codes, text, settings)
+    if not sum(one.end - one.start if isinstance(one, TextSegment) else one.num_codes for one in segments):
+        raise SampleError("empty", "its segments hold no id")
     vision = [segment for segment in segments if isinstance(segment, VisionSegment)]
     modality = "text" if not vision else "video" if any(one.t > 1 for one in vision) else "image"
     json_at = members["json"][0] if "json" in members else _NOWHERE
@@ -70,7 +75,7 @@ def _json(members: Members) -> dict[str, Any]:
         return {}
     try:
         told = json.loads(members["json"][1])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", " ".join(str(error).split())) from error
     if not isinstance(told, dict):
         raise SampleError("bad_json", f"is a {type(told).__name__}, not an object")
@@ -85,16 +90,14 @@ def _array(members: Members, names: Sequence[str], what: str, limit: int) -> tup
     member, data = members[name]
     try:
         array: NDArray[Any] = np.load(BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except _NO_ARRAY as error:
         raise SampleError("unreadable", f"{name}: not an array ({' '.join(str(error).split())})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "ui" or not 1 <= array.ndim <= 3:
         kind = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no single array"
         raise SampleError("not_ids", f"{name}: {kind}, not 1 to 3 dimensions of whole numbers")
     if array.ndim > 1 and not array.flags.c_contiguous:
         raise SampleError("not_ids", f"{name}: in Fortran's order; write it with numpy.ascontiguousarray")
-    if not array.size:
-        raise SampleError("empty", f"{name}: holds no {what}")
-    least, most = int(array.min()), int(array.max())
+    least, most = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if least < 0 or most >= limit:
         raise SampleError("out_of_range", f"{name}: {what} from {least} to {most}, of a vocabulary of {limit}")
     return member, array
@@ -105,9 +108,10 @@ def _segments(
 ) -> list[Segment]:
     """Return what the JSON says in our own format, or one text and one picture or clip."""
     if isinstance(told.get("segments"), list):
-        segments = segments_from_json(told["segments"])
-        _check_ends(segments, 0 if codes is None else codes.size, 0 if text is None else text.size)
-        return segments
+        return _own_segments(told["segments"], 0 if codes is None else codes.size, 0 if text is None else text.size)
+    for what, array in ("codes", codes), ("text ids", text):
+        if array is not None and not array.size:
+            raise SampleError("empty", f"holds no {what}")
     found: list[Segment] = []
     if text is not None:
         if text.ndim != 1:
@@ -120,15 +124,22 @@ def _segments(
     return found
 
 
-def _check_ends(segments: Sequence[Segment], num_codes: int, num_text: int) -> None:
+def _own_segments(told: Sequence[Any], num_codes: int, num_text: int) -> list[Segment]:
+    """Read segments in our own format; raises ManifestError or SampleError for what is none, or beyond the arrays."""
+    if not all(isinstance(one, dict) for one in told):
+        raise SampleError("bad_segments", "a segment is no object")
+    segments = segments_from_json(told)
     for segment in segments:
-        end, there = (
-            (segment.end, num_text)
-            if isinstance(segment, TextSegment)
-            else (segment.offset + segment.num_codes, num_codes)
-        )
+        if isinstance(segment, TextSegment):
+            numbers, end, there = [segment.start, segment.end, segment.variant], segment.end, num_text
+        else:
+            numbers = [segment.t, segment.h, segment.w, segment.offset]
+            end, there = segment.offset + segment.num_codes, num_codes
+        if not all(type(number) is int for number in numbers):
+            raise SampleError("bad_segments", f"{numbers} are no whole numbers")
         if end > there:
             raise SampleError("bad_segments", f"a segment reaches to {end} of {there}")
+    return segments
 
 
 def _grid(codes: NDArray[Any], told: Mapping[str, Any], settings: TokenShards) -> tuple[int, int, int]:
@@ -139,7 +150,7 @@ def _grid(codes: NDArray[Any], told: Mapping[str, Any], settings: TokenShards) -
             raise SampleError("no_grid", f"{codes.size} codes in one row, and its JSON has no {shape!r}")
         shape = told[shape]
     good = isinstance(shape, Sequence) and len(shape) in (2, 3) and all(type(n) is int and n > 0 for n in shape)
-    if not good or int(np.prod(shape)) != codes.size:
+    if not good or math.prod(shape) != codes.size:
         raise SampleError("no_grid", f"{codes.size} codes are no grid of {shape!r}")
     t, h, w = (1, *shape) if len(shape) == 2 else shape
     return t, h, w

@@ -6,6 +6,7 @@ is written below the root is a tokenize stage's folder as always, whose records 
 
 from __future__ import annotations
 
+import os
 import tarfile
 import time
 from collections import Counter
@@ -24,8 +25,10 @@ from tokenmill.manifests.records import Commit, Counts, FileEntry, InputRef
 from tokenmill.manifests.snapshots import Snapshot, read_snapshot, snapshot_names
 from tokenmill.manifests.stagedir import StageConfig, StageDir, stage_dir_at, table_bytes
 from tokenmill.manifests.storage import Store, Stored
+from tokenmill.manifests.takedowns import REASON, read_takedowns
 from tokenmill.manifests.verify_files import HashingReader
 from tokenmill.pipelines.foreign_samples import COLUMNS, failed_row, foreign_row
+from tokenmill.pipelines.ingest import taken_down_row
 from tokenmill.pipelines.jobs import Job, JobResult, StageWork, Unit
 from tokenmill.settings_tokens import TokenShards
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
@@ -49,11 +52,14 @@ def finished_tokens(store: Store, source: str, settings: TokenShards) -> Snapsho
         raise RecipeError(f"{where}.url: {settings.url} is a folder of the stage {folder.config.stage}, not of tokens")
     names = [name for name in snapshot_names(folder) if name.startswith(settings.snapshot[:16])]
     if len(names) != 1:
-        found = f"has {len(names)} snapshots ({', '.join(names[:4]) or 'none'})"
-        raise RecipeError(f"{where}.snapshot: {settings.url} {found}; give the digits of one")
+        there = f"has {len(names)} snapshots ({', '.join(names[:4]) or 'none'})"
+        raise RecipeError(f"{where}.snapshot: {settings.url} {there}; give the digits of one")
+    found = read_snapshot(folder, names[0])
+    if not found.digest.startswith(settings.snapshot):
+        raise RecipeError(f"{where}.snapshot: {settings.url} has the snapshot {found.digest}, another one")
     if folder.source != source:
         raise RecipeError(f"{where}: {settings.url} holds the source {folder.source}; give it that name here too")
-    return read_snapshot(folder, names[0])
+    return found
 
 
 def index_work(
@@ -94,9 +100,15 @@ def index_work(
 
 def _placed(store: Store, url: str) -> str:
     """Return a URL as a path of the store where it lies below its root, so that both can be moved together."""
-    whole = (url if "://" in url else f"file://{url}").rstrip("/")
-    root = store.url if "://" in store.url else f"file://{store.url}"
+    whole, root = _whole(url), _whole(store.url)
     return whole.removeprefix(f"{root}/") if whole.startswith(f"{root}/") else whole
+
+
+def _whole(url: str) -> str:
+    """Return a URL or local path as a URL; one with `..` is followed: `/root/../theirs` is not below `/root`."""
+    if "://" in url:
+        return url.rstrip("/")
+    return f"file://{os.path.realpath(url) if '..' in url.split('/') else os.path.normpath(url)}"
 
 
 def _mark(store: Store, entry: Stored) -> str:
@@ -123,8 +135,14 @@ class IndexWorker:
         (target,) = job.targets
         entry: Stored = job.unit.payload["archive"]
         rows, sha256 = _indexed(target.folder.store, entry, self._settings, self._vocabulary)
+        table = pl.DataFrame(rows, schema=COLUMNS, orient="row")
+        lists = read_takedowns(target.folder.store)
+        if lists is not None:
+            table = without(table, lists.mask(table, target.folder.source), job.unit.name)
+        name = entry.path if "://" in entry.path else f"/{entry.path}"
+        data = FileEntry(name=name, role="data", bytes=entry.size, sha256=sha256)
         fault_point("commit:before-data")
-        commit = _publish(job, entry, rows, sha256)
+        commit = publish_index(job, data, table)
         return JobResult(commits=(commit,), seconds={"read": time.perf_counter() - started})
 
 
@@ -158,14 +176,19 @@ def _groups(stream: Any) -> Iterator[tuple[str, dict[str, tuple[Member, bytes]]]
         yield key, members
 
 
-def _publish(job: Job, entry: Stored, rows: list[tuple[Any, ...]], sha256: str) -> Commit:
+def without(table: pl.DataFrame, mask: pl.Series, unit: str) -> pl.DataFrame:
+    """Return an index in which the rows under a mask say only that a sample was taken down."""
+    blank = [failed_row(taken_down_row(unit, n).key, SampleError(REASON, "was taken down")) for n in range(len(table))]
+    blanks = pl.DataFrame(blank, schema=COLUMNS, orient="row")
+    return table.select(pl.when(mask).then(blanks[name]).otherwise(pl.col(name)).alias(name) for name in COLUMNS)
+
+
+def publish_index(job: Job, data: FileEntry, frame: pl.DataFrame) -> Commit:
+    """Publish the index of an archive, which stays where it is, then its record."""
     (target,) = job.targets
     folder = target.folder
-    frame = pl.DataFrame(rows, schema=COLUMNS, orient="row")
     failed = Counter(frame["fail_reason"].drop_nulls())
     kept = len(frame) - failed.total()
-    name = entry.path if "://" in entry.path else f"/{entry.path}"
-    data = FileEntry(name=name, role="data", bytes=entry.size, sha256=sha256)
     table = folder.publish_bytes(job.unit.name, ".parquet", table_bytes(frame, SCHEMA), "rows")
     commit = Commit(
         stage="tokenize",
@@ -180,7 +203,7 @@ def _publish(job: Job, entry: Stored, rows: list[tuple[Any, ...]], sha256: str) 
         totals={
             "text_ids": int(frame["num_text"].sum() or 0),
             "codes": int(frame["num_codes"].sum() or 0),
-            "bytes": entry.size,
+            "bytes": data.bytes,
         },
     )
     return folder.publish_commit(commit)

@@ -18,6 +18,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Identifier, Takedowns, normal_url, read_takedowns, write_list
 from tokenmill.pipelines.takedown_find import Found, find, raw_files, widened
+from tokenmill.pipelines.takedown_foreign import redact_foreign
 from tokenmill.pipelines.takedown_plans import plans_with
 from tokenmill.pipelines.takedown_rewrite import rewrite
 from tokenmill.recipe import Recipe
@@ -76,6 +77,7 @@ def take_down(recipe: Recipe, asked: Sequence[Identifier], options: TakedownOpti
         "archives": sorted({part.archive for part in found.tokenized}),
         "plans": plans_with(store, found.tokenized),
         "raw_files": raw_files(found.hits),
+        "foreign_indexes": redact_foreign(store, widened(read_takedowns(store) or before, found)),
     }
     if options.rewrite:
         every = read_takedowns(store) or before
@@ -128,6 +130,8 @@ def _lines(report: dict[str, Any]) -> Iterable[str]:
             yield f"  run {run['run']}, {_seen(run)}"
     for raw in report["raw_files"]:
         yield f"raw file {raw['source']}: {raw['file']} holds {len(raw['keys'])} of them; it is yours to change"
+    if report["foreign_indexes"]:
+        yield f"{report['foreign_indexes']} indexes of token shards of others leave them out; the shards are theirs"
     done = report.get("rewritten")
     if done is None:
         yield 'they are in no later selection; "tokenmill run" makes selection and plan anew'

@@ -36,6 +36,7 @@ from tokenmill.pipelines.sources.journal import FOLDER as JOURNAL
 from tokenmill.pipelines.sources.source import PICTURE, columns_of_index
 from tokenmill.pipelines.takedown_answers import forget_journaled, keep_answers_without, names_answer_of
 from tokenmill.pipelines.takedown_find import Name, all_commits, stage_dirs
+from tokenmill.pipelines.takedown_foreign import is_foreign
 
 _DERIVED = (
     "tokenize",
@@ -73,14 +74,21 @@ def rewrite(store: Store, lists: Takedowns, names: set[Name]) -> Rewritten:
         _forget_journals(folder)
     folders = [folder for stage in _DERIVED for folder in stage_dirs(store, stage)]
     paid = [folder for folder in folders if is_paid_for(store, folder.path)]
-    folders = [folder for folder in folders if folder not in paid]
-    condemned = [(folder, *_parted(folder, partial(_names_any, folder, names=names))) for folder in folders]
-    archives = {folder.at(c.data.name) for folder, doomed, _ in condemned for c in doomed if c.file("data")}
+    foreign = [folder for folder in folders if is_foreign(folder)]  # their newest indexes were written without them
+    folders = [folder for folder in folders if folder not in (*paid, *foreign)]
+    condemned, outdated = (
+        [(folder, *_parted(folder, partial(_names_any, folder, names=names))) for folder in group]
+        for group in (folders, foreign)
+    )
+    reading = [*condemned, *outdated]
+    archives = {folder.at(c.data.name) for folder, doomed, _ in reading for c in doomed if c.file("data")}
     _remove_plans(store, archives, names, done)
     for folder, doomed, others in condemned:
         _remove(folder, doomed, others, done)
     for folder in paid:
         _rewrite_answers(folder, names, done)
+    for folder, doomed, others in outdated:
+        _remove(folder, doomed, others, done)
     for folder in ingests:
         _remove(folder, *_parted(folder, partial(_is_listed, folder, lists=lists)), done)
     if names or done.indexes:

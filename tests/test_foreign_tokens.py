@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import webdataset
 
@@ -15,7 +16,7 @@ from tokenmill.cli import main
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plan_sources import sources_of_packs
-from tokenmill.manifests.plans import Plan
+from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import stage_dir_at
 from tokenmill.manifests.storage import Store, open_store
@@ -30,7 +31,7 @@ from tokenmill.recipe import check_recipe
 from tokenmill.settings_tokens import TokenShards
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import assemble
-from tokenmill.tokenize.segments import TextSegment, VisionSegment
+from tokenmill.tokenize.segments import TextSegment, VisionSegment, segments_from_json
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import build_pack
@@ -203,7 +204,18 @@ def test_foreign_shards_lead_back_to_urls_and_licences(store: Store, shards: Pat
 
 
 PICKLED = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60
-SEGMENTS = {"segments": [{"vision": [1, 3, 3], "offset": 0}]}
+
+
+def header(shape: str) -> bytes:
+    """Return the beginning of an .npy file that says more than there is."""
+    told = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(told).to_bytes(2, "little") + told
+
+
+def segments(*values: Any) -> dict[str, Any]:
+    return {"npy": np.zeros((2, 2), np.uint16), "json": {"segments": list(values)}}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "beyond": ({"npy": np.full((2, 2), 64)}, "out_of_range"),
     "negative": ({"npy": np.full((2, 2), -1)}, "out_of_range"),
@@ -219,7 +231,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "wrong_grid": ({"npy": np.zeros(6, np.uint16), "json": {"shape": [2, 2]}}, "no_grid"),
     "no_fps": ({"npy": np.zeros((2, 2, 2), np.uint16)}, "no_fps"),
     "bad_json": ({"npy": np.zeros((2, 2), np.uint16), "json": b"{"}, "bad_json"),
-    "bad_segments": ({"npy": np.zeros((2, 2), np.uint16), "json": SEGMENTS}, "bad_segments"),
+    "bad_zip": ({"npy": b"PK\x03\x04 and no more"}, "unreadable"),
+    "larger_than_memory": ({"npy": header("(10000000000000,)")}, "unreadable"),
+    "deep_header": ({"npy": header(f"({'-' * 3000}1,)")}, "unreadable"),
+    "deep_json": ({"npy": np.zeros((2, 2), np.uint16), "json": b"[" * 100_000}, "bad_json"),
+    "wrapped_grid": ({"npy": np.zeros(4, np.uint16), "json": {"shape": [2**62 + 1, 4]}}, "no_grid"),
+    "beyond_segments": (segments({"vision": [1, 3, 3], "offset": 0}), "bad_segments"),
+    "no_segments": (segments(), "empty"),
+    "null_segment": (segments(None), "bad_segments"),
+    "half_segment": (segments({"vision": [1, 2.0, 2], "offset": 0}), "bad_segments"),
 }  # fmt: skip
 
 
@@ -235,6 +255,23 @@ def test_foreign_samples_that_are_no_tokens_are_rows_with_reasons(store: Store, 
     plan = write_plan(store, [snapshot], PlanSettings(context=160, templates={"image": {"unconditional": 1.0}}))
     (step,) = PlanLoader(plan, VOCABULARY, global_packs=1).steps(0, 1)
     assert [sample.key for sample in step.samples] == ["good"] and not step.faults
+
+
+def test_foreign_archive_of_our_own_without_its_index_is_indexed(store: Store, tmp_path: Path) -> None:
+    """Texts have an empty array of codes there."""
+    elsewhere = open_store(str(tmp_path / "elsewhere"))
+    ours = write_token_source(elsewhere, "ours", VOCABULARY, Amounts(texts=6, images=5, shards=1))
+    snapshot = indexed(store, Path(elsewhere.url) / ours.folder.path)
+    read = [one.folder.read_rows(one.commits[0]) for one in (snapshot, ours)]
+    for name in ("key", "num_text", "num_codes"):
+        assert read[0][name].to_list() == read[1][name].to_list()
+    mine, theirs = ([segments_from_json(json.loads(told)) for told in table["segments"]] for table in read)
+    assert mine == theirs
+
+
+def test_foreign_shards_beside_the_root_written_with_dots_are_not_below_it(store: Store, shards: Path) -> None:
+    straight, around = indexed(store, shards), indexed(store, Path(store.url) / ".." / "theirs")
+    assert straight.digest == around.digest
 
 
 def test_foreign_archive_that_is_cut_off_gives_what_came_before_and_a_row(store: Store, tmp_path: Path) -> None:
@@ -296,8 +333,10 @@ def test_recipe_with_tokenized_sources_mixes_them_and_refuses_others_by_name(sto
         ({"url": "empty"}, "holds no .tar and no folder of a tokenize stage"),
         ({"url": "empty", "codse": ["npy"]}, "sources.theirs.codse"),
         ({"url": "empty", "grid": [0, 1]}, "sources.theirs.grid"),
+        ({"url": "empty", "codes": ["NPY"]}, "sources.theirs.codes"),
         ({"url": "plan"}, "is a folder of the stage plan, not of tokens"),
         ({"url": "tokens", "snapshot": "ffff"}, "has 0 snapshots"),
+        ({"url": "tokens", "snapshot": "right, then wrong"}, "another one"),
         ({"url": "tokens"}, "holds the source own; give it that name here too"),
     ],
 )
@@ -315,6 +354,8 @@ def test_recipe_with_a_wrong_tokenized_source_is_refused_by_name(
     (tmp_path / "void").mkdir()
     places["empty"] = str(tmp_path / "void")
     source = section | {"kind": "tokens", "url": places[section["url"]]}
+    if "wrong" in section.get("snapshot", ""):
+        source["snapshot"] = own.digest[:16] + "0" * 48
     with pytest.raises(RecipeError, match=told):
         _ = Chain(recipe=recipe(tmp_path / "root", theirs=source), options=ChainOptions(quiet=True)).plan
 
@@ -356,3 +397,35 @@ def test_recipe_of_tokenized_sources_alone_runs_tells_its_status_and_reports(
     told = capsys.readouterr().out
     assert "tokenize theirs" in told and "2/2 units  in 44  kept 44" in told and "nothing may go" in told
     assert "theirs" in (tmp_path / "root" / "reports" / "main.html").read_text()
+
+
+@pytest.mark.parametrize("more", [[], ["--rewrite"]])
+def test_takedown_of_a_foreign_sample_leaves_it_out_of_the_next_plan_and_the_shards_alone(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    inside = shards.rename(root / "theirs")
+    before = {path: path.read_bytes() for path in inside.rglob("*.tar")}
+    value = recipe(root, theirs={"kind": "tokens", "url": str(inside)}).model_dump(mode="json")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({name: value[name] for name in ("root", "sources", "tokenize", "execution", "plan")}))
+    (tmp_path / "keys").write_text("theirs/p0003\nt0005\nlate\n")
+    run = ["run", str(path), "--until", "plan"]
+    assert main(run) == 0
+    assert main(["takedown", str(path), "--keys", str(tmp_path / "keys"), *more]) == 1, "late is not there yet"
+    assert "2 indexes of token shards of others leave them out" in capsys.readouterr().out
+    write_tar(inside / "2.tar", [text(70), text(71) | {"key": "late"}])
+    assert main(run) == 0
+    assert main(["gc", str(path), "--older-than", "0", "--apply"]) == 0
+    store = open_store(str(root))
+    plans = [open_plan(store, str(one.parent.relative_to(root))) for one in root.glob("plans/*/*/plan.json")]
+    (newest,) = [plan for plan in plans if len(plan.shards) == 3]
+    assert len(plans) == 1 if more else plans
+    keys = set(sources_of_packs(newest, range(newest.num_packs))["key"])
+    assert len(keys) == 44 + 2 - 3 and not keys & {"p0003", "t0005", "late"}
+    assert {path: path.read_bytes() for path in before} == before
+    assert examine(store, "", deep=True, checks=plan_checks()).faults == []
+    if more:
+        indexed_keys = {key for file in root.glob("tokenize/*/*/*.parquet") for key in pl.read_parquet(file)["key"]}
+        assert not indexed_keys & {"p0003", "t0005", "late"} and "p0004" in indexed_keys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from functools import partialmethod
 from pathlib import Path
@@ -18,7 +19,7 @@ from tokenmill.cli import main
 from tokenmill.demo.scenes import captions, scene
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
-from tokenmill.inspection import inspect_path
+from tokenmill.inspection import inspect_path, open_decoders
 from tokenmill.manifests.archive import iterate_members
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.inspect_sample import Decoders
@@ -157,6 +158,32 @@ def test_inspect_of_a_pack_with_a_vanished_shard_tells_the_fault(tmp_path: Path)
     assert all(told["key"].startswith("words-text-") for told in sources["documents"]), "the index is still there"
 
 
+def test_inspect_of_sources_with_another_index_than_planned_with_tells_the_fault(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "root"))
+    snapshot = write_token_source(store, "words", VOCABULARY, Amounts(texts=9, shards=1))
+    plan = write_plan(store, [snapshot], PlanSettings(context=300))
+    path = Path(store.url) / plan.shards["index"][0]
+    pl.read_parquet(path).reverse().write_parquet(path)
+    found = sources_of_packs(plan, range(plan.num_packs))
+    assert found["fault"].str.contains("sha256 differs").all() and found["key"].null_count() == len(found)
+
+
+def test_inspect_of_a_pack_whose_tokenizer_is_out_of_reach_shows_codes_at_once(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    decoders = open_decoders({**plan.description, "vision": {"name": "nobody/has-this"}})
+    (pack, *_) = (n for n in range(plan.num_packs) if any(d.source == "pictures" for d in plan.documents(n)))
+    started = time.perf_counter()
+    found = describe_pack(plan, pack, decoders, tmp_path)
+    assert time.perf_counter() - started < 10, "the hub's own retries take 25 s"
+    assert [part for told in found["documents"] for part in told["parts"] if "vision" in part]
+    assert "the hub does not answer, and the cache has none" in caplog.text and not list(tmp_path.iterdir())
+
+
 def test_inspect_of_a_step_names_the_packs_it_takes_in_every_epoch(plan: Plan, tmp_path: Path) -> None:
     size = 4
     per_epoch = -(-plan.num_packs // size)
@@ -241,6 +268,17 @@ def test_inspect_of_a_plan_with_wrong_options_says_which(
 ) -> None:
     assert main(["inspect", place(plan), *options]) == code
     assert told in capsys.readouterr().err
+
+
+def test_inspect_of_a_plan_named_by_its_description_is_of_the_folder(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place(plan))
+    for path in ("plan.json", f"{place(plan)}/plan.json", "."):
+        assert main(["inspect", path, "--pack", "0", "--sources", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["plan"] == plan.plan_id
+        assert main(["inspect", path, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == "plan"
 
 
 def test_inspect_of_a_pack_where_no_plan_lies_says_so(

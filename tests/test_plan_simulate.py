@@ -114,7 +114,9 @@ def test_simulation_of_all_ranks_together_reads_every_pack_once(plan: Plan) -> N
     assert found["tables_of_a_process"]["indexes"]["files"] == len(plan.shards)
     assert found["tables_of_a_process"]["windows"]["files"] == 2 * len(plan.windows)
     assert all(number >= 1 for number in found["spread"].values())
-    assert found["memory_of_a_process"]["all"] > 0
+    memory = found["memory_of_a_process"]
+    assert all(number > 0 for number in memory.values())
+    assert memory["fetched"] == max(rank["largest_step_bytes"] for rank in found["of_ranks"])
 
 
 def test_simulation_of_more_workers_multiplies_what_processes_read_and_hold(plan: Plan) -> None:
@@ -166,5 +168,17 @@ def test_simulate_command_tells_a_table_or_json_and_refuses_wrong_options(
     for words, told in wrong.items():
         assert main([*command, "--simulate", *words.split()]) == 2
         assert told in capsys.readouterr().err
+    assert main([*command, "--simulate", f"train.model.from={tmp_path}/nothing"]) == 2
+    assert f"train.model.from: {tmp_path}/nothing: " in capsys.readouterr().err
     assert main([*command, "--ranks", "2"]) == 2
     assert "goes with --simulate" in capsys.readouterr().err
+    (made,) = (tmp_path / "root" / "plans").glob("*/*")
+    further = [*command, "--continue-from", f"{made.name}@2"]
+    assert main(further) == 0
+    capsys.readouterr()
+    assert main([*further, "--simulate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (later,) = [one for one in made.parent.iterdir() if one != made]
+    assert found["plan"][:16] == later.name and found["steps"][0] == 2, "steps count over the whole run"
+    assert main([*further, "--simulate", "--steps", "1:4"]) == 2
+    assert "takes over at step 2" in capsys.readouterr().err

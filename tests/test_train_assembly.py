@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tests.hand_made_plans import Row, made_samples, write_plan_of
 
 from tokenmill.demo.tokens import Amounts, TokenSample, write_shards, write_token_source
 from tokenmill.errors import ManifestError, RunError, SampleError
+from tokenmill.manifests.archive import npy_bytes
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -27,6 +29,8 @@ from tokenmill.tokenize.documents import Assembled, assemble, assembled_length
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import byte_vocabulary
+from tokenmill.train.assembly_kernel import header_fits
+from tokenmill.train.assembly_tables import HEADER_BYTES
 from tokenmill.train.dealing import deal
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import PackArrays, build_pack, filler_pack, join_packs
@@ -215,6 +219,22 @@ def test_assembly_of_a_broken_sample_has_weight_0_and_tells_why(
 def deal_of(plan: Plan, loader: PlanLoader) -> list[int]:
     dealt = deal([float(plan.cost(pack).tokens) for pack in range(plan.num_packs)], 1, 1)[0]
     return [pack for hand in dealt for pack in hand if pack is not None]
+
+
+@pytest.mark.parametrize("shape", [(1,), (10,), (4096,), (1, 1), (64, 64), (2, 4, 5), (100, 1, 1)])
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_assembly_takes_headers_of_rows_and_grids_of_just_the_planned_count(shape: tuple[int, ...], kind: Any) -> None:
+    width, count = np.dtype(kind).itemsize, int(np.prod(shape))
+    assert fits(np.zeros(shape, kind), width, count)
+    for other in ((6 - width, count), (width, count + 1), (width, count - 1), (width, 10 * count)):
+        assert not fits(np.zeros(shape, kind), *other)
+    assert not fits(np.zeros(shape, np.int64), width, count)
+    if min(shape) > 1 < len(shape):
+        assert not fits(np.asfortranarray(np.zeros(shape, kind)), width, count)
+
+
+def fits(array: NDArray[Any], width: int, count: int) -> bool:
+    return bool(header_fits(np.frombuffer(npy_bytes(array)[:HEADER_BYTES], np.uint8), width, count))
 
 
 def test_assembly_reads_a_header_that_numpy_would_write_otherwise(plan: Plan) -> None:

@@ -12,6 +12,11 @@ def is_path(name: str) -> bool:
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
 
 
+def is_hub_name(name: str) -> bool:
+    """Tell what is looked for on the hub: `owner/model`, unless a folder of that name is here."""
+    return name.count("/") == 1 and not is_path(name) and not Path(name).is_dir()
+
+
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
     """Silence the bar that transformers draws while it loads."""

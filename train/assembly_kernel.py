@@ -71,7 +71,8 @@ _TRIES = 8  # of an interrupted read
 _BEFORE = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (", np.uint8).copy()
 _WIDTH_PLACE = 23
 _BEHIND = np.frombuffer(b",), }", np.uint8).copy()
-_ZERO, _SPACE, _LINE = ord("0"), ord(" "), ord("\n")
+_ZERO, _COMMA, _SPACE, _LINE = ord("0"), ord(","), ord(" "), ord("\n")
+_LAST_DIGIT = HEADER_BYTES - 8  # of a shape, what ends a header stands behind it
 _pread: Any = types.ExternalFunction("pread", types.intp(types.intc, types.uintp, types.uintp, types.int64))
 
 
@@ -112,28 +113,31 @@ def place_of(extents: Numbers, offset: int) -> int:
 
 @compiled
 def header_fits(header: NDArray[np.uint8], width: int, count: int) -> bool:
-    """Compare with the header that numpy writes for `count` numbers of uint16 or uint32."""
+    """Compare with the header that numpy writes for `count` numbers of uint16 or uint32, in one row or a grid."""
     size = len(_BEFORE)
     for place in range(size):
         expected = _ZERO + width if place == _WIDTH_PLACE else _BEFORE[place]
         if header[place] != expected:
             return False
-    power = 1
-    while power * 10 <= count:
-        power *= 10
-    place = size
-    while power:
-        if header[place] != _ZERO + count // power % 10:
+    place, items, dimensions = size, 1, 0
+    while dimensions == 0 or (header[place] == _COMMA and header[place + 1] == _SPACE):
+        place += 2 if dimensions else 0
+        first, number = place, 0
+        while place < _LAST_DIGIT and number <= count and _ZERO <= header[place] <= _ZERO + 9:
+            number = number * 10 + header[place] - _ZERO
+            place += 1
+        items *= number
+        if place == first or header[first] == _ZERO or items > count:
             return False
-        place += 1
-        power //= 10
-    for number in range(len(_BEHIND)):
-        if header[place + number] != _BEHIND[number]:
+        dimensions += 1
+    skipped = 0 if dimensions == 1 else 1  # (3,) has a comma, (3, 4) none
+    for number in range(skipped, len(_BEHIND)):
+        if header[place + number - skipped] != _BEHIND[number]:
             return False
-    for number in range(place + len(_BEHIND), HEADER_BYTES - 1):
+    for number in range(place + len(_BEHIND) - skipped, HEADER_BYTES - 1):
         if header[number] != _SPACE:
             return False
-    return bool(header[HEADER_BYTES - 1] == _LINE)
+    return bool(items == count and header[HEADER_BYTES - 1] == _LINE)
 
 
 @compiled

@@ -25,5 +25,5 @@ PAD, EOL, EOF, TEXT_BASE, VISION_BASE, TEXT_SIZE, CODEBOOK_SIZE = range(7)  # of
 
 GOOD, NO_LAYOUT, UNREAD, NO_HEADER, OUT_OF_RANGE = range(5)  # what became of a document
 NO_LABEL = -100
-HEADER_BYTES = 128  # of an .npy of one dimension, as numpy writes it
+HEADER_BYTES = 128  # of an .npy of one to three dimensions, as numpy writes it
 KIND_MARKER, KIND_TEXT, KIND_VISION = range(3)  # as in tokenize/layouts.py

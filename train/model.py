@@ -90,13 +90,25 @@ class PackedModel(nn.Module):
 
 
 def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> float:
-    """Give the attention share of a model that is not built: no weight is drawn or read."""
-    from transformers import AutoConfig, Emu3ForCausalLM
+    """Give the attention share of a model that is not built: no weight is drawn or read.
 
-    where = settings.from_path
-    config = AutoConfig.from_pretrained(where) if where else model_config(settings, vocabulary, context)
+    Raises RecipeError where `train.model.from` names no model.
+    """
+    from transformers import Emu3ForCausalLM
+
+    config = _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
     with torch.device("meta"):
         return PackedModel(Emu3ForCausalLM(config), 0.0, 1).attention_share
+
+
+def _described(path: str) -> Any:
+    """Read the shape of a language model, or of the one inside of a whole Emu3."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path).get_text_config()
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"train.model.from: {path}: {' '.join(str(error).split())[:200]}") from error
 
 
 def build_model(

@@ -73,7 +73,8 @@ def simulate(store: Store, path: str, how: Simulated, start: int, stop: int) -> 
     for number in range(start, stop):
         costs = [_step(loader, number, source, read, how) for loader, read in zip(ranks, reads, strict=True)]
         spreads.append(max(costs) * len(costs) / max(sum(costs), 1e-9))
-        _measure(ranks[0], source, memory)
+        _measure(ranks[0], memory)
+    memory["fetched"] = source.largest_fetch
     memory["steps"] = _steps_bytes(ranks[0], how)
     return _told(plan, how, (start, stop), reads, counted, memory, spreads)
 
@@ -97,6 +98,7 @@ class CountingBytes:
     def __init__(self) -> None:
         self.now = RankReads()
         self.step_bytes = 0
+        self.largest_fetch = 0
 
     def file(self, shard: str) -> ShardFile | None:
         return None
@@ -105,6 +107,7 @@ class CountingBytes:
         return self.fetch({shard: ranges})[shard]
 
     def fetch(self, wanted: Mapping[str, Sequence[Range]]) -> dict[str, list[Piece]]:
+        before = self.step_bytes
         for shard, ranges in wanted.items():
             blocks = coalesce(ranges)
             read = sum(block.end - block.start for block in blocks)
@@ -113,6 +116,7 @@ class CountingBytes:
             self.now.bytes_used += sum(length for _, length in ranges)
             self.now.shards.add(shard)
             self.step_bytes += read
+        self.largest_fetch = max(self.largest_fetch, self.step_bytes - before)
         return {shard: [_NOTHING] * len(ranges) for shard, ranges in wanted.items()}
 
     def close(self) -> None:
@@ -179,11 +183,10 @@ def _step(loader: _Loader, number: int, source: CountingBytes, read: RankReads, 
     return cost
 
 
-def _measure(loader: _Loader, source: CountingBytes, memory: dict[str, int]) -> None:
+def _measure(loader: _Loader, memory: dict[str, int]) -> None:
     """Remember the most of what one process holds."""
     held = loader.counter.held()
     held["windows"] = sum(_array_bytes(window) for window in loader.plan.windows_kept())
-    held["fetched"] = source.step_bytes
     for name, number in held.items():
         memory[name] = max(memory.get(name, 0), number)
 

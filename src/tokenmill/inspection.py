@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import TokenmillError
+from tokenmill.errors import RecipeError, TokenmillError
 from tokenmill.manifests.inspect import inspect, render
 from tokenmill.manifests.inspect_sample import Decoders
 from tokenmill.manifests.storage import Store, open_store
 
 log = logging.getLogger(__name__)
+
+_HUB_TIMEOUT_S = 3.0
 
 
 def inspect_path(
@@ -61,11 +63,33 @@ class _Frames:
         if self._vision is None:
             from tokenmill.tokenize.vision import load_vision_tokenizer
 
-            self._vision = load_vision_tokenizer(self._spec["name"], **_options(self._spec))
+            self._vision = load_vision_tokenizer(_within_reach(self._spec["name"]), **_options(self._spec))
         codes = codes_thw.astype(np.uint32)
         frames: NDArray[np.uint8]
         frames = self._vision.decode_images(codes) if len(codes) == 1 else self._vision.decode_video(codes[None])[0]
         return frames
+
+
+def _within_reach(name: str) -> str:
+    """Return a tokenizer's name, or its folder in the hub's cache where the hub does not answer.
+
+    The hub's own client tries for 25 s, which a training run wants and somebody who looks does not. Raises RecipeError
+    where the cache has none.
+    """
+    from tokenmill.tokenize.loading import is_hub_name
+
+    if not is_hub_name(name):
+        return name
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # of whichever client the hub's library uses: it changed between versions
+        described = try_to_load_from_cache(name, "config.json")
+        if not isinstance(described, str):
+            raise RecipeError(f"vision tokenizer {name}: the hub does not answer, and the cache has none") from error
+        return str(Path(described).parent)
+    return name
 
 
 def _options(spec: Mapping[str, Any]) -> dict[str, Any]:

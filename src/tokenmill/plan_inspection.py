@@ -48,7 +48,7 @@ def inspect_plan(
     plan or has no such pack, RecipeError for options that do not go together or a step of unknown size.
     """
     view.check()
-    store = open_store(path.rstrip("/").removesuffix("/plan.json"), storage)
+    store = open_store("." if path == "plan.json" else path.rstrip("/").removesuffix("/plan.json"), storage)
     if not store.exists("plan.json"):
         raise ManifestError(f"{path}: no finished plan there, and --pack and --step look into one")
     plan = open_plan(*placed_in_root(store, ""))

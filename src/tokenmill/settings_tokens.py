@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Extension = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
+Extension = Annotated[str, Field(pattern=r"^[a-z0-9_.\-]+$")]  # webdataset reads all of them in lower case
 Positive = Annotated[int, Field(ge=1)]
 
 

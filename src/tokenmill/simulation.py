@@ -21,7 +21,11 @@ def asked_for(options: argparse.Namespace) -> bool:
 
 
 def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None, steps: str | None) -> dict[str, Any]:
-    """Simulate a recipe's training on a plan; raises RecipeError for numbers that are none."""
+    """Simulate a recipe's training on a plan; raises RecipeError for numbers that are none.
+
+    Steps count over the whole run: those of a plan that continues another begin where it takes over.
+    """
+    from tokenmill.manifests.plan_border import first_step
     from tokenmill.tokenize.vocabulary import build_vocabulary
     from tokenmill.train.model import attention_share_of
     from tokenmill.train.schedule import steps_per_epoch
@@ -31,8 +35,11 @@ def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None,
     for name, value, least in ("ranks", ranks, 1), ("workers", workers, 0):
         if value is not None and value < least:
             raise RecipeError(f"--{name} {value}: has to be at least {least}")
-    last = min(_FIRST_STEPS, steps_per_epoch(plan.num_packs, train.global_packs_per_step))
-    start, stop = (0, last) if steps is None else _range(steps)
+    first = first_step(plan.description)
+    last = first + min(_FIRST_STEPS, steps_per_epoch(plan.num_packs, train.global_packs_per_step))
+    start, stop = (first, last) if steps is None else _range(steps)
+    if start < first:
+        raise RecipeError(f"--steps {steps}: {plan.folder.path} takes over at step {first:,} of the run")
     vocabulary = build_vocabulary(plan.description["vocabulary"])
     how = Simulated(
         ranks=ranks or train.ranks,
@@ -42,7 +49,8 @@ def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None,
         attention_share=attention_share_of(train.model, vocabulary, plan.context),
         loader=train.loader,
     )
-    return simulate(plan.folder.store, plan.folder.path, how, start, stop)
+    found = simulate(plan.folder.store, plan.folder.path, how, start - first, stop - first)
+    return found | {"steps": [start, stop]}
 
 
 def _range(text: str) -> tuple[int, int]:
