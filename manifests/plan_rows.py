@@ -59,7 +59,8 @@ class PackRows:
     @classmethod
     def of(cls, table: pl.DataFrame) -> PackRows:
         whole = table.select(pl.col("documents", "tokens", "squares").cast(pl.Int64), pl.col("weight").cast(pl.Float64))
-        return cls(**{name: whole[name].to_numpy() for name in whole.columns})
+        # writable as those of several windows are, or compiled code is compiled a second time in the midst of a run
+        return cls(**{name: whole[name].to_numpy(writable=True) for name in whole.columns})
 
     @classmethod
     def joined(cls, parts: Sequence[PackRows]) -> PackRows:

@@ -92,7 +92,7 @@ def _sample(rng: np.random.Generator, key: str, kind: int, vocabulary: Vocabular
             segments += [maker.vision(role="user"), maker.text("user"), maker.text("user"), maker.text("assistant")]
     ids = rng.integers(0, vocabulary.text.size, maker.num_text)
     codes = rng.integers(0, vocabulary.codebook_size, maker.num_codes)
-    text_type, code_type = rng.choice([np.uint16, np.uint32], 2)
+    text_type, code_type = (f"<u{width}" for width in rng.choice([2, 4], 2))
     modality = ("image", "video", "text", "document", "document")[kind]
     return key, modality, segments, ids.astype(text_type), codes.astype(code_type)
 

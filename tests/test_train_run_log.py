@@ -29,7 +29,8 @@ def alone(tmp_path: Path) -> Iterator[None]:
 def step(number: int, fault: str | None = None) -> Step:
     sample = ReadSample(pack=number, slot=0, key="k", shard="s.tar", sample=7, start=0, length=9, template="language",
                         fault=fault)  # fmt: skip
-    return Step(number=number, epoch=0, micro_batches=[], weight=1.0, num_tokens=9, squares=81, samples=[sample])
+    return Step(number=number, epoch=0, micro_batches=[], weight=1.0, num_tokens=9, squares=81,
+                faults=[sample] if fault else [], tell_samples=lambda: [sample])  # fmt: skip
 
 
 def log_steps(folder: RunFolder, settings: TrainSettings, start: int, stop: int, **row: Any) -> None:

@@ -111,7 +111,7 @@ def segment_from_json(fields: Mapping[str, Any]) -> Segment:
         clip = (fields.get("fps"), fields.get("seconds"))
         return VisionSegment(t, h, w, fields["offset"], *clip, fields.get("learn", True), fields.get("role"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"not a segment: {str(dict(fields))[:200]}") from error
+        raise ManifestError(f"not a segment: {str(fields)[:200]}") from error
 
 
 def segments_to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
@@ -119,4 +119,7 @@ def segments_to_json(segments: Sequence[Segment]) -> list[dict[str, Any]]:
 
 
 def segments_from_json(fields: Sequence[Mapping[str, Any]]) -> list[Segment]:
+    """Read a sample's segments back; raises ManifestError for anything that is none."""
+    if not isinstance(fields, list):
+        raise ManifestError(f"not a list of segments: {str(fields)[:200]}")
     return [segment_from_json(item) for item in fields]

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -67,12 +67,17 @@ def ahead(
     rest = iter(arguments)
     workers = Threads(threads, "loader")
     waiting: deque[Future[T]] = deque()
+
+    def give_out(count: int) -> None:
+        for argument in islice(rest, count):
+            waiting.append(workers.submit(lambda argument=argument: function(argument)))  # type: ignore[misc]
+
     try:
-        while True:
-            for argument in islice(rest, max(0, most - len(waiting))):
-                waiting.append(workers.submit(lambda argument=argument: function(argument)))  # type: ignore[misc]
-            if not waiting:
-                return
-            yield waiting.popleft().result(timeout_s)
+        give_out(most)
+        while waiting:
+            if not wait([waiting[0]], timeout_s).done:
+                raise TimeoutError
+            give_out(1)  # before the result is taken: with `most` 1, too, the next comes while this one is used
+            yield waiting.popleft().result()
     finally:
         workers.close()

@@ -68,9 +68,11 @@ class SampleReader:
     def read(self, shard: str, sample: int) -> Sample:
         """Return a sample; raises as `row`, and SampleError (`unreadable`) for bytes that are not arrays."""
         row = self.row(shard, sample)
-        spans = {name: (row[f"{name}_offset"], row[f"{name}_length"]) for name in ("codes", "text")}
-        start = min(offset for offset, length in spans.values() if length)
-        end = max(offset + length for offset, length in spans.values())
+        if row["segments"] is None:
+            raise SampleError("not_tokenized", "its index has no segments for it")
+        spans = {name: (row[f"{name}_offset"] or 0, row[f"{name}_length"] or 0) for name in ("codes", "text")}
+        start = min((offset for offset, length in spans.values() if length), default=0)
+        end = max((offset + length for offset, length in spans.values() if length), default=0)
         try:
             data = memoryview(self._store.read_range(shard, start, end - start))
         except StorageError as error:
