@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from tokenmill.errors import StorageError, TokenmillError
+from tokenmill.errors import OutageError, StorageError, TokenmillError
 from tokenmill.manifests.storage_entries import Backend, Stored, Traffic, Unfinished, traffic
 from tokenmill.manifests.storage_errors import ForkedProcessError, fault_of
 from tokenmill.manifests.storage_local import LocalFiles
@@ -215,8 +215,9 @@ class Store:
         if fault.mends:
             tried = f"given up after {spent_s:.0f} s" if spent_s >= 1 else "it did not answer before either"
             again = f"{tried}; run it again when the store is back, it resumes"
-            return StorageError(f"{place}: cannot {verb} it: {fault.why}; {again}")
-        return StorageError(f"{place}: cannot {verb} it: {fault.why}")
+            return OutageError(f"{place}: cannot {verb} it: {fault.why}; {again}")
+        kind = OutageError if fault.everywhere else StorageError
+        return kind(f"{place}: cannot {verb} it: {fault.why}")
 
 
 class _Explained:

@@ -43,6 +43,7 @@ _BY_ERRNO = {
     errno.ENOTDIR: "a part of the path is a file, not a folder; mend the path",
     errno.EISDIR: "it is a folder",
 }
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.EHOSTDOWN)  # and of a mount that is gone
 _NO_CREDENTIALS = (
     "no credentials were found, or they could not be fetched; set them in the environment (AWS_*, "
     "GOOGLE_APPLICATION_CREDENTIALS, AZURE_*), or storage.anonymous for a public bucket"
@@ -65,11 +66,15 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What an error of a store's library means; `mends` says that the same request may work a little later."""
+    """What an error of a store's library means.
+
+    `mends` says that the same request may work a little later, `everywhere` that all others would fail likewise.
+    """
 
     why: str
     mends: bool = False
     missing: bool = False
+    everywhere: bool = False
 
 
 class ShortReadError(Exception):
@@ -90,7 +95,8 @@ def fault_of(error: BaseException, verb: str) -> Fault:
     code = next((first or second for first, second in _CODE.findall(text)), "")
     status = int(found.group(1)) if (found := _STATUS.search(text)) else _status_of(error)
     if isinstance(error, ForkedProcessError):
-        return Fault("this process was forked from one that had used the store; start it anew (spawn) instead")
+        why = "this process was forked from one that had used the store; start it anew (spawn) instead"
+        return Fault(why, everywhere=True)
     if isinstance(error, ConflictError):
         return Fault("the store answers 409 ConditionalRequestConflict", mends=True)
     if isinstance(error, ShortReadError):
@@ -98,9 +104,10 @@ def fault_of(error: BaseException, verb: str) -> Fault:
     if code in _BY_CODE:
         return Fault(_BY_CODE[code])
     if code in _KEYS or status == 401 or type(error).__name__ == "UnauthenticatedError":
-        return Fault(f"the store refuses the credentials ({code or 401}); set the right ones for this bucket")
+        why = f"the store refuses the credentials ({code or 401}); set the right ones for this bucket"
+        return Fault(why, everywhere=True)
     if any(sign in text or sign in type(error).__name__ for sign in _SIGNS_OF_NO_CREDENTIALS):
-        return Fault(_NO_CREDENTIALS)
+        return Fault(_NO_CREDENTIALS, everywhere=True)
     if code in _BUSY_CODES or status in _TRANSIENT_STATUS:
         return Fault(f"the store answers {' '.join(str(part) for part in (status, code) if part)}", mends=True)
     if status == 403 or type(error).__name__ in ("PermissionDeniedError", "PermissionError"):
@@ -129,7 +136,7 @@ def _without_answer(error: BaseException, text: str) -> Fault:
         refused = "refused" in text.lower() or kind == "EndpointConnectionError"
         return Fault("the store cannot be reached" if refused else "the connection breaks or stands still", mends=True)
     if isinstance(error, OSError) and error.strerror:
-        return Fault(error.strerror)
+        return Fault(error.strerror, everywhere=error.errno in _OF_THE_MACHINE)
     if isinstance(error, ValueError) and "path" in text:
         return Fault("that is no name for an object here")
     return Fault(f"{type(error).__name__} in the library that talks to it (--debug and storage.backend may tell more)")

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from tests.recording_proxy import RecordingProxy
 
 from tokenmill.demo.tokens import Amounts, write_token_source
-from tokenmill.errors import RecipeError, RunError, StorageError
+from tokenmill.errors import OutageError, RecipeError, RunError, StorageError
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.settings_train import LoaderSettings, PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
-from tokenmill.train.shard_bytes import StoreBytes
+from tokenmill.train.loader import PlanLoader
+from tokenmill.train.shard_bytes import ShardFile, StoreBytes
 from tokenmill.train.shard_ranges import RangeReader, coalesce
 from tokenmill.train.stream import MicroBatch, PlanStream
 
@@ -288,18 +289,77 @@ def test_remote_shard_that_vanished_keeps_its_places_and_says_so(
 
 
 @pytest.mark.s3
-def test_store_that_is_gone_ends_the_run_by_name_and_in_time(remote: Remote) -> None:
-    options = {**remote.store.options, "endpoint_url": remote.proxy.endpoint, "timeout_s": 1, "retry_timeout_s": 0.5}
-    stream = PlanStream.from_url(remote.url, storage=options, global_packs=6)
-    taken = iter(stream)
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("fault", ["gone", "stands still", "refuses the credentials"])
+def test_store_that_is_gone_ends_the_run_by_name_and_gives_no_empty_step(
+    remote: Remote, batches: list[MicroBatch], fault: str, threads: int
+) -> None:
+    options = {**remote.store.options, "endpoint_url": remote.proxy.endpoint, "timeout_s": 0.3, "retry_timeout_s": 0.2}
+    loader = LoaderSettings(threads=threads, read_ahead_steps=2)
+    stream = PlanStream.from_url(remote.url, storage=options, settings=loader, global_packs=6)
+    found = []
+
+    with pytest.raises(OutageError, match=r"s3://bucket-.*cannot read it: the (connection|store)"):
+        for batch in stream:
+            found.append(batch)
+            break_down(remote.proxy, fault)
+
+    assert_same(found, batches[: len(found)])
+    assert stream.state_dict() == stream.state_after(len(found) // 6)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader-", "shard-"))]
+
+
+def break_down(proxy: RecordingProxy, fault: str) -> None:
+    if fault == "gone":
+        proxy.gone = True
+    elif fault == "stands still":
+        proxy.rate, proxy.kinds, proxy.stall_s = 1.0, ("stall",), 60
+    else:
+        proxy.answers["GET"] = (400, "ExpiredToken")
+
+
+@pytest.mark.s3
+def test_server_that_accepts_and_never_answers_ends_the_run_in_time_by_name(remote: Remote) -> None:
+    taken = iter(remote.stream({"timeout_s": 0.5}))
     next(taken)
-    remote.proxy.gone = True
+    break_down(remote.proxy, "stands still")
     started = time.monotonic()
 
-    with pytest.raises((RunError, StorageError), match=r"s3://bucket-.*cannot (be )?read"):
+    with pytest.raises(RunError, match=r"did not come within 0.5 s; waiting for tokenize/(pictures|words)/"):
         list(taken)
-    assert time.monotonic() - started < 30
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("loader-", "shard-"))]
+    assert time.monotonic() - started < 20
+
+
+class DeadMount(StoreBytes):
+    """A source of which one shard can be made to hang."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.dead, self.end = "", threading.Event()
+
+    def file(self, shard: str) -> ShardFile | None:
+        if shard == self.dead:
+            self.end.wait(60)
+        return super().file(shard)
+
+
+def test_loader_that_waits_for_a_shard_names_no_other(tmp_path: Path) -> None:
+    plan = write(open_store(str(tmp_path / "store")))
+    source = DeadMount(plan.folder.store)
+    loader = PlanLoader(plan, VOCABULARY, global_packs=1, threads=2, read_ahead_steps=1, source=source,
+                        step_timeout_s=0.3)  # fmt: skip
+    shards = [sorted({row.shard for row in plan.documents(pack)}) for pack in range(plan.num_packs)]
+    last = next(number for number, found in enumerate(shards) if found != shards[0] and number > 2)
+    steps = loader.steps(0, plan.num_packs)
+    for _ in range(last):
+        next(steps)
+    source.dead = next(shard for shard in shards[last] if shard not in shards[0])
+
+    try:
+        with pytest.raises(RunError, match=f"step [0-9]+ did not come within 0.3 s; waiting for {source.dead}$"):
+            list(steps)
+    finally:
+        source.end.set()
 
 
 @pytest.mark.s3

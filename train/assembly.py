@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import ManifestError, SampleError, StorageError
+from tokenmill.errors import ManifestError, OutageError, SampleError, StorageError
 from tokenmill.manifests.plan_rows import PackRows, Placed
 from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.documents import Assembled, assemble
@@ -129,6 +129,8 @@ class Assembler:
         """Write a document by the reference at its place in the arrays, or return why it cannot be read."""
         try:
             document = self._reference(placed)
+        except OutageError:
+            raise  # steps without data must not be trained on: the run ends and is resumed
         except _UNREADABLE as error:
             return error
         arrays.write(place, document)

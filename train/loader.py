@@ -83,7 +83,7 @@ class PlanLoader:
         self._threads = threads
         self._read_ahead_steps, self._read_ahead_bytes = read_ahead_steps, read_ahead_bytes
         self._step_timeout_s = step_timeout_s
-        self._waiting_for: dict[int, str] = {}  # thread → shard
+        self._waiting_for: dict[int, str] = {}  # thread that makes a step → shard
         self._source = StoreBytes(plan.folder.store) if source is None else source
         self._assembler = Assembler(plan, vocabulary, self._source, self._waits, read_ahead_steps + threads + 1)
 
@@ -108,6 +108,12 @@ class PlanLoader:
 
     def step(self, number: int, only: int | None = None) -> Step:
         """Read and assemble this rank's part of a step, or only one of its micro-batches."""
+        try:
+            return self._step(number, only)
+        finally:
+            self._waiting_for.pop(threading.get_ident(), None)
+
+    def _step(self, number: int, only: int | None) -> Step:
         packs = self.packs_of(number)
         costs = self.plan.costs(packs.start, packs.stop)
         loads = (costs.tokens + self._attention_share * costs.squares).tolist()
@@ -145,7 +151,7 @@ class PlanLoader:
                     yield step
                     number += 1
             except TimeoutError:
-                waited = ", ".join(sorted(set(self._waiting_for.values()))) or "the plan's tables"
+                waited = ", ".join(sorted(set(self._waiting_for.copy().values()))) or "the plan's tables"
                 raise RunError(
                     f"step {number} did not come within {self._step_timeout_s:g} s; waiting for {waited}"
                 ) from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import ManifestError, StorageError
+from tokenmill.errors import ManifestError, OutageError, StorageError
 from tokenmill.manifests.plan_rows import DocumentRows, PlanWindow
 from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.layouts import Layouts, Scanned, lay_out_scanned, scan_segments
@@ -117,6 +117,8 @@ class PackBlocks:
             self._waits(shard)
             try:
                 joined.add(place, placed, self._indexes.of(shard))
+            except OutageError:
+                raise
             except (ManifestError, StorageError):
                 continue  # its documents have no layout; the reference tells why when their turn comes
         layouts = self._layouts(placed, joined)

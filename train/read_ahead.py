@@ -25,22 +25,28 @@ class Threads:
 
     def __init__(self, count: int, name: str) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._closed = threading.Event()
+        self._closed, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
             thread.start()
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
+        """Have a function called; its future is cancelled if the threads end before."""
         future: Future[T] = Future()
-        self._tasks.put((future, task))
+        with self._lock:  # or it might come behind the last thread's end, and be waited for for ever
+            if self._closed.is_set():
+                future.cancel()
+            else:
+                self._tasks.put((future, task))
         return future
 
-    def close(self) -> None:
+    def close(self, patience_s: float = _PATIENCE_S) -> None:
         """Drop what was not begun and wait a little for the rest."""
-        self._closed.set()
-        for _ in self._threads:
-            self._tasks.put(None)
-        until = time.monotonic() + _PATIENCE_S
+        with self._lock:
+            self._closed.set()
+            for _ in self._threads:
+                self._tasks.put(None)
+        until = time.monotonic() + patience_s
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
@@ -72,6 +78,7 @@ def ahead(
         for argument in islice(rest, count):
             waiting.append(workers.submit(lambda argument=argument: function(argument)))  # type: ignore[misc]
 
+    patience_s = _PATIENCE_S
     try:
         give_out(most)
         while waiting:
@@ -79,5 +86,8 @@ def ahead(
                 raise TimeoutError
             give_out(1)  # before the result is taken: with `most` 1, too, the next comes while this one is used
             yield waiting.popleft().result()
+    except TimeoutError:
+        patience_s = 0.0  # what hangs was waited for already
+        raise
     finally:
-        workers.close()
+        workers.close(patience_s)

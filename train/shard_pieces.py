@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import StorageError
+from tokenmill.errors import OutageError, StorageError
 from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_places import mark_files
 from tokenmill.train.pack_blocks import Block
@@ -76,6 +76,8 @@ class PieceReader:
         self._waits(shard)
         try:
             file = self._source.file(shard)
+        except OutageError:
+            raise
         except StorageError as error:
             return error
         if file is not None and file.size < block.ends[place] and shard not in self._warned:
@@ -99,6 +101,8 @@ class PieceReader:
         missing = set()
         for place, stretches in wanted.items():
             for one, piece in zip(stretches, found[block.shards[place]], strict=True):
+                if isinstance(piece, OutageError):
+                    raise piece
                 if isinstance(piece, Exception):
                     missing.add(one.document)
                     continue

@@ -18,6 +18,7 @@ from tokenmill.train.read_ahead import Threads
 
 GAP_BYTES = 2**18
 _BLOCK_BYTES = 8 * 2**20  # longer ones are better read side by side
+_PATIENCE_S = 0.5  # for requests that nobody waits for any more
 
 Range: TypeAlias = tuple[int, int]  # start, length
 Piece: TypeAlias = bytes | Exception
@@ -74,7 +75,7 @@ class RangeReader:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.close()
+            pool.close(_PATIENCE_S)
 
     def _threads(self) -> Threads:
         with self._lock:

@@ -4,6 +4,7 @@
     ├── RecipeError      the recipe or the arguments are wrong          exit 2
     ├── RunError         a run failed (units failed, budget exhausted)  exit 1
     ├── StorageError     the store did not do what was asked            exit 1
+    │   └── OutageError  nothing else it holds can be had either        exit 1
     ├── ManifestError    a record, index or archive is not as described exit 1
     │   └── SchemaError  written by a newer tokenmill than this one     exit 1
     └── SampleError      one bad sample: becomes a row, never ends a run
@@ -32,6 +33,10 @@ class RunError(TokenmillError):
 
 class StorageError(TokenmillError):
     """A store refused, lost or lacks something."""
+
+
+class OutageError(StorageError):
+    """A store cannot be reached, is overloaded or refuses the credentials: no fault of the object asked for."""
 
 
 class ManifestError(TokenmillError):
