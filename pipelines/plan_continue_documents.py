@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.named_tables import NamedTable, open_named_table
-from tokenmill.manifests.plan_border import Border, BorderReference, remaining_rows
+from tokenmill.manifests.plan_border import SAME_SHARD, Border, BorderReference, remaining_rows
 from tokenmill.manifests.plan_pieces import PIECE_COLUMNS, joined
 from tokenmill.manifests.stagedir import StageDir, read_table
 from tokenmill.pipelines.plan_carried import GONE, LOWERED, SEEN, CarriedWindow, in_part
-from tokenmill.pipelines.plan_continue_seen import SAME_SHARD
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from
 from tokenmill.pipelines.plan_drawn import joined as joined_documents
 from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion, exclusion_in

@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from tokenmill.errors import ManifestError, RecipeError, StorageError
-from tokenmill.manifests.plan_border import Border, border_before, consumed_rows
+from tokenmill.manifests.plan_border import SAME_SHARD, Border, border_before, consumed_rows
 from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.plan_windows import ShardPass
 
-SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
-"""What two plans have in common that read the same shard."""
 SEEN_COLUMNS = {"shard": pl.String, "sample": pl.Int32, "repetition": pl.Int32}
 _PASSES = {"shard": pl.String, "repetition": pl.Int32}
 _CONSUMED = ("source", "shard", "sample", "repetition")
@@ -37,7 +35,7 @@ def seen_samples(border: Border, shards: pl.DataFrame, fresh: Sequence[ShardPass
     while place is not None:
         left = place.plan.shards.join(shards, on=SAME_SHARD, how="anti")
         gone = left.filter(pl.col("source").is_in(list(passes)))["shard"].to_list()
-        again = _begun_passes(place, fresh)
+        again = _begun_passes(place.plan.shards.join(shards, on=SAME_SHARD, how="semi"), fresh)
         rows = _consumed(place, gone, again)
         found.append(rows.join(again, on=["shard", "repetition"], how="semi").select(list(SEEN_COLUMNS)))
         for source, old in rows.join(again, on=["shard", "repetition"], how="anti").group_by("source"):
@@ -67,9 +65,12 @@ def _before(place: Border) -> Border | None:
         ) from error
 
 
-def _begun_passes(place: Border, fresh: Sequence[ShardPass]) -> pl.DataFrame:
-    """Return the fresh passes that a plan had begun: the mix was lowered in between."""
-    begun = dict(place.plan.shards.select("shard", "begun").iter_rows())
+def _begun_passes(same: pl.DataFrame, fresh: Sequence[ShardPass]) -> pl.DataFrame:
+    """Return the fresh passes that a plan had begun: the mix was lowered in between.
+
+    `same` are the shards that the plan had and that are still the same: under one name there may lie another by now.
+    """
+    begun = dict(same.select("shard", "begun").iter_rows())
     some = [(one.archive, one.repetition) for one in fresh if begun.get(one.archive, 0.0) > one.repetition + one.had]
     return pl.DataFrame(sorted(set(some)), schema=_PASSES, orient="row")
 

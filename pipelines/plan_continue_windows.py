@@ -15,11 +15,11 @@ import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plan_border import SAME_SHARD, Border
 from tokenmill.manifests.plans import PLAN_SCHEMA
 from tokenmill.manifests.stagedir import StageDir, table_bytes
 from tokenmill.pipelines.plan_carried import SEEN, CarriedWindow
-from tokenmill.pipelines.plan_continue_seen import SAME_SHARD, seen_samples
+from tokenmill.pipelines.plan_continue_seen import seen_samples
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.demo.tokens import Amounts, write_shards, write_token_source
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plan_border import Border, border_before
 from tokenmill.manifests.plan_pieces import continued_faults
@@ -26,7 +28,7 @@ from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.pipelines.plan_continue import border_of
 from tokenmill.settings_train import PlanSettings, TrainSettings
-from tokenmill.tokenize.documents import assembled_length, segments_from_json
+from tokenmill.tokenize.documents import TextSegment, assembled_length, segments_from_json
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 VOCABULARY = byte_vocabulary(64)
@@ -240,6 +242,34 @@ def test_samples_of_shards_made_anew_that_were_seen_do_not_come_again(store):
     two = after(new, 12 + 3)
     third = write_plan(store, again, SETTINGS, two)
     check_every_id_once(pieces(third, range(third.num_packs), consumed(border, two)), again)
+
+
+def others_texts(store: Store, groups: Sequence[Sequence[int]]) -> Snapshot:
+    """Texts by number in archives `0.tar`, `1.tar`, …: those of others keep their names when they are made anew."""
+    ids = [np.array(VOCABULARY.text.encode("word " * (7 + number)), np.uint32) for number in range(99)]
+    samples = [
+        [(f"text-{n:02d}", "text", [TextSegment(0, len(ids[n]), "body")], ids[n], ids[n][:0]) for n in group]
+        for group in groups
+    ]
+    made = write_shards(store, "others", VOCABULARY, samples)
+    files = [(replace(one.data, name=f"{n}.tar"), one.rows) for n, one in enumerate(made.commits)]
+    return Snapshot(
+        folder=made.folder,
+        commits=tuple(replace(one, files=two) for one, two in zip(made.commits, files, strict=True)),
+    )
+
+
+def test_shards_made_anew_under_their_old_names_give_what_was_not_seen(store):
+    border = after(write_plan(store, [others_texts(store, [range(15), range(15, 30)])], SETTINGS), 2)
+    anew = others_texts(store, [[40, *range(14, 2, -1), 41], range(15, 30)])
+
+    new = write_plan(store, [anew], SETTINGS, border)
+
+    found, seen = pieces(new, range(new.num_packs)), consumed(border)
+    here = {name: one for name, one in found.items() if name[1] not in {f"text-{n}" for n in range(15, 30)}}
+    before = {name for name in seen if name[1] < "text-15"}
+    assert before and set(here) == {("others", f"text-{n:02d}", 0) for n in (40, 41, *range(3, 15))} - before
+    assert list(continued_faults(new)) == []
 
 
 def test_shards_made_anew_whose_old_index_is_gone_are_refused_by_name(store):
