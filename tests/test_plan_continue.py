@@ -465,3 +465,17 @@ def test_shares_of_tokens_speak_of_the_whole_epoch_and_new_data_changes_them(sto
     assert epochs["pictures"] == pytest.approx(1.0) and 0 < epochs["words"] < 1
     check_every_id_once({name: p for name, p in found.items() if name[0] == "pictures"}, everything[:1])
     assert is_sound(new)
+
+
+def test_windows_of_a_continued_plan_hold_on_average_what_is_asked(store):
+    plan, everything = begun(store)
+    told = [  # whose records tell ids, as those of the tokenize stage do
+        Snapshot(
+            folder=one.folder, commits=tuple(replace(c, totals={"codes": 300, "text_ids": 300}) for c in one.commits)
+        )
+        for one in everything
+    ]
+    new = write_plan(store, told, SETTINGS.model_copy(update={"window_packs": 20}), after(plan, 1))
+
+    assert new.num_packs / len(new.windows) > 16 and len(new.windows) > 1
+    assert len(write_plan(store, everything, SETTINGS, after(plan, 1)).windows) > len(new.windows)
