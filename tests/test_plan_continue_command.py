@@ -24,8 +24,8 @@ from tokenmill.recipe import load_recipe
 
 G = 2
 CHANGES: Mapping[str, Any] = {
-    "plan.held_out": 0.0, "plan.context": 128, "plan.window_documents": 8, "plan.window_packs": 1, "train.global_packs_per_step": G,
-    "sources.text.range_bytes": 4000,
+    "plan.held_out": 0.0, "plan.context": 128, "plan.window_documents": 8, "plan.window_packs": 1,
+    "train.global_packs_per_step": G, "sources.text.range_bytes": 4000,
 }  # fmt: skip
 
 
