@@ -21,6 +21,8 @@ from tokenmill.manifests.storage import Store
 
 DOCUMENT_KEY = ("source", "shard", "sample", "repetition", "frame", "frames", "template", "variant")
 """What rows of a plan have in common that are pieces of one document."""
+SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
+"""What two plans have in common that read the same shard: others may lie under the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

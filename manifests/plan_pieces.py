@@ -7,7 +7,16 @@ from typing import Any
 
 import polars as pl
 
-from tokenmill.manifests.plan_border import DOCUMENT_KEY, border_before, consumed_rows, remaining_rows, window_rows
+from tokenmill.errors import ManifestError
+from tokenmill.manifests.plan_border import (
+    DOCUMENT_KEY,
+    SAME_SHARD,
+    border_before,
+    borders_before,
+    consumed_rows,
+    remaining_rows,
+    window_rows,
+)
 from tokenmill.manifests.plans import DOCUMENT_COLUMNS, Plan, read_named_table
 
 PIECE_COLUMNS = (*DOCUMENT_KEY, "start", "length")
@@ -36,17 +45,24 @@ def overlapping(rows: pl.DataFrame, key: Sequence[str] = _SAMPLE) -> pl.DataFram
 
 
 def continued_faults(plan: Plan) -> Iterator[str]:
-    """Compare a plan with the one it continues: what was consumed and what this plan has is every id once.
+    """Compare a plan with those it goes back to: what was consumed of all and what this plan has is every id once.
 
-    Documents that this plan left out (its `dropped` tables name them) may be missing. Holds the pieces of both plans in
-    memory. Raises ManifestError when the plan before is gone.
+    Documents that this plan left out (its `dropped` tables name them) may be missing, and of shards that were made anew
+    nothing is compared. Holds the pieces of this plan and all that were consumed in memory. Raises ManifestError when
+    the plan before is gone; where one further back is, after what is found without it.
     """
     border = border_before(plan)
     if border is None:
         return
     ours = _all_of(window_rows(plan, number, PIECE_COLUMNS) for number in range(len(plan.windows)))
-    consumed = _all_of(consumed_rows(border, PIECE_COLUMNS))
-    for row in overlapping(pl.concat([consumed, ours])).head(_TOLD).iter_rows(named=True):
+    consumed, gone = [ours], None
+    try:
+        for place in borders_before(border):
+            same = place.plan.shards.join(plan.shards, on=SAME_SHARD, how="semi")["shard"].implode()
+            consumed += [rows.filter(pl.col("shard").is_in(same)) for rows in consumed_rows(place, PIECE_COLUMNS)]
+    except ManifestError as error:
+        gone = error
+    for row in overlapping(pl.concat(consumed)).head(_TOLD).iter_rows(named=True):
         yield f"{_place(plan, row)}: id {row['start']} was consumed before, or comes twice"
     numbers = range(len(border.plan.windows))
     remaining = joined(_all_of(remaining_rows(border, number, PIECE_COLUMNS) for number in numbers))
@@ -54,6 +70,8 @@ def continued_faults(plan: Plan) -> Iterator[str]:
     for row in lost.join(_left_out(plan), on=["shard", "sample"], how="anti").head(_TOLD).iter_rows(named=True):
         told = f"{row['length']} ids from {row['start']} on remained of plan {border.plan.folder.path}"
         yield f"{_place(plan, row)}: {told}"
+    if gone is not None:
+        raise gone
 
 
 def _place(plan: Plan, row: Mapping[str, Any]) -> str:

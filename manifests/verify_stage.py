@@ -191,10 +191,10 @@ def _plan_faults(store: Store, path: str, checks: PlanChecks | None, *, deep: bo
 
 
 def _continued(folder: StageDir, store: Store, path: str, findings: Findings) -> None:
-    """Compare a plan with the one it continues, where that is still there."""
+    """Compare a plan with those it goes back to, as far as they are still there."""
     try:
-        told = [what for _, _, what in (fault.partition(": ") for fault in continued_faults(open_plan(store, path)))]
-        findings.add(Fault(folder.at("plan.json"), what, _REPLAN) for what in told)
+        for fault in continued_faults(open_plan(store, path)):
+            findings.add([Fault(folder.at("plan.json"), fault.partition(": ")[2], _REPLAN)])
     except (ManifestError, StorageError) as error:
         findings.note(folder.at("plan.json"), f"was not compared with the plan it continues ({error})")
 

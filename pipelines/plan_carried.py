@@ -27,6 +27,7 @@ class CarriedWindow:
         table: where its documents are, relative to the root.
         first_pack, num_packs: packs [first_pack, num_packs) of it remain.
         num_documents: as many as that plan has a pack on average.
+        num_ids: as many as the packs could hold.
     """
 
     number: int
@@ -35,6 +36,7 @@ class CarriedWindow:
     first_pack: int
     num_packs: int
     num_documents: float
+    num_ids: int
     part: int = 0
     parts: int = 1
 

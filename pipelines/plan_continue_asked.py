@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenmill.errors import RecipeError
-from tokenmill.manifests.plan_border import Border, border_before
+from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import Plan, open_plan, plan_paths
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store
@@ -29,8 +29,9 @@ def asked_plan(
 ) -> Border | Plan | None:
     """Return the place from which a phase's plan goes on; None where it begins anew.
 
-    Where the plan before is gone, but what took over from it is finished and just what the recipe asks for, that plan
-    is returned: a takedown may have removed the other. Raises as `border_of`.
+    A finished plan is returned as it is where a run stands on it and the recipe asks for nothing else, or where it took
+    over from one that is gone and is just what the recipe asks for: a takedown may have removed the other. Raises as
+    `border_of`.
     """
     if settings.continue_from is None:
         return None
@@ -48,8 +49,8 @@ def asked_plan(
         return finished
     if names_step(settings.continue_from):
         return border
-    before = border_before(border.plan)
-    return before if id_of(before.identity() if before else None) == border.plan.plan_id else border
+    is_asked = id_of(border.plan.folder.config.settings.get("continues")) == border.plan.plan_id
+    return border.plan if is_asked else border
 
 
 def _finished_plan(

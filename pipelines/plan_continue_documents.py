@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from tokenmill.errors import SampleError
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.named_tables import NamedTable, open_named_table
-from tokenmill.manifests.plan_border import Border, BorderReference, remaining_rows
+from tokenmill.manifests.plan_border import SAME_SHARD, Border, BorderReference, remaining_rows
 from tokenmill.manifests.plan_pieces import PIECE_COLUMNS, joined
 from tokenmill.manifests.stagedir import StageDir, read_table
 from tokenmill.pipelines.plan_carried import GONE, LOWERED, SEEN, CarriedWindow, in_part
-from tokenmill.pipelines.plan_continue_seen import SAME_SHARD
+from tokenmill.pipelines.plan_continue_seen import SeenRows
 from tokenmill.pipelines.plan_drawn import Drawn, Refused, drawn_from
 from tokenmill.pipelines.plan_drawn import joined as joined_documents
 from tokenmill.pipelines.plan_exclusion import NOTHING, Exclusion, exclusion_in
@@ -54,28 +54,19 @@ class Carrying:
 
     Attributes:
         shards: those that the plan before had too, with the epochs that the recipe asks for now.
-        seen: `shard`, `sample`, `repetition` of what was consumed under other shards, or in a pass planned again.
+        seen: what was consumed under other shards, or in a pass planned again.
     """
 
     border: Border
     shards: pl.DataFrame
-    seen: pl.DataFrame
+    seen: SeenRows
     settings: PlanSettings
     vocabulary: Vocabulary
     exclusion: Exclusion = NOTHING
 
     @cached_property
-    def _seen_of(self) -> dict[tuple[Any, ...], pl.DataFrame]:
-        return self.seen.partition_by("shard", "repetition", as_dict=True)
-
-    @cached_property
     def _known(self) -> dict[str, dict[str, Any]]:
         return {row["shard"]: row for row in self.shards.iter_rows(named=True)}
-
-    def seen_rows(self, shard: ShardPass) -> NDArray[np.integer[Any]]:
-        """Return the rows of a shard's index that were consumed before in this pass."""
-        found = self._seen_of.get((shard.archive, shard.repetition))
-        return np.empty(0, np.int32) if found is None else found["sample"].to_numpy()
 
     def taken_over(self, window: CarriedWindow) -> Carried:
         """Return what remains of a window of the plan before."""
@@ -143,7 +134,7 @@ def open_carrying(
     return Carrying(
         border=before,
         shards=shards.join(before.plan.shards, on=SAME_SHARD, how="semi"),
-        seen=read_table(folder.store, folder.at(SEEN)),
+        seen=SeenRows(path=folder.at(SEEN), data=folder.store.read_bytes(folder.at(SEEN))),
         settings=settings,
         vocabulary=vocabulary,
         exclusion=exclusion_in(folder),

@@ -8,20 +8,57 @@ then look rows up and read no old index. Reads the consumed rows of the plans be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, RecipeError, StorageError
-from tokenmill.manifests.plan_border import Border, border_before, consumed_rows
+from tokenmill.manifests.plan_border import SAME_SHARD, Border, border_before, consumed_rows
 from tokenmill.manifests.plans import read_named_table
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.plan_windows import ShardPass
 
-SAME_SHARD = ("shard", "index", "shard_sha256", "index_sha256")
-"""What two plans have in common that read the same shard."""
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 SEEN_COLUMNS = {"shard": pl.String, "sample": pl.Int32, "repetition": pl.Int32}
 _PASSES = {"shard": pl.String, "repetition": pl.Int32}
 _CONSUMED = ("source", "shard", "sample", "repetition")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenRows:
+    """The table that `seen_samples` gives, as the bytes of its file: 2 bytes a row stay in memory, as rows it is 24.
+
+    Rows lie in the order of their shards, so those of one pass are in few of the file's groups of 65,536.
+    """
+
+    path: str
+    data: bytes
+
+    def of(self, shard: ShardPass) -> NDArray[np.int32]:
+        """Return the rows of a shard's index that were consumed in this pass; raises ManifestError naming the table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            file = pq.ParquetFile(BytesIO(self.data), page_checksum_verification=True)
+            groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n), shard.archive)]
+            rows = pl.DataFrame(file.read_row_groups(groups, list(SEEN_COLUMNS)))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            told = " ".join(str(error).split())
+            raise ManifestError(f"{self.path}: not a readable table ({told}); remove it and plan again") from error
+        here = (pl.col("shard") == shard.archive) & (pl.col("repetition") == shard.repetition)
+        return rows.filter(here)["sample"].to_numpy().astype(np.int32)
+
+
+def _may_hold(group: pq.RowGroupMetaData, shard: str) -> bool:
+    told = group.column(0).statistics
+    return told is None or not told.has_min_max or bool(told.min <= shard <= told.max)
 
 
 def seen_samples(border: Border, shards: pl.DataFrame, fresh: Sequence[ShardPass]) -> pl.DataFrame:
@@ -37,7 +74,7 @@ def seen_samples(border: Border, shards: pl.DataFrame, fresh: Sequence[ShardPass
     while place is not None:
         left = place.plan.shards.join(shards, on=SAME_SHARD, how="anti")
         gone = left.filter(pl.col("source").is_in(list(passes)))["shard"].to_list()
-        again = _begun_passes(place, fresh)
+        again = _begun_passes(place.plan.shards.join(shards, on=SAME_SHARD, how="semi"), fresh)
         rows = _consumed(place, gone, again)
         found.append(rows.join(again, on=["shard", "repetition"], how="semi").select(list(SEEN_COLUMNS)))
         for source, old in rows.join(again, on=["shard", "repetition"], how="anti").group_by("source"):
@@ -67,9 +104,12 @@ def _before(place: Border) -> Border | None:
         ) from error
 
 
-def _begun_passes(place: Border, fresh: Sequence[ShardPass]) -> pl.DataFrame:
-    """Return the fresh passes that a plan had begun: the mix was lowered in between."""
-    begun = dict(place.plan.shards.select("shard", "begun").iter_rows())
+def _begun_passes(same: pl.DataFrame, fresh: Sequence[ShardPass]) -> pl.DataFrame:
+    """Return the fresh passes that a plan had begun: the mix was lowered in between.
+
+    `same` are the shards that the plan had and that are still the same: under one name there may lie another by now.
+    """
+    begun = dict(same.select("shard", "begun").iter_rows())
     some = [(one.archive, one.repetition) for one in fresh if begun.get(one.archive, 0.0) > one.repetition + one.had]
     return pl.DataFrame(sorted(set(some)), schema=_PASSES, orient="row")
 

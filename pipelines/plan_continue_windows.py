@@ -15,11 +15,11 @@ import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of
-from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plan_border import SAME_SHARD, Border
 from tokenmill.manifests.plans import PLAN_SCHEMA
 from tokenmill.manifests.stagedir import StageDir, table_bytes
 from tokenmill.pipelines.plan_carried import SEEN, CarriedWindow
-from tokenmill.pipelines.plan_continue_seen import SAME_SHARD, seen_samples
+from tokenmill.pipelines.plan_continue_seen import seen_samples
 from tokenmill.pipelines.plan_draws import uniform
 from tokenmill.pipelines.plan_windows import ShardPass, Window
 from tokenmill.settings_train import PlanSettings
@@ -81,6 +81,7 @@ def carried_windows(border: Border) -> list[CarriedWindow]:
                     first_pack=first,
                     num_packs=row["num_packs"],
                     num_documents=(row["num_packs"] - first) * a_pack,
+                    num_ids=(row["num_packs"] - first) * plan.context,
                 )
             )
     return found
@@ -91,8 +92,7 @@ def spread_windows(
 ) -> list[Window]:
     """Group passes and windows so that each new window has its share of both; a pure function of its arguments."""
     shuffled = sorted(fresh, key=lambda one: (uniform(plan_id, "shard", one.archive, str(one.repetition)), one.archive))
-    total = sum(map(num_documents, fresh)) + sum(map(num_documents, carried))
-    count = max(1, int(total // settings.window_documents))
+    count = _num_windows([*fresh, *carried], settings)
     groups: dict[int, list[Item]] = {}
     for place, item in [*_placed(_in_parts(shuffled, count)), *_placed(_in_parts(carried, count))]:
         groups.setdefault(int(place * count), []).append(item)
@@ -104,6 +104,17 @@ def num_documents(item: Item) -> float:
     if isinstance(item, CarriedWindow):
         return item.num_documents / item.parts
     return item.num_samples * (item.share - item.had) / item.parts
+
+
+def _num_windows(items: Sequence[Item], settings: PlanSettings) -> int:
+    """Say how many windows have on average as many documents and, where records tell their ids, packs as asked."""
+    full = sum(map(num_documents, items)) / settings.window_documents
+    if all(item.num_ids is not None for item in items):
+        ids = sum(
+            (item.num_ids or 0) * (1.0 if isinstance(item, CarriedWindow) else item.share - item.had) for item in items
+        )
+        full = min(full, ids / settings.context / settings.window_packs)
+    return max(1, int(full))
 
 
 def _in_parts(items: Sequence[T], count: int) -> list[T]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from tokenmill.faults import fault_point
 from tokenmill.manifests.identity import digest_of, sha256_hex
-from tokenmill.manifests.plan_border import Border
+from tokenmill.manifests.plan_border import SAME_SHARD, Border
 from tokenmill.manifests.plans import EPOCH_COLUMNS, PLAN_SCHEMA, SHARD_COLUMNS, WINDOW_COLUMNS
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import table_bytes
@@ -131,12 +131,13 @@ def _windows(plan: Snapshot) -> pl.DataFrame:
 
 def shard_table(sources: Sequence[Snapshot], mix: Mix, border: Border | None) -> pl.DataFrame:
     """List the shards of some sources, with the epochs for which the mix, and the plans before, take them."""
-    before = dict(border.plan.shards.select("shard", "begun").iter_rows()) if border is not None else {}
+    known = border.plan.shards if border is not None else pl.DataFrame(schema={**SHARD_COLUMNS, **EPOCH_COLUMNS})
+    before = {row[:-1]: row[-1] for row in known.select(*SAME_SHARD, "begun").iter_rows()}
     rows = []
     for s in sources:
         epochs = float(mix.epochs[s.folder.source])
         for c in s.commits:
             name, index = s.folder.at(c.data.name), s.folder.at(c.rows.name)
-            begun = max(epochs, before.get(name, 0.0))
-            rows.append((s.folder.source, name, index, c.data.sha256, c.rows.sha256, epochs, begun))
+            shard = (name, index, c.data.sha256, c.rows.sha256)
+            rows.append((s.folder.source, *shard, epochs, max(epochs, before.get(shard, 0.0))))
     return pl.DataFrame(rows, schema={**SHARD_COLUMNS, **EPOCH_COLUMNS}, orient="row")

@@ -43,7 +43,7 @@ def plan_window(
     """
     draws = _Draws(exclusion=exclusion_in(folder))
     for shard in window.shards:
-        seen = None if carrying is None else carrying.seen_rows(shard)
+        seen = None if carrying is None else carrying.seen.of(shard)
         draws.add(shard, open_named_table(folder.store, shard.index), settings, vocabulary, seen)
     if carrying is not None:
         for one in window.carried:

@@ -1,38 +1,40 @@
-"""Plans that go on from another in its middle: every id once over both, whatever came, went or was made anew."""
+"""Plans that go on from another in its middle: every id once over both, whatever the context and weights."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.continued_plans import (
+    SETTINGS,
+    VOCABULARY,
+    G,
+    after,
+    begun,
+    check_every_id_once,
+    consumed,
+    dropped,
+    is_sound,
+    mixed,
+    pictures,
+    pieces,
+    some,
+    words,
+)
 
 from tokenmill.demo.tokens import Amounts, write_token_source
-from tokenmill.errors import RecipeError
 from tokenmill.manifests.plan_border import Border, border_before
 from tokenmill.manifests.plan_pieces import continued_faults
-from tokenmill.manifests.plans import Plan, open_plan, read_named_table
+from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.snapshots import Snapshot
-from tokenmill.manifests.stagedir import read_table
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify import verify
-from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.pipelines.plan_continue import border_of
-from tokenmill.settings_train import PlanSettings, TrainSettings
-from tokenmill.tokenize.documents import assembled_length, segments_from_json
-from tokenmill.tokenize.vocabulary import byte_vocabulary
-
-VOCABULARY = byte_vocabulary(64)
-SETTINGS = PlanSettings(context=300, window_documents=16)
-G = 4
-Pieces = dict[tuple[str, str, int], list[tuple[int, int, str, int]]]  # (source, key, pass) → start, length, template, …
+from tokenmill.settings_train import PlanSettings
 
 
 @pytest.fixture
@@ -40,91 +42,11 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-def pictures(store: Store, shards: int = 6, images: int = 60) -> Snapshot:
-    return write_token_source(store, "pictures", VOCABULARY, Amounts(images=images, shards=shards))
-
-
-def words(store: Store) -> Snapshot:
-    return write_token_source(store, "words", VOCABULARY, Amounts(texts=24, text_words=100, shards=3))
-
-
-def some(snapshot: Snapshot, count: int) -> Snapshot:
-    """The state of a source when it had only its first shards."""
-    return published(Snapshot(folder=snapshot.folder, commits=tuple(snapshot.commits[:count])))
-
-
-def published(snapshot: Snapshot) -> Snapshot:
-    snapshot.publish()
-    return snapshot
-
-
-def begun(store: Store, settings: PlanSettings = SETTINGS) -> tuple[Plan, list[Snapshot]]:
-    """A plan over two thirds of the pictures and all texts; and the snapshots with all of them."""
-    everything = [pictures(store), words(store)]
-    return write_plan(store, [some(everything[0], 4), everything[1]], settings), everything
-
-
-def mixed(mix: dict[str, Any]) -> PlanSettings:
-    return PlanSettings(context=300, window_documents=16, mix=mix)
-
-
-def after(plan: Plan, step: int) -> Border:
-    return Border(plan=plan, step=step, global_packs=G)
-
-
-def pieces(plan: Plan, packs: Iterable[int], found: Pieces | None = None) -> Pieces:
-    """Collect the pieces in some packs by what they are pieces of."""
-    found = defaultdict(list) if found is None else found
-    keys: dict[str, list[str]] = {}
-    for placed in (placed for pack in packs for placed in plan.documents(pack)):
-        if placed.shard not in keys:
-            keys[placed.shard] = read_named_table(plan.folder.store, plan.index_of[placed.shard])["key"].to_list()
-        name = (placed.source, keys[placed.shard][placed.sample], placed.repetition)
-        found[name].append((placed.start, placed.length, placed.template, placed.variant))
-    return found
-
-
-def consumed(*borders: Border) -> Pieces:
-    found: Pieces = defaultdict(list)
-    for border in borders:
-        pieces(border.plan, range(border.first_pack), found)
-    return found
-
-
-def check_every_id_once(found: Pieces, snapshots: Sequence[Snapshot], passes: int = 1) -> None:
-    """Every sample of the snapshots was planned under one template, and every id of it exactly once a pass."""
-    expected = set()
-    for snapshot in snapshots:
-        for commit in snapshot.commits:
-            for row in snapshot.folder.read_rows(commit).iter_rows(named=True):
-                for repetition in range(passes):
-                    name = (snapshot.folder.source, row["key"], repetition)
-                    expected.add(name)
-                    ids = Counter(n for start, length, *_ in found[name] for n in range(start, start + length))
-                    ((template, variant),) = {piece[2:] for piece in found[name]}
-                    segments = segments_from_json(json.loads(row["segments"]))
-                    length = assembled_length(segments, template, VOCABULARY, variant)
-                    assert ids == Counter(range(length)), name
-    assert set(found) == expected
-
-
-def dropped(plan: Plan) -> list[dict[str, Any]]:
-    rows = []
-    for unit, attempt in plan.folder.record_names().items():
-        entry = plan.folder.read_commit(unit, attempt).file("dropped")
-        assert entry is not None
-        rows += list(read_table(plan.folder.store, plan.folder.at(entry.name)).iter_rows(named=True))
-    return rows
-
-
-def is_sound(plan: Plan) -> bool:
-    return plan_faults(plan) == [] and list(continued_faults(plan)) == []
-
-
-@pytest.mark.parametrize("step", [0, 1, 7, "end"])
+@pytest.mark.parametrize("step", [0, 7, "end", "second time"])
 def test_continued_plan_and_what_was_consumed_hold_every_id_once(step, store):
     plan, everything = begun(store)
-    border = after(plan, step if step != "end" else -(-plan.num_packs // G))
+    end = -(-plan.num_packs // G)
+    border = after(plan, {"end": end, "second time": end + 3}.get(step, step))
     assert len(plan.windows) > 2
 
     new = write_plan(store, everything, SETTINGS, border)
@@ -185,114 +107,6 @@ def test_chain_of_three_plans_holds_every_id_once(store):
     assert third.plan_id != write_plan(store, everything, SETTINGS, after(second, 3 + 6)).plan_id
 
 
-def test_samples_of_a_shard_that_left_leave_with_a_reason_and_their_keys(store):
-    plan, everything = begun(store)
-    border = after(plan, 4)
-    left = everything[0].folder.at(everything[0].commits[0].data.name)
-    smaller = published(Snapshot(folder=everything[0].folder, commits=tuple(everything[0].commits[1:])))
-
-    new = write_plan(store, [smaller, everything[1]], SETTINGS, border)
-
-    remained = pieces(plan, range(border.first_pack, plan.num_packs))
-    names = smaller.folder.read_rows(everything[0].commits[0])["key"].to_list()
-    keys = set(names) & {name[1] for name in remained}
-    assert {(names[row["sample"]], row["reason"], row["shard"]) for row in dropped(new)} == {
-        (key, "gone", left) for key in keys
-    }
-    assert new.description["continues"]["gone_documents"] == new.description["counts"]["dropped"]["gone"] == len(keys)
-    found = pieces(new, range(new.num_packs), consumed(border))
-    check_every_id_once(
-        {n: p for n, p in found.items() if n[1] not in gone_keys(everything[0], 1)}, [smaller, everything[1]]
-    )
-    assert is_sound(new)
-
-
-def test_windows_of_which_every_shard_left_are_empty_and_the_rest_goes_on(store):
-    plan, everything = begun(store)
-    border = after(plan, 9)
-
-    new = write_plan(store, everything[1:], SETTINGS, border)
-
-    assert {placed.source for pack in range(new.num_packs) for placed in new.documents(pack)} == {"words"}
-    found = pieces(new, range(new.num_packs), consumed(border))
-    check_every_id_once({name: p for name, p in found.items() if name[0] == "words"}, everything[1:])
-    assert is_sound(new)
-
-
-def gone_keys(snapshot: Snapshot, count: int) -> set[str]:
-    return {key for commit in snapshot.commits[:count] for key in snapshot.folder.read_rows(commit)["key"]}
-
-
-def test_samples_of_shards_made_anew_that_were_seen_do_not_come_again(store):
-    plan, everything = begun(store)
-    border = after(plan, 12)
-    anew = [pictures(store, shards=5, images=60), everything[1]]
-    assert not {c.unit for c in anew[0].commits} & {c.unit for c in everything[0].commits}
-
-    new = write_plan(store, anew, SETTINGS, border)
-
-    check_every_id_once(pieces(new, range(new.num_packs), consumed(border)), anew)
-    seen = [name for name in consumed(border) if name[0] == "pictures"]
-    assert seen and new.description["counts"]["dropped"]["seen"] == len(seen)
-    assert is_sound(new)
-
-    again = [pictures(store, shards=4, images=60), everything[1]]
-    two = after(new, 12 + 3)
-    third = write_plan(store, again, SETTINGS, two)
-    check_every_id_once(pieces(third, range(third.num_packs), consumed(border, two)), again)
-
-
-def test_shards_made_anew_whose_old_index_is_gone_are_refused_by_name(store):
-    plan, everything = begun(store)
-    border = after(plan, 12)
-    shard = next(d.shard for p in range(border.first_pack) for d in plan.documents(p) if d.source == "pictures")
-    index = plan.index_of[shard]
-    store.delete(index)
-
-    with pytest.raises(RecipeError, match=index.rsplit("/", 1)[-1]):
-        write_plan(store, [pictures(store, shards=5), everything[1]], SETTINGS, border)
-
-
-def test_raised_mix_adds_only_the_passes_that_were_not_had(store):
-    plan, everything = begun(store)
-    border = after(plan, 6)
-    raised = mixed({"pictures": 2.0, "words": 2.0})
-
-    new = write_plan(store, everything, raised, border)
-
-    check_every_id_once(pieces(new, range(new.num_packs), consumed(border)), everything, passes=2)
-    assert is_sound(new)
-
-
-def test_share_raised_step_by_step_adds_up_to_one_pass(store):
-    everything = [pictures(store), words(store)]
-    shares = [mixed({"pictures": s, "words": s}) for s in (0.3, 0.7, 1.0)]
-    first = write_plan(store, everything, shares[0])
-    one = after(first, 2)
-    second = write_plan(store, everything, shares[1], one)
-    two = after(second, 4)
-    third = write_plan(store, everything, shares[2], two)
-
-    assert first.description["totals"]["documents"] < 60 < second.description["totals"]["documents"] + 40
-    check_every_id_once(pieces(third, range(third.num_packs), consumed(one, two)), everything)
-    assert is_sound(second) and is_sound(third)
-
-
-def test_lowered_mix_lets_the_rest_go_and_raised_again_brings_it_back(store):
-    plan, everything = begun(store, mixed({"pictures": 2.0, "words": 1.0}))
-    one = after(plan, 6)
-    second = write_plan(store, everything, SETTINGS, one)
-
-    assert second.description["counts"]["dropped"]["lowered"] > 0
-    assert {name[2] for name in pieces(second, range(second.num_packs))} == {0}
-    assert is_sound(second)
-
-    two = after(second, 6 + 3)
-    raised = mixed({"pictures": 2.0, "words": 2.0})
-    third = write_plan(store, everything, raised, two)
-    check_every_id_once(pieces(third, range(third.num_packs), consumed(one, two)), everything, passes=2)
-
-
 def test_smaller_context_cuts_texts_and_drops_what_must_stay_whole(store):
     plan, everything = begun(store)
     border = after(plan, 5)
@@ -322,7 +136,7 @@ def test_continued_plan_weighs_what_its_packs_weigh(store):
 
 def test_continued_plan_killed_in_the_middle_and_resumed_has_the_same_bytes(store, tmp_path):
     plan, everything = begun(store)
-    place = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    place = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     script = tmp_path / "plan.py"
     script.write_text(_SCRIPT)
     store_copy = tmp_path / "copy"
@@ -344,7 +158,10 @@ def test_continued_plan_killed_in_the_middle_and_resumed_has_the_same_bytes(stor
 
 _SCRIPT = """
 import sys
-from test_plan_continue import SETTINGS, after, open_plan, open_store, pictures, words, write_plan
+from tests.continued_plans import SETTINGS, after, pictures, words
+from tokenmill.manifests.plans import open_plan
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.plan import write_plan
 store = open_store(sys.argv[1])
 write_plan(store, [pictures(store), words(store)], SETTINGS, after(open_plan(store, sys.argv[2]), 5))
 """
@@ -363,66 +180,6 @@ def test_verify_names_a_lost_and_a_repeated_document_of_a_continued_plan(store):
     assert any("consumed before" in fault for fault in continued_faults(shifted))
 
 
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [({"seed": 1}, "plan.seed"), ({"held_out": 0.1}, "plan.held_out"), ({"part": "held_out"}, "plan.part")],
-)
-def test_what_the_draws_hang_on_cannot_change_in_the_middle(changed, told, store):
-    plan, everything = begun(store)
-    with pytest.raises(RecipeError, match=told):
-        write_plan(store, everything, SETTINGS.model_copy(update=changed), after(plan, 5))
-
-
-def test_another_vocabulary_is_refused(store):
-    plan, _ = begun(store)
-    other = write_token_source(store, "others", byte_vocabulary(32), Amounts(images=3))
-    with pytest.raises(RecipeError, match="another vocabulary"):
-        write_plan(store, [other], SETTINGS, after(plan, 5))
-
-
-def test_end_of_a_plan_with_nothing_new_is_refused(store):
-    plan, everything = begun(store)
-    end = -(-plan.num_packs // G)
-    with pytest.raises(RecipeError, match="add data"):
-        write_plan(store, [some(everything[0], 4), everything[1]], SETTINGS, after(plan, end))
-
-
-def test_plan_and_step_are_found_by_folder_digits_and_url(store):
-    plan, _ = begun(store)
-    train = TrainSettings(global_packs_per_step=G, epochs=2)
-    digits = plan.folder.path.rsplit("/", 1)[-1]
-    for name in (
-        plan.folder.path,
-        digits,
-        f"{store.url}/{plan.folder.path}",
-        f"file://{store.url}/{plan.folder.path}/",
-    ):
-        border = border_of(store, f"{name}@7", "pretrain", train)
-        assert (border.plan.plan_id, border.step, border.first_pack) == (plan.plan_id, 7, 7 * G)
-    end = border_of(store, f"{digits}@end", "pretrain", train)
-    assert end.first_pack == plan.num_packs
-    second = border_of(store, f"{digits}@{end.step + 2}", "pretrain", train)
-    assert second.first_pack == 2 * G, "the second time through the plan"
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ("{plan}@-1", "the step is a number"),
-        ("{plan}@x", "the step is a number"),
-        ("{plan}", "names no step"),
-        ("{plan}@999", "has steps 0 to"),
-        ("0123456789abcdef@3", "no stage folder"),
-        ("plans/pretrain/nothing@3", "plans of pretrain: plans/pretrain/"),
-        ("nobody", "runs: none"),
-    ],
-)
-def test_what_names_no_step_of_a_plan_is_refused_with_what_is_there(asked, told, store):
-    plan, _ = begun(store)
-    with pytest.raises(RecipeError, match=told):
-        border_of(store, asked.format(plan=plan.folder.path), "pretrain", TrainSettings(global_packs_per_step=G))
-
-
 def test_shares_of_tokens_speak_of_the_whole_epoch_and_new_data_changes_them(store):
     plan, everything = begun(store, mixed({"pictures": {"share": 0.5}, "words": {"share": 0.5, "max_epochs": 1}}))
     border = after(plan, 3)
@@ -435,3 +192,17 @@ def test_shares_of_tokens_speak_of_the_whole_epoch_and_new_data_changes_them(sto
     assert epochs["pictures"] == pytest.approx(1.0) and 0 < epochs["words"] < 1
     check_every_id_once({name: p for name, p in found.items() if name[0] == "pictures"}, everything[:1])
     assert is_sound(new)
+
+
+def test_windows_of_a_continued_plan_hold_on_average_what_is_asked(store):
+    plan, everything = begun(store)
+    told = [  # whose records tell ids, as those of the tokenize stage do
+        Snapshot(
+            folder=one.folder, commits=tuple(replace(c, totals={"codes": 300, "text_ids": 300}) for c in one.commits)
+        )
+        for one in everything
+    ]
+    new = write_plan(store, told, SETTINGS.model_copy(update={"window_packs": 20}), after(plan, 1))
+
+    assert new.num_packs / len(new.windows) > 16 and len(new.windows) > 1
+    assert len(write_plan(store, everything, SETTINGS, after(plan, 1)).windows) > len(new.windows)

@@ -24,8 +24,8 @@ from tokenmill.recipe import load_recipe
 
 G = 2
 CHANGES: Mapping[str, Any] = {
-    "plan.held_out": 0.0, "plan.context": 128, "plan.window_documents": 8, "train.global_packs_per_step": G,
-    "sources.text.range_bytes": 4000,
+    "plan.held_out": 0.0, "plan.context": 128, "plan.window_documents": 8, "plan.window_packs": 1,
+    "train.global_packs_per_step": G, "sources.text.range_bytes": 4000,
 }  # fmt: skip
 
 
@@ -180,6 +180,8 @@ def test_continued_plan_is_trained_on_though_the_plan_before_is_gone(root, capsy
     assert run(root, capsys, "--continue-from", asked)["plan"] == row["plan"]
     assert main(["verify", str(root.folder / "root"), "--deep"]) == 0
     assert "was not compared with the plan it continues" in capsys.readouterr().out
+    root.stand_at(root.plan(f"plan.continue_from={asked}"), 5)
+    assert run(root, capsys, "--continue-from", "main")["plan"] == row["plan"], "where the run stands, all is there"
     assert main(["plan", root.recipe, "--continue-from", f"{before.folder.path}@4"]) == 2
     root.write_texts("c.jsonl", 50, 60)
     assert main(["run", root.recipe, "--until", "plan", "--continue-from", asked]) == 2

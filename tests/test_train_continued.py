@@ -74,6 +74,12 @@ def test_state_of_the_plan_before_is_taken_at_its_step_alone(tmp_path: Path) -> 
     first, second = planned(tmp_path)
     before, loader = (PlanLoader(plan, VOCABULARY, global_packs=4) for plan in (first, second))
 
+    for step in range(2 * before.steps_per_epoch + 2):
+        told = Border(plan=first, step=step, global_packs=4).to_json()
+        state = before.state(step).to_json()
+        assert {name: told[name] for name in ("epoch", "next_pack", "phase")} == {
+            name: state[name] for name in ("epoch", "next_pack", "phase")
+        }
     assert loader.step_of(before.state(2).to_json()) == 0
     assert loader.step_of(loader.state(3).to_json()) == 3
     for step in (1, 3, before.steps_per_epoch + 2):

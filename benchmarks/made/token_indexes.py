@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_indexes(root: Path, documents: int, files: int, processes: int) -> Sna
     folder = token_folder(root)
     folder.describe()
     counts = np.diff(np.linspace(0, documents, files + 1).astype(int)).tolist()
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:  # polars does not survive a fork
         commits = list(pool.map(partial(_write_index, root), range(files), counts))
     snapshot = Snapshot(folder=folder, commits=tuple(commits))
     snapshot.publish()
