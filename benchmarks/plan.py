@@ -1,14 +1,15 @@
 """How full are packs, how long does packing take, and how alike are the ranks' shares, on lengths like Emu3's?
 
-    python benchmarks/plan.py [--json] [--documents N] [--threads N]
+    python benchmarks/plan.py [--json] [--documents N] [--threads N] [--files N] [--folder PATH]
 
 Lengths by name and seed: `made/plan_lengths.py`. `fill` is that of windows as the plan stage makes them, `supply_bound`
 what no packing of them could exceed, `fill_best_fit` the same documents without cutting, best-fit decreasing, texts
 beyond the context cut off at it. `time` packs documents from lengths in memory, windows on threads;
-`bytes_per_document` is what the process grew by at its peak, lengths included. `balance` deals steps of 64 packs to 8
-ranks: the mean over micro-steps of the costliest rank ÷ the mean rank, beside the same packs in the plan's order, and
-beside what no packing goes below in that order: each pack with its longest piece's pairs alone. A pack costs its ids,
-and the pairs within its pieces by the share they have in Emu3's 8B.
+`bytes_per_document` is what the process grew by at its peak, lengths included. `files` plans as many documents from
+index files, up to the written plan (`made/plan_files.py`; `--folder` keeps the index files for the next run). `balance`
+deals steps of 64 packs to 8 ranks: the mean over micro-steps of the costliest rank ÷ the mean rank, beside the same
+packs in the plan's order, and beside what no packing goes below in that order: each pack with its longest piece's pairs
+alone. A pack costs its ids, and the pairs within its pieces by the share they have in Emu3's 8B.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import tempfile
 import time
 from bisect import bisect_left, insort
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made import plan_files
 from made.plan_lengths import MIXES, Mix, draw, windows
 from numpy.typing import NDArray
 
@@ -142,28 +146,41 @@ def _side_by_side(costs: NDArray[np.float64]) -> NDArray[np.float64]:
     return costs[np.array(hands)[:, :, 0].T]
 
 
-def measure(documents: int, threads: int) -> dict[str, Any]:
+def measure(documents: int, threads: int, files: int, folder: Path) -> dict[str, Any]:
     return {
         "time": {"emu3_5120": measure_time(MIXES["emu3_5120"], documents, threads)},  # first: peaks never fall
+        "files": {"emu3_5120": plan_files.measure(documents, files, folder)},
         "fill": {name: measure_fill(mix) for name, mix in MIXES.items()},
         "balance": {name: measure_balance(mix) for name, mix in MIXES.items() if mix.clips},
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=10_000_000, help="to time")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    found = measure(options.documents, options.threads)
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
+def show(found: dict[str, Any]) -> None:
     for part, rows in found.items():
         print(part)
         for name, row in rows.items():
+            phases = row.pop("cpu_us_per_document", {})
             print(f"  {name}: " + ", ".join(f"{key} {value:.6g}" for key, value in row.items()))
+            if phases:
+                print("    CPU µs a document: " + ", ".join(f"{key} {value:.3g}" for key, value in phases.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=10_000_000, help="to time, from lengths and from files")
+    parser.add_argument("--threads", type=int, default=2, help="that pack from lengths")
+    parser.add_argument("--files", type=int, help="that the documents are in; absent: one for 100,000")
+    parser.add_argument("--folder", type=Path, help="where the index files are kept for the next run")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--planned", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    files = options.files or max(1, options.documents // 100_000)
+    if options.planned:
+        print(json.dumps(plan_files.planned(options.planned, files)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(options.documents, options.threads, files, options.folder or Path(temporary))
+    print(json.dumps(found, indent=1)) if options.json else show(found)
 
 
 if __name__ == "__main__":

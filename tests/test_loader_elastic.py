@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.elastic_rank import Launch, loader_of, run_rank, step_reached
+from tests.elastic_rank import Launch, Way, loader_of, run_rank, step_reached
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.manifests.plans import Plan
@@ -36,10 +36,15 @@ Table = dict[int, list[Any]]
 
 
 @pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.elastic_rank"])
-    return context
+def processes(plan: Plan) -> Iterator[ForkServerContext]:
+    """A server of processes of this test's own: one that runs already would not load what is asked for here."""
+    loader_of(next(launches(plan, Path())), plan, 0).step(0)  # compiles what the server loads
+    server = forkserver.ForkServer()
+    server.set_forkserver_preload(["tests.warm_compiler", "tests.elastic_rank"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
+        yield get_context("forkserver")
+    server._stop()  # returns when no process of it is left
 
 
 @pytest.fixture(scope="module")
@@ -126,19 +131,23 @@ def read_launch(launch: Launch) -> Table:
 
 
 def launches(plan: Plan, run: Path) -> Iterator[Launch]:
-    """Launches that all differ from the one before in ranks, threads and accumulation."""
+    """Launches that all differ from the one before in ranks, threads and accumulation, and in how they read."""
     run.mkdir(exist_ok=True)
     global_packs = next(packs for packs in (5, 6, 7, 8) if plan.num_packs % packs)  # the last step has a remainder
     rng = random.Random(8)
     before = (0, 0, 0)
+    ways: tuple[Way, ...] = ("loader", "stream", "loader", "workers", "stream")
     for number in range(KILLS + 1):
+        way = ways[number % len(ways)]
+        most = 2 if way == "workers" else 4  # twelve workers on two cores would take a minute to start
         shape = before
         while any(map(operator.eq, shape, before)):
-            shape = (rng.choice((1, 1, 2, 2, 3, 4)), rng.randint(1, 4), rng.randint(1, 3))
+            shape = (min(most, rng.choice((1, 1, 2, 2, 3, 4))), rng.randint(1, most), rng.randint(1, 3))
         before = shape
         yield Launch(
             number=number, root=plan.folder.store.url, plan=plan.folder.path, run=run, global_packs=global_packs,
             world=shape[0], threads=shape[1], micro_packs=shape[2], read_ahead_steps=rng.randint(1, 6),
+            way=way,
         )  # fmt: skip
 
 

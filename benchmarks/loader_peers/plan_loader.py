@@ -1,4 +1,7 @@
-"""tokenmill itself: packs of a plan by threads of the training process; inside a torch DataLoader for the record."""
+"""tokenmill itself: packs of a plan by threads of the training process; inside a torch DataLoader for the record.
+
+Every epoch opens the plan anew and keeps nothing of the one before, neither tables nor joined documents.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import PackArrays
 
 DISTRIBUTION = "tokenmill"
-SETTINGS = {"threads": "threads", "torch DataLoader": "dataloader"}
-GLOBAL_PACKS = 16
+SETTINGS = {"16 packs a step": 16, "64 packs a step": 64}
+IN_DATALOADER = "torch DataLoader"
+_PACKS_IN_DATALOADER = 16
 
 
 def write(source: Path, folder: Path) -> None:
@@ -28,25 +32,24 @@ def write(source: Path, folder: Path) -> None:
 
 def open_epoch(folder: Path, setting: str, workers: int, way: str) -> Epoch:
     where = json.loads((folder.parent / "plan.json").read_text())
-    if SETTINGS[setting] == "dataloader":
+    if setting == IN_DATALOADER:
         steps = DataLoader(
             _Steps(where), batch_size=None, num_workers=workers, persistent_workers=True, prefetch_factor=4,
             multiprocessing_context="forkserver",  # polars does not survive a fork
         )  # fmt: skip
         return Epoch(lambda: iter(steps))
-    loader = open_loader(where, threads=max(1, workers), read_ahead_steps=4)
-    number = loader.steps_per_epoch
 
     def packs() -> Iterator[dict[str, Any]]:
-        for step in loader.steps(0, number) if workers else map(loader.step, range(number)):
+        loader = open_loader(where, SETTINGS[setting], threads=workers, read_ahead_steps=4)
+        for step in loader.steps(0, loader.steps_per_epoch):
             yield from map(arrays_of, step.micro_batches)
 
     return Epoch(packs)
 
 
-def open_loader(where: dict[str, str], **options: Any) -> PlanLoader:
+def open_loader(where: dict[str, str], global_packs: int, **options: Any) -> PlanLoader:
     plan = open_plan(open_store(where["root"]), where["plan"])
-    return PlanLoader(plan, VOCABULARY, global_packs=GLOBAL_PACKS, **options)
+    return PlanLoader(plan, VOCABULARY, global_packs=global_packs, **options)
 
 
 class _Steps(IterableDataset[Any]):
@@ -54,15 +57,13 @@ class _Steps(IterableDataset[Any]):
 
     def __init__(self, where: dict[str, str]) -> None:
         self.where = where
-        self.loader: PlanLoader | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.loader is None:
-            self.loader = open_loader(self.where, micro_packs=GLOBAL_PACKS)
+        loader = open_loader(self.where, _PACKS_IN_DATALOADER, micro_packs=_PACKS_IN_DATALOADER)
         worker = get_worker_info()
         first, distance = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(first, self.loader.steps_per_epoch, distance):
-            yield from map(tensors_of, self.loader.step(number).micro_batches)
+        for number in range(first, loader.steps_per_epoch, distance):
+            yield from map(tensors_of, loader.step(number).micro_batches)
 
 
 def tensors_of(arrays: PackArrays) -> dict[str, Any]:

@@ -1,16 +1,13 @@
-"""How long does it take from index files to a written plan, and how much memory?
+"""How long does it take from index files to a written plan, and how much memory? A part of `benchmarks/plan.py`.
 
-    python benchmarks/plan_files.py [--documents N] [--files N] [--folder PATH] [--json]
-
-Writes the index files of a made-up source (`made/token_indexes.py`), which is no part of the time and is kept in
-`--folder` for the next run; then, in a process of its own with both cores, plans it into packs of 5,120 ids and writes
-the plan. `resident_bytes_per_document` is what that process grew by at its peak since it had everything imported and
-compiled. `cpu_us_per_document` are the steps of planning one shard, without threads beside it.
+Writes the index files of a made-up source (`token_indexes.py`), which is no part of the time and is kept in the folder
+for the next run; then, in a process of its own with both cores, plans it into packs of 5,120 ids and writes the plan.
+`resident_bytes_per_document` is what that process grew by at its peak since it had everything imported and compiled.
+`cpu_us_per_document` are the steps of planning one shard, without threads beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -51,7 +48,7 @@ def measure(documents: int, files: int, folder: Path) -> dict[str, Any]:
         (root / "written").touch()
     subprocess.run(["rm", "-rf", str(root / "plans")], check=True)
     os.sync()  # what was written must not be paid for by the plan
-    command = [sys.executable, __file__, "--planned", str(root), "--files", str(files)]
+    command = [sys.executable, sys.argv[0], "--planned", str(root), "--files", str(files)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {"documents": documents, "files": files, **json.loads(answer)}
 
@@ -113,29 +110,3 @@ def _phases(snapshot: Snapshot, store: Store) -> dict[str, float]:
 
 def _peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=1_000_000)
-    parser.add_argument("--files", type=int, default=10)
-    parser.add_argument("--folder", type=Path, default=None, help="where the indexes are kept for the next run")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--planned", type=Path, default=None, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.planned:
-        print(json.dumps(planned(options.planned, options.files)))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        found = measure(options.documents, options.files, options.folder or Path(temporary))
-    if options.json:
-        print(json.dumps(found, indent=1))
-        return
-    print(f"{found['documents']:,} documents of {found['files']} files in {found['seconds']:.1f} s "
-          f"({found['cpu_s']:.1f} s of CPU), {found['resident_bytes_per_document']:.1f} bytes resident and "
-          f"{found['plan_bytes_per_document']:.1f} written a document, fill {found['fill']:.4f}")  # fmt: skip
-    print("CPU microseconds a document:", found["cpu_us_per_document"])
-
-
-if __name__ == "__main__":
-    main()
