@@ -7,7 +7,6 @@ S packs, D documents, L ids of all packs, M micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,8 +19,6 @@ from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_places import place_packs
 from tokenmill.train.packs import FILLER_LENGTH, NO_LABEL, PackArrays
 from tokenmill.train.step_buffers import StepBuffers
-
-Hands = Sequence[Sequence[int | None]]  # for each micro-step, packs of the step by number; None is a filler
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +58,40 @@ class StepArrays:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where the packs go: `table` int64 (S, 7) as the kernel has it; `packs` (S,), -1 for fillers."""
+    """Where the packs of a step go: `table` int64 (S, 6) as the kernel has it."""
 
-    packs: NDArray[np.int64]
     table: NDArray[np.int64]
+    first: int  # the lowest pack of the table; the first of the step if there are only fillers
+    last: int
     places: list[int]  # where each micro-batch begins, and behind the last
     borders: list[int]  # the same in the borders
-    sums: NDArray[np.int64]  # (M, 2): tokens and squares of each micro-batch
+    sums: list[list[int]]  # tokens and squares of each micro-batch
     documents: int
 
     @classmethod
-    def of(cls, first_pack: int, costs: PackRows, hands: Hands, context: int) -> Slots:
-        packs = np.array([-1 if pack is None else pack for hand in hands for pack in hand], np.int64)
-        ends = np.array(list(accumulate(len(hand) for hand in hands)), np.int64)
-        table = np.empty((len(packs), tables.SLOT_COLUMNS), np.int64)
-        bounds, sums = np.empty((len(hands) + 1, 2), np.int64), np.empty((len(hands), 2), np.int64)
-        documents = place_packs(
-            packs, ends, costs.documents, costs.tokens, costs.squares, context, FILLER_LENGTH, table, bounds, sums
-        )
-        packs[packs >= 0] += first_pack
-        places, borders = bounds.T.tolist()
-        return cls(packs, table, places, borders, sums, documents)
+    def of_steps(
+        cls, first_pack: int, starts: NDArray[np.int64], costs: PackRows, hands: NDArray[np.int64], context: int
+    ) -> list[Slots]:
+        """Place the packs of steps; `hands` (steps, micro-steps, packs) and starts (steps,) number those of `costs`.
+
+        -1 is a filler. The first pack of `costs` is first_pack in the plan.
+        """
+        steps, micro_steps, micro_packs = hands.shape
+        table = np.empty((steps, micro_steps * micro_packs, tables.SLOT_COLUMNS), np.int64)
+        bounds = np.empty((steps, micro_steps + 1, 2), np.int64)
+        sums, documents = np.empty((steps, micro_steps, 2), np.int64), np.empty(steps, np.int64)
+        place_packs(hands, costs.documents, costs.tokens, costs.squares, first_pack, context, FILLER_LENGTH, table,
+                    bounds, sums, documents)  # fmt: skip
+        packs = table[:, :, tables.PACK]
+        lowest = np.where(packs < 0, np.iinfo(np.int64).max, packs).min(axis=1)
+        firsts = np.where(packs.max(axis=1) < 0, first_pack + starts, lowest)
+        columns = (firsts, packs.max(axis=1), bounds[:, :, 0], bounds[:, :, 1], sums, documents)
+        return [cls(*row) for row in zip(table, *(column.tolist() for column in columns), strict=True)]
+
+    @property
+    def packs(self) -> NDArray[np.int64]:
+        """The pack of each slot, -1 for fillers."""
+        return self.table[:, tables.PACK]
 
     @property
     def length(self) -> int:
@@ -90,7 +100,7 @@ class Slots:
     def cut(self, arrays: StepArrays) -> list[PackArrays]:
         """Give each micro-batch its part of the arrays, without a copy."""
         found = []
-        for number, (tokens, squares) in enumerate(self.sums.tolist()):
+        for number, (tokens, squares) in enumerate(self.sums):
             start, end = self.places[number], self.places[number + 1]
             found.append(
                 PackArrays(

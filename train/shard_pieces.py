@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import StorageError
 from tokenmill.train import assembly_tables as tables
-from tokenmill.train.assembly_places import mark_files
+from tokenmill.train.assembly_places import documents_of, mark_files
 from tokenmill.train.pack_blocks import Block
 from tokenmill.train.shard_bytes import ShardBytes, ShardFile
 
@@ -48,13 +48,13 @@ class PieceReader:
         self._source, self._waits = source, waits
         self._warned: set[str] = set()
 
-    def pieces(self, block: Block, slots: NDArray[np.int64], documents: int) -> Pieces:
-        """Get what the packs of `slots` need, of one block; `documents` of them are in the whole step.
+    def pieces(self, block: Block, low: int, slots: NDArray[np.int64], documents: int) -> Pieces:
+        """Get what the packs of `slots` from `low` on need, of one block; `documents` are in the whole step.
 
         What cannot be had is left out: the kernel then fails those documents, and the reference says why.
         """
         is_used = np.zeros(len(block.shards), np.bool_)
-        mark_files(slots, block.documents, is_used)
+        mark_files(slots, block.rows, block.first_pack, low, block.documents, is_used)
         descriptors, files = np.full(len(block.shards), -1, np.int64), []
         wanted: dict[int, list[_Stretch]] = {}
         for place in np.flatnonzero(is_used).tolist():
@@ -66,7 +66,7 @@ class PieceReader:
                 wanted[place] = []
         fetched, fetched_at = _NOTHING, np.full(documents, -1, np.int64)
         if wanted:
-            size = _list_stretches(block, slots, wanted)
+            size = _list_stretches(block, low, slots, wanted)
             fetched = np.empty(size, np.uint8)
             self._fetch(block, wanted, fetched, fetched_at)
         return Pieces(files, descriptors, fetched, fetched_at)
@@ -119,10 +119,12 @@ class _Stretch:
     is_first: bool
 
 
-def _list_stretches(block: Block, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
+def _list_stretches(block: Block, low: int, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
     """List what to fetch of each wanted shard; returns the size of the buffer."""
     size = 0
-    for first, end, error in slots[:, [tables.PACK_FIRST, tables.PACK_END, tables.ERROR]].tolist():
+    for slot in slots:
+        first, end, _ = documents_of(slot, block.rows, block.first_pack, low)
+        error = int(slot[tables.ERROR])
         files, layouts = block.documents[first:end, [tables.FILE, tables.LAYOUT]].T.tolist()
         for number, (place, layout) in enumerate(zip(files, layouts, strict=True)):
             if place not in wanted or layout < 0:
