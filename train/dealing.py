@@ -57,4 +57,5 @@ def deal_steps(costs: NDArray[np.float64], rank: int, world: int, micro_packs: i
     pattern = deal([0.0] * costs.shape[1], world, micro_packs)[rank]  # of equal packs: who gets the n-th dearest
     places = np.array([[-1 if place is None else place for place in hand] for hand in pattern], np.int64)
     order = np.argsort(-costs, axis=1, kind="stable")
-    return np.where(places >= 0, order[:, places], -1)
+    dealt: NDArray[np.int64] = np.where(places >= 0, order[:, places], -1)
+    return dealt

@@ -8,7 +8,6 @@ S packs, D documents, L ids of all packs, M micro-batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +33,15 @@ class StepArrays:
 
     @classmethod
     def on(cls, buffers: StepBuffers, length: int, borders: int, documents: int) -> StepArrays:
-        sizes = [8 * length, 8 * (length + 1), 4 * (length + 1), 8 * length]
-        ends = list(accumulate((size + 63) & ~63 for size in sizes))
-        memory = buffers.lend(ends[-1])
-        starts = [0, *ends[:-1]]
-        ids, labels, weights, positions = (memory[at : at + size] for at, size in zip(starts, sizes, strict=True))
+        at_labels = _lines(8 * length)
+        at_positions = at_labels + _lines(8 * (length + 1))
+        at_weights = at_positions + _lines(8 * length)
+        memory = buffers.lend(at_weights + _lines(4 * (length + 1)))
         return cls(
-            ids.view(np.int64),
-            labels.view(np.int64),
-            weights.view(np.float32),
-            positions.view(np.int64),
+            np.ndarray(length, np.int64, memory, 0),
+            np.ndarray(length + 1, np.int64, memory, at_labels),
+            np.ndarray(length + 1, np.float32, memory, at_weights),
+            np.ndarray(length, np.int64, memory, at_positions),
             np.zeros(borders, np.int32),
             np.zeros(documents, np.uint8),
         )
@@ -114,3 +112,8 @@ class Slots:
                 )
             )
         return found
+
+
+def _lines(size: int) -> int:
+    """Round bytes up to whole lines of a cache."""
+    return (size + 63) & ~63
