@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmill.train.dealing import deal
+from tokenmill.train.dealing import deal, deal_steps
 
 costs_of_packs = st.lists(st.floats(0, 1e6) | st.sampled_from([1.0, 2.0]), min_size=1, max_size=70)
 
@@ -71,3 +71,19 @@ def test_deal_what_cannot_be_dealt_raises_value_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         deal(costs, world, micro_packs)
+
+
+@given(st.lists(st.lists(st.floats(0, 1e3), min_size=11, max_size=11), min_size=1, max_size=4),
+       st.integers(1, 5), st.integers(1, 4))  # fmt: skip
+@settings(max_examples=50, deadline=None)
+def test_deal_steps_gives_each_rank_what_deal_gives(costs: list[list[float]], world: int, micro_packs: int) -> None:
+    for rank in range(world):
+        dealt = deal_steps(np.array(costs), rank, world, micro_packs)
+
+        expected = [deal(step, world, micro_packs)[rank] for step in costs]
+        assert dealt.tolist() == [[[-1 if pack is None else pack for pack in hand] for hand in one] for one in expected]
+
+
+def test_deal_steps_of_a_cost_that_is_no_number_raises_value_error() -> None:
+    with pytest.raises(ValueError, match="no number"):
+        deal_steps(np.array([[1.0, float("nan")]]), 0, 1, 1)

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, OutageError, SampleError, StorageError
-from tokenmill.manifests.plan_rows import PackRows, Placed
+from tokenmill.manifests.plan_rows import Placed
 from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.documents import Assembled, assemble
 from tokenmill.tokenize.frames import take_frames
@@ -22,7 +21,7 @@ from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_kernel import assemble_packs
 from tokenmill.train.fault_budget import FaultBudget
 from tokenmill.train.pack_blocks import Block, PackBlocks
-from tokenmill.train.pack_slots import Hands, Slots, StepArrays
+from tokenmill.train.pack_slots import Slots, StepArrays
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.samples import SampleReader
 from tokenmill.train.shard_bytes import ShardBytes
@@ -32,7 +31,7 @@ from tokenmill.train.step_buffers import StepBuffers
 from tokenmill.train.steps import ReadSample
 
 _UNREADABLE = (SampleError, StorageError, ManifestError, ValueError)
-_Chosen = tuple[Block, NDArray[np.int64]]  # a block, and the slots of its packs
+_Chosen = tuple[Block, int]  # a block, and the pack from which on it is used
 
 
 class Assembler:
@@ -53,67 +52,63 @@ class Assembler:
         self._text_weight: float = plan.description["text_weight"]
         self._vision_weight: float = plan.description["vision_weight"]
 
-    def micro_batches(
-        self, first_pack: int, costs: PackRows, hands: Hands
-    ) -> tuple[list[PackArrays], list[ReadSample]]:
-        """Assemble the packs that `hands` says, of a step that begins with first_pack; and what could not be read.
+    def micro_batches(self, slots: Slots) -> tuple[list[PackArrays], list[ReadSample]]:
+        """Assemble packs of one step; returns also what could not be read.
 
         Raises ManifestError or StorageError where the plan cannot be read, RunError after too many faults in a row.
         """
-        slots = Slots.of(first_pack, costs, hands, self._plan.context)
         arrays = StepArrays.on(self._buffers, slots.length, slots.borders[-1], slots.documents)
-        blocks = list(self._blocks_of(first_pack, slots))
-        failed = sum([self._fill(block, slots, chosen, arrays) for block, chosen in blocks])
-        faults = self._read_again(blocks, slots, arrays) if failed else []
+        chosen = list(self._blocks_of(slots))
+        failed = sum([self._fill(block, low, slots, arrays) for block, low in chosen])
+        faults = self._read_again(chosen, slots, arrays) if failed else []
         if slots.documents and not failed:
             self._faults.clear()
         return slots.cut(arrays), faults
 
-    def samples(self, packs: Sequence[int], faults: Sequence[ReadSample]) -> list[ReadSample]:
-        """Tell every document of some packs; reads their keys from the indexes."""
+    def samples(self, slots: Slots, faults: Sequence[ReadSample]) -> list[ReadSample]:
+        """Tell every document of the packs; reads their keys from the indexes."""
         known = {(fault.pack, fault.slot): fault for fault in faults}
         told = []
-        for pack in packs:
+        for pack in slots.packs[slots.packs >= 0].tolist():
             for slot, placed in enumerate(self._plan.documents(pack)):
                 fault = known.get((pack, slot))
                 told.append(fault or _told(pack, slot, placed, self._samples.key(placed.shard, placed.sample), None))
         return told
 
-    def _blocks_of(self, first_pack: int, slots: Slots) -> Iterator[_Chosen]:
-        """Yield the blocks of the packs, each with its slots (whose documents it fills in); fillers go anywhere."""
-        is_pack = slots.packs >= 0
-        packs = np.where(is_pack, slots.packs, first_pack)
-        left = np.arange(len(packs))
-        while len(left):
-            block = self._blocks.of(int(packs[left].min()))
-            is_here = packs[left] < block.end_pack
-            chosen, left = left[is_here], left[~is_here]
-            local = packs[chosen] - block.first_pack
-            slots.table[chosen, tables.PACK_FIRST] = block.rows[local]
-            slots.table[chosen, tables.PACK_END] = block.rows[local + is_pack[chosen]]
-            yield block, chosen
+    def _blocks_of(self, slots: Slots) -> Iterator[_Chosen]:
+        """Yield the blocks of the packs, and the pack from which on each is used: blocks may overlap."""
+        low = slots.first
+        while True:
+            block = self._blocks.of(low)
+            yield block, low
+            if slots.last < block.end_pack:
+                return
+            low = int(slots.packs[slots.packs >= block.end_pack].min())
 
-    def _fill(self, block: Block, slots: Slots, chosen: NDArray[np.int64], arrays: StepArrays) -> int:
+    def _fill(self, block: Block, low: int, slots: Slots, arrays: StepArrays) -> int:
         """Let the kernel write the packs of one block; returns how many documents failed."""
-        table = slots.table if len(chosen) == len(slots.table) else slots.table[chosen]
-        pieces = self._pieces.pieces(block, table, slots.documents)
+        pieces = self._pieces.pieces(block, low, slots.table, slots.documents)
         weights = np.array([0.0, self._text_weight, self._vision_weight], np.float32)
         return int(
             assemble_packs(
-                table, block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
+                slots.table, block.rows, block.first_pack, low,
+                block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
                 pieces.descriptors, pieces.fetched, pieces.fetched_at, np.empty(block.scratch_bytes, np.uint8),
                 self._names, weights, arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
                 arrays.errors,
             )
         )  # fmt: skip
 
-    def _read_again(self, blocks: Sequence[_Chosen], slots: Slots, arrays: StepArrays) -> list[ReadSample]:
+    def _read_again(self, chosen: Sequence[_Chosen], slots: Slots, arrays: StepArrays) -> list[ReadSample]:
         """Give the documents that the kernel could not write to the reference; returns those that it cannot read."""
         faults = []
-        for block, chosen in blocks:
-            for slot in chosen.tolist():
-                first, end, place, *_ = slots.table[slot].tolist()
-                errors = arrays.errors[slots.table[slot, tables.ERROR] :][: end - first].tolist()
+        for block, low in chosen:
+            for slot in slots.table:
+                pack, place = int(slot[tables.PACK]), int(slot[tables.PLACE])
+                if not low <= pack < block.end_pack:
+                    continue
+                first, end = block.rows[pack - block.first_pack :][:2].tolist()
+                errors = arrays.errors[slot[tables.ERROR] :][: end - first].tolist()
                 for number, error in enumerate(errors):
                     placed = block.window.documents.placed(block.first_row + first + number)
                     fault = self._again(placed, place, arrays) if error else None
@@ -121,7 +116,7 @@ class Assembler:
                         self._faults.clear()
                     else:
                         self._faults.add(placed, fault)
-                        faults.append(_told(int(slots.packs[slot]), number, placed, "", str(fault)))
+                        faults.append(_told(pack, number, placed, "", str(fault)))
                     place += placed.length
         return faults
 

@@ -20,7 +20,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from tokenmill.compiled import compiled
-from tokenmill.train.assembly_places import codes_before
+from tokenmill.train.assembly_places import codes_before, documents_of
 from tokenmill.train.assembly_tables import (
     AT,
     BASE,
@@ -49,8 +49,6 @@ from tokenmill.train.assembly_tables import (
     NO_LABEL,
     NO_LAYOUT,
     OUT_OF_RANGE,
-    PACK_END,
-    PACK_FIRST,
     PACK_SIZE,
     PAD,
     PLACE,
@@ -298,6 +296,9 @@ def copy_piece(
 @compiled
 def assemble_packs(
     slots: Numbers,
+    rows: Numbers,
+    first_pack: int,
+    low: int,
     documents: Numbers,
     extents: Numbers,
     offsets: Numbers,
@@ -316,17 +317,21 @@ def assemble_packs(
     borders: Parts,
     errors: NDArray[np.uint8],
 ) -> int:
-    """Write the packs of `slots`; returns how many documents could not be, which `errors` tells one by one.
+    """Write the packs of `slots` that are taken from a block; returns how many documents could not be.
 
+    `errors` tells it one by one. `rows`, first_pack and `low` say which packs (assembly_places.documents_of).
     Bytes of a document come from its file's descriptor, or from `fetched` where that is negative: fetched_at[e] is its
     place there, -1 where it did not come. `labels` and `weights` begin one place before ids.
     """
     failed = 0
     for number in range(len(slots)):
         slot = slots[number]
+        first, last, is_taken = documents_of(slot, rows, first_pack, low)
+        if not is_taken:
+            continue
         place, error, border = slot[PLACE], slot[ERROR], slot[BORDER]
         end = place + slot[PACK_SIZE]
-        for document in range(slot[PACK_FIRST], slot[PACK_END]):
+        for document in range(first, last):
             row, stretches = documents[document], extents[document]
             length, layout = row[LENGTH], row[LAYOUT]
             outcome, buffer = NO_LAYOUT, scratch

@@ -24,8 +24,7 @@ from tokenmill.train.assembly_tables import (
     LAST,
     LAYOUT,
     LENGTH,
-    PACK_END,
-    PACK_FIRST,
+    PACK,
     PACK_SIZE,
     PLACE,
     ROWS,
@@ -37,57 +36,78 @@ from tokenmill.train.assembly_tables import (
     Parts,
 )
 
+Grid = NDArray[np.int64]  # of three axes
+
 _LARGEST_GAP = 16_384  # bytes read in vain rather than ask once more
 
 
 @compiled
 def place_packs(
-    packs: Numbers,
-    ends: Numbers,
+    hands: Grid,
     documents: Numbers,
     tokens: Numbers,
     squares: Numbers,
+    first_pack: int,
     context: int,
     filler: int,
-    slots: Numbers,
-    bounds: Numbers,
-    sums: Numbers,
-) -> int:
-    """Give each pack its place in the arrays of a step; micro-batch m has packs [ends[m - 1], ends[m]), -1 a filler.
+    slots: Grid,
+    bounds: Grid,
+    sums: Grid,
+    found: Numbers,
+) -> None:
+    """Give each pack its place in the arrays of its step; `hands` (K, M, m) are numbers of packs, -1 for fillers.
 
-    Fills in `slots`, `bounds` (M + 1, 2): places and borders where micro-batches begin, and `sums` (M, 2): tokens and
-    squares of each. Returns how many documents there are.
+    Fills in, of each step: `slots` (K, M · m, 6), `bounds` (K, M + 1, 2): places and borders where micro-batches begin,
+    `sums` (K, M, 2): tokens and squares of each, and `found` (K,): how many documents there are.
     """
-    place = border = found = number = 0
-    for micro in range(len(ends)):
-        bounds[micro, 0], bounds[micro, 1] = place, border
-        sums[micro] = 0
-        base = place
-        border += 1
-        while number < ends[micro]:
-            slot, pack = slots[number], packs[number]
-            slot[PLACE], slot[BASE], slot[BORDER], slot[ERROR] = place, base, border, found
-            slot[PACK_FIRST] = slot[PACK_END] = 0
-            slot[PACK_SIZE] = filler
-            used = 0
-            if pack >= 0:
-                slot[PACK_SIZE], used = context, tokens[pack]
-                sums[micro, 0] += tokens[pack]
-                sums[micro, 1] += squares[pack]
-                found += documents[pack]
-                border += documents[pack]
-            border += used < slot[PACK_SIZE]
-            place += slot[PACK_SIZE]
-            number += 1
-    bounds[len(ends), 0], bounds[len(ends), 1] = place, border
-    return found
+    for step in range(len(hands)):
+        place = border = number = 0
+        found[step] = 0
+        for micro in range(hands.shape[1]):
+            bounds[step, micro, 0], bounds[step, micro, 1] = place, border
+            sums[step, micro] = 0
+            base = place
+            border += 1
+            for pack in hands[step, micro]:
+                slot = slots[step, number]
+                slot[PLACE], slot[BASE], slot[BORDER], slot[ERROR] = place, base, border, found[step]
+                slot[PACK], slot[PACK_SIZE] = -1, filler
+                used = 0
+                if pack >= 0:
+                    slot[PACK], slot[PACK_SIZE] = first_pack + pack, context
+                    used = tokens[pack]
+                    sums[step, micro, 0] += used
+                    sums[step, micro, 1] += squares[pack]
+                    found[step] += documents[pack]
+                    border += documents[pack]
+                border += used < slot[PACK_SIZE]
+                place += slot[PACK_SIZE]
+                number += 1
+        bounds[step, -1, 0], bounds[step, -1, 1] = place, border
 
 
 @compiled
-def mark_files(slots: Numbers, documents: Numbers, is_used: NDArray[np.bool_]) -> None:
+def documents_of(slot: Numbers, rows: Numbers, first_pack: int, low: int) -> tuple[int, int, bool]:
+    """Return the documents of a pack in a block that begins with first_pack; False for one that is not taken there.
+
+    Those from `low` on are. A filler has none, and is taken anywhere.
+    """
+    pack = slot[PACK]
+    if pack < 0:
+        return 0, 0, True
+    if pack < low or pack - first_pack >= len(rows) - 1:
+        return 0, 0, False
+    return rows[pack - first_pack], rows[pack - first_pack + 1], True
+
+
+@compiled
+def mark_files(
+    slots: Numbers, rows: Numbers, first_pack: int, low: int, documents: Numbers, is_used: NDArray[np.bool_]
+) -> None:
     """Say which files the documents of some packs are in."""
     for number in range(len(slots)):
-        for document in range(slots[number, PACK_FIRST], slots[number, PACK_END]):
+        first, end, _ = documents_of(slots[number], rows, first_pack, low)
+        for document in range(first, end):
             is_used[documents[document, FILE]] = True
 
 

@@ -19,8 +19,8 @@ AT, COUNT, WIDTH, FIRST, LAST = range(5)  # place in the file; items; bytes of o
 DOCUMENT_COLUMNS = 14
 EXTENTS = 4  # most stretches of a file that a document is read in; (N, 8): start, bytes, start, bytes …
 KIND, LOSS, SIZE, BEGIN, ROWS, COLUMNS = range(6)  # columns of parts, (P, 6)
-PACK_FIRST, PACK_END, PLACE, BASE, BORDER, PACK_SIZE, ERROR = range(7)  # columns of slots, (S, 7)
-SLOT_COLUMNS = 7
+PACK, PLACE, BASE, BORDER, PACK_SIZE, ERROR = range(6)  # columns of slots, (S, 6); PACK is -1 for a filler
+SLOT_COLUMNS = 6
 PAD, EOL, EOF, TEXT_BASE, VISION_BASE, TEXT_SIZE, CODEBOOK_SIZE = range(7)  # of the vocabulary's numbers
 
 GOOD, NO_LAYOUT, UNREAD, NO_HEADER, OUT_OF_RANGE = range(5)  # what became of a document

@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def deal(costs: Sequence[float], world: int, micro_packs: int) -> list[list[list[int | None]]]:
     """Deal packs 0 .. len(costs)-1 to ranks.
@@ -41,4 +44,18 @@ def deal(costs: Sequence[float], world: int, micro_packs: int) -> list[list[list
             round_, seat = divmod(place, world)
             rank = seat if round_ % 2 == 0 else world - 1 - seat
             dealt[rank][-1].append(pack)
+    return dealt
+
+
+def deal_steps(costs: NDArray[np.float64], rank: int, world: int, micro_packs: int) -> NDArray[np.int64]:
+    """Deal many steps of as many packs at once, (steps, packs), to one rank: (steps, micro-steps, micro_packs).
+
+    Packs are numbered within their step, fillers are -1; each step is what `deal` gives, which also raises for all.
+    """
+    if not (np.isfinite(costs) & (costs >= 0)).all():
+        raise ValueError("a pack costs less than nothing, or no number")
+    pattern = deal([0.0] * costs.shape[1], world, micro_packs)[rank]  # of equal packs: who gets the n-th dearest
+    places = np.array([[-1 if place is None else place for place in hand] for hand in pattern], np.int64)
+    order = np.argsort(-costs, axis=1, kind="stable")
+    dealt: NDArray[np.int64] = np.where(places >= 0, order[:, places], -1)
     return dealt

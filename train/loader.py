@@ -20,10 +20,10 @@ from tokenmill.manifests.plans import Plan
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train.assembly import Assembler
 from tokenmill.train.continuing import takes_over
-from tokenmill.train.dealing import deal
 from tokenmill.train.read_ahead import ahead
 from tokenmill.train.schedule import steps_per_epoch
 from tokenmill.train.shard_bytes import ShardBytes, StoreBytes
+from tokenmill.train.step_chunks import Dealing, StepChunks
 from tokenmill.train.steps import ReadSample, Step
 
 __all__ = ["LoaderState", "PlanLoader", "ReadSample", "Step"]
@@ -79,7 +79,9 @@ class PlanLoader:
         self.global_packs = global_packs
         self.rank, self.world = rank, world
         self.micro_packs = min(micro_packs, -(-global_packs // world))
-        self._attention_share = attention_share
+        self._chunks = StepChunks(plan, Dealing(global_packs=global_packs, rank=rank, world=world,
+                                                micro_packs=self.micro_packs, micro_steps=self.micro_steps,
+                                                attention_share=attention_share))  # fmt: skip
         self._threads = threads
         self._read_ahead_steps, self._read_ahead_bytes = read_ahead_steps, read_ahead_bytes
         self._step_timeout_s = step_timeout_s
@@ -114,23 +116,19 @@ class PlanLoader:
             self._waiting_for.pop(threading.get_ident(), None)
 
     def _step(self, number: int, only: int | None) -> Step:
-        packs = self.packs_of(number)
-        costs = self.plan.costs(packs.start, packs.stop)
-        loads = (costs.tokens + self._attention_share * costs.squares).tolist()
-        hands = deal(loads, self.world, self.micro_packs)[self.rank]
-        hands += [[None] * self.micro_packs] * (self.micro_steps - len(hands))
-        hands = hands if only is None else [hands[only]]
-        micro_batches, faults = self._assembler.micro_batches(packs.start, costs, hands)
-        mine = [packs[dealt] for hand in hands for dealt in hand if dealt is not None]
+        chunk = self._chunks.of(number % self.steps_per_epoch)
+        place = number % self.steps_per_epoch - chunk.first_step
+        slots = chunk.slots[place] if only is None else self._chunks.slots_of(chunk, place, only)
+        micro_batches, faults = self._assembler.micro_batches(slots)
         return Step(
             number=number,
             epoch=number // self.steps_per_epoch,
             micro_batches=micro_batches,
-            weight=float(costs.weight.sum()),
-            num_tokens=int(costs.tokens.sum()),
-            squares=int(costs.squares.sum()),
+            weight=chunk.weight[place],
+            num_tokens=chunk.tokens[place],
+            squares=chunk.squares[place],
             faults=faults,
-            tell_samples=partial(self._assembler.samples, mine, faults),
+            tell_samples=partial(self._assembler.samples, slots, faults),
         )
 
     def steps(self, start: int, stop: int) -> Generator[Step, None, None]:

@@ -7,9 +7,7 @@ S packs, D documents, L ids of all packs, M micro-batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +18,6 @@ from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_places import place_packs
 from tokenmill.train.packs import FILLER_LENGTH, NO_LABEL, PackArrays
 from tokenmill.train.step_buffers import StepBuffers
-
-Hands = Sequence[Sequence[int | None]]  # for each micro-step, packs of the step by number; None is a filler
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +33,15 @@ class StepArrays:
 
     @classmethod
     def on(cls, buffers: StepBuffers, length: int, borders: int, documents: int) -> StepArrays:
-        sizes = [8 * length, 8 * (length + 1), 4 * (length + 1), 8 * length]
-        ends = list(accumulate((size + 63) & ~63 for size in sizes))
-        memory = buffers.lend(ends[-1])
-        starts = [0, *ends[:-1]]
-        ids, labels, weights, positions = (memory[at : at + size] for at, size in zip(starts, sizes, strict=True))
+        at_labels = _lines(8 * length)
+        at_positions = at_labels + _lines(8 * (length + 1))
+        at_weights = at_positions + _lines(8 * length)
+        memory = buffers.lend(at_weights + _lines(4 * (length + 1)))
         return cls(
-            ids.view(np.int64),
-            labels.view(np.int64),
-            weights.view(np.float32),
-            positions.view(np.int64),
+            np.ndarray(length, np.int64, memory, 0),
+            np.ndarray(length + 1, np.int64, memory, at_labels),
+            np.ndarray(length + 1, np.float32, memory, at_weights),
+            np.ndarray(length, np.int64, memory, at_positions),
             np.zeros(borders, np.int32),
             np.zeros(documents, np.uint8),
         )
@@ -61,27 +56,40 @@ class StepArrays:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """Where the packs go: `table` int64 (S, 7) as the kernel has it; `packs` (S,), -1 for fillers."""
+    """Where the packs of a step go: `table` int64 (S, 6) as the kernel has it."""
 
-    packs: NDArray[np.int64]
     table: NDArray[np.int64]
+    first: int  # the lowest pack of the table; the first of the step if there are only fillers
+    last: int
     places: list[int]  # where each micro-batch begins, and behind the last
     borders: list[int]  # the same in the borders
-    sums: NDArray[np.int64]  # (M, 2): tokens and squares of each micro-batch
+    sums: list[list[int]]  # tokens and squares of each micro-batch
     documents: int
 
     @classmethod
-    def of(cls, first_pack: int, costs: PackRows, hands: Hands, context: int) -> Slots:
-        packs = np.array([-1 if pack is None else pack for hand in hands for pack in hand], np.int64)
-        ends = np.array(list(accumulate(len(hand) for hand in hands)), np.int64)
-        table = np.empty((len(packs), tables.SLOT_COLUMNS), np.int64)
-        bounds, sums = np.empty((len(hands) + 1, 2), np.int64), np.empty((len(hands), 2), np.int64)
-        documents = place_packs(
-            packs, ends, costs.documents, costs.tokens, costs.squares, context, FILLER_LENGTH, table, bounds, sums
-        )
-        packs[packs >= 0] += first_pack
-        places, borders = bounds.T.tolist()
-        return cls(packs, table, places, borders, sums, documents)
+    def of_steps(
+        cls, first_pack: int, starts: NDArray[np.int64], costs: PackRows, hands: NDArray[np.int64], context: int
+    ) -> list[Slots]:
+        """Place the packs of steps; `hands` (steps, micro-steps, packs) and starts (steps,) number those of `costs`.
+
+        -1 is a filler. The first pack of `costs` is first_pack in the plan.
+        """
+        steps, micro_steps, micro_packs = hands.shape
+        table = np.empty((steps, micro_steps * micro_packs, tables.SLOT_COLUMNS), np.int64)
+        bounds = np.empty((steps, micro_steps + 1, 2), np.int64)
+        sums, documents = np.empty((steps, micro_steps, 2), np.int64), np.empty(steps, np.int64)
+        place_packs(hands, costs.documents, costs.tokens, costs.squares, first_pack, context, FILLER_LENGTH, table,
+                    bounds, sums, documents)  # fmt: skip
+        packs = table[:, :, tables.PACK]
+        lowest = np.where(packs < 0, np.iinfo(np.int64).max, packs).min(axis=1)
+        firsts = np.where(packs.max(axis=1) < 0, first_pack + starts, lowest)
+        columns = (firsts, packs.max(axis=1), bounds[:, :, 0], bounds[:, :, 1], sums, documents)
+        return [cls(*row) for row in zip(table, *(column.tolist() for column in columns), strict=True)]
+
+    @property
+    def packs(self) -> NDArray[np.int64]:
+        """The pack of each slot, -1 for fillers."""
+        return self.table[:, tables.PACK]
 
     @property
     def length(self) -> int:
@@ -90,7 +98,7 @@ class Slots:
     def cut(self, arrays: StepArrays) -> list[PackArrays]:
         """Give each micro-batch its part of the arrays, without a copy."""
         found = []
-        for number, (tokens, squares) in enumerate(self.sums.tolist()):
+        for number, (tokens, squares) in enumerate(self.sums):
             start, end = self.places[number], self.places[number + 1]
             found.append(
                 PackArrays(
@@ -104,3 +112,8 @@ class Slots:
                 )
             )
         return found
+
+
+def _lines(size: int) -> int:
+    """Round bytes up to whole lines of a cache."""
+    return (size + 63) & ~63

@@ -7,6 +7,7 @@ for at once, and lie in one buffer behind one another.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import OutageError, StorageError
 from tokenmill.train import assembly_tables as tables
-from tokenmill.train.assembly_places import mark_files
+from tokenmill.train.assembly_places import documents_of, mark_files
 from tokenmill.train.pack_blocks import Block
-from tokenmill.train.shard_bytes import ShardBytes, ShardFile
+from tokenmill.train.shard_bytes import FILES_KEPT, ShardBytes, ShardFile
 
 log = logging.getLogger(__name__)
 
 _NOTHING = np.empty(0, np.uint8)
+_HELD_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +43,54 @@ class Pieces:
     fetched_at: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class _HeldFiles:
+    """Open files of a block that need not be asked for until a time; descriptors as in `Pieces`."""
+
+    block: Block
+    until_s: float
+    descriptors: NDArray[np.int64]
+    files: list[ShardFile]
+
+
 class PieceReader:
     """Gets bytes from a source; `waits(shard)` is told what is being waited for."""
 
     def __init__(self, source: ShardBytes, waits: Callable[[str], None]) -> None:
         self._source, self._waits = source, waits
         self._warned: set[str] = set()
+        self._held: _HeldFiles | None = None
 
-    def pieces(self, block: Block, slots: NDArray[np.int64], documents: int) -> Pieces:
-        """Get what the packs of `slots` need, of one block; `documents` of them are in the whole step.
+    def pieces(self, block: Block, low: int, slots: NDArray[np.int64], documents: int) -> Pieces:
+        """Get what the packs of `slots` from `low` on need, of one block; `documents` are in the whole step.
 
         What cannot be had is left out: the kernel then fails those documents, and the reference says why.
         """
         is_used = np.zeros(len(block.shards), np.bool_)
-        mark_files(slots, block.documents, is_used)
-        descriptors, files = np.full(len(block.shards), -1, np.int64), []
+        mark_files(slots, block.rows, block.first_pack, low, block.documents, is_used)
+        held = self._held_of(block)
         wanted: dict[int, list[_Stretch]] = {}
-        for place in np.flatnonzero(is_used).tolist():
+        for place in np.flatnonzero(is_used & (held.descriptors < 0)).tolist():
             file = self._file(block, place)
             if isinstance(file, ShardFile):
-                files.append(file)
-                descriptors[place] = file.fileno()
+                held.files.append(file)
+                held.descriptors[place] = file.fileno()
             elif file is None:
                 wanted[place] = []
         fetched, fetched_at = _NOTHING, np.full(documents, -1, np.int64)
         if wanted:
-            size = _list_stretches(block, slots, wanted)
+            size = _list_stretches(block, low, slots, wanted)
             fetched = np.empty(size, np.uint8)
             self._fetch(block, wanted, fetched, fetched_at)
-        return Pieces(files, descriptors, fetched, fetched_at)
+        return Pieces(held.files, held.descriptors, fetched, fetched_at)
+
+    def _held_of(self, block: Block) -> _HeldFiles:
+        """Return the files of a block that are at hand; now and then none, so that the source hears what is in use."""
+        held, now_s = self._held, time.monotonic()
+        if held is None or held.block is not block or now_s > held.until_s or len(held.files) >= FILES_KEPT:
+            held = _HeldFiles(block, now_s + _HELD_S, np.full(len(block.shards), -1, np.int64), [])
+            self._held = held
+        return held
 
     def _file(self, block: Block, place: int) -> ShardFile | StorageError | None:
         shard = block.shards[place]
@@ -123,10 +144,12 @@ class _Stretch:
     is_first: bool
 
 
-def _list_stretches(block: Block, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
+def _list_stretches(block: Block, low: int, slots: NDArray[np.int64], wanted: Mapping[int, list[_Stretch]]) -> int:
     """List what to fetch of each wanted shard; returns the size of the buffer."""
     size = 0
-    for first, end, error in slots[:, [tables.PACK_FIRST, tables.PACK_END, tables.ERROR]].tolist():
+    for slot in slots:
+        first, end, _ = documents_of(slot, block.rows, block.first_pack, low)
+        error = int(slot[tables.ERROR])
         files, layouts = block.documents[first:end, [tables.FILE, tables.LAYOUT]].T.tolist()
         for number, (place, layout) in enumerate(zip(files, layouts, strict=True)):
             if place not in wanted or layout < 0:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plans import Plan, open_plan
@@ -129,8 +128,8 @@ _NOTHING = OSError("nothing is read in a simulation")
 class _Counter(Assembler):
     """Asks for the bytes of packs, and assembles nothing."""
 
-    def _fill(self, block: Block, slots: Slots, chosen: NDArray[np.int64], arrays: StepArrays) -> int:
-        self._pieces.pieces(block, slots.table[chosen], slots.documents)
+    def _fill(self, block: Block, low: int, slots: Slots, arrays: StepArrays) -> int:
+        self._pieces.pieces(block, low, slots.table, slots.documents)
         return 0
 
     def held(self) -> dict[str, int]:
