@@ -126,6 +126,7 @@ def run_plans(
     `storage` says how lists of excluded samples are reached; a phase in `borders` goes on from there in another plan.
     Raises RecipeError for what the snapshots cannot give.
     """
+    snapshots = sorted(snapshots, key=lambda one: one.folder.source)  # in which order they come is no part of a plan
     found = {one.phase: (borders or {}).get(one.phase) for one in phases}
     described = [
         _describe_work(store, snapshots, one, storage, found[one.phase], may_write=options.allow_work) for one in phases

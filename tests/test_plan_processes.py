@@ -60,3 +60,12 @@ def test_plan_of_one_process_of_threads_and_of_eight_processes_has_the_same_byte
     alone, *others = (files_of_plan(root) for root in roots.values())
     assert any(name.endswith("plan.json") for name in alone)
     assert all(other == alone for other in others)
+
+
+def test_plan_of_sources_in_another_order_has_the_same_bytes(tmp_path: Path) -> None:
+    found = []
+    for name, step in (("as_they_are", 1), ("reversed", -1)):
+        snapshots = sources(tmp_path / name)[::step]
+        run_plans(open_store(str(tmp_path / name)), snapshots, [SETTINGS], RunOptions(quiet=True))
+        found.append(files_of_plan(tmp_path / name))
+    assert found[0] == found[1]
