@@ -116,10 +116,11 @@ class DocumentRows:
 
     def taken(self, start: int, stop: int) -> DocumentRows:
         """Give documents [start, stop), without a copy."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DocumentRows(
-            **{name: values if isinstance(values, tuple) else values[start:stop] for name, values in columns.items()}
-        )
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut: dict[str, Any] = {
+            name: one if isinstance(one, tuple) else one[start:stop] for name, one in columns.items()
+        }
+        return DocumentRows(**cut)
 
     def placed(self, row: int) -> Placed:
         """Give one document as an object."""

@@ -46,7 +46,7 @@ def draw_pass(
     Returns them, the samples that are left out, and how many there were. Raises ManifestError for a damaged index.
     """
     modality, segments = index.codes(["modality", "segments"])
-    tokenized = np.flatnonzero(_codes(segments) >= 0)  # others failed there, and are never drawn
+    tokenized = np.flatnonzero(np.asarray(segments.is_valid()))  # others failed there, and are never drawn
     tokenized = tokenized[in_part(tokenized, shard.part, shard.parts)]
     refused = Refused()
     unseen = tokenized
@@ -64,9 +64,7 @@ def draw_pass(
 
 
 def _codes(column: pa.DictionaryArray) -> NDArray[np.int64]:
-    """Give a column's codes, -1 for nulls."""
-    codes = column.indices.fill_null(-1)
-    return np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes)].astype(np.int64)
+    return np.asarray(column.indices.fill_null(0).to_numpy(zero_copy_only=False), np.int64)
 
 
 def _fitted(

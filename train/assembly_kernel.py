@@ -106,7 +106,7 @@ def place_of(extents: Numbers, offset: int) -> int:
     for number in range(EXTENTS):
         start, length = extents[2 * number], extents[2 * number + 1]
         if start <= offset < start + length:
-            return place + offset - start
+            return int(place + offset - start)
         place += padded(length)
     return -1
 
@@ -137,7 +137,7 @@ def header_fits(header: NDArray[np.uint8], width: int, count: int) -> bool:
     for number in range(place + len(_BEHIND) - skipped, HEADER_BYTES - 1):
         if header[number] != _SPACE:
             return False
-    return items == count and header[HEADER_BYTES - 1] == _LINE
+    return bool(items == count and header[HEADER_BYTES - 1] == _LINE)
 
 
 @compiled
@@ -187,7 +187,7 @@ def copy_items(
         to_weights[number] = weight
     if weight == 0:
         to_labels[:] = NO_LABEL
-    return np.int64(largest)
+    return int(largest)
 
 
 @compiled
@@ -244,14 +244,13 @@ def copy_part(
     """Write ids [low, high) of texts or codes; `items` begin with number `first`. False: an id is too large."""
     if part[KIND] == KIND_TEXT:
         begin = part[BEGIN] + low - first
-        return (
-            copy_items(ids, labels, weights, place, items[begin : begin + high - low], names[TEXT_BASE], weight)
-            < names[TEXT_SIZE]
-        )
+        texts = items[begin : begin + high - low]
+        largest = copy_items(ids, labels, weights, place, texts, names[TEXT_BASE], weight)
+        return bool(largest < names[TEXT_SIZE])
     begin = part[BEGIN] + codes_before(part, low) - first
     end = part[BEGIN] + codes_before(part, high) - first
     largest = copy_grid(ids, labels, weights, place, items[begin:end], part, low, high, names, weight)
-    return largest < names[CODEBOOK_SIZE]
+    return bool(largest < names[CODEBOOK_SIZE])
 
 
 @compiled

@@ -98,7 +98,7 @@ def codes_before(part: Parts, place: int) -> int:
     per_frame = part[ROWS] * per_row + 1
     frame, rest = place // per_frame, place % per_frame
     row, column = rest // per_row, rest % per_row
-    return (frame * part[ROWS] + row) * part[COLUMNS] + column
+    return int((frame * part[ROWS] + row) * part[COLUMNS] + column)
 
 
 @compiled
@@ -130,7 +130,7 @@ def find_needs(document: Numbers, parts: Parts) -> bool:
             return False
         if document[member + LAST] > 0 and document[member + WIDTH] == 0:
             return False
-    return start >= 0 and document[LENGTH] > 0 and end <= place
+    return bool(start >= 0 and document[LENGTH] > 0 and end <= place)
 
 
 @compiled

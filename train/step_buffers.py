@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,7 @@ class StepBuffers:
         """Give at least `size` bytes, undefined; they come back when the last array on them is gone."""
         memory = self._fitting(size)
         array = np.frombuffer(memoryview(memory), np.uint8)  # type: ignore[arg-type]
-        view = array.base  # a memoryview of its own, which all arrays cut from this one hold through it
-        assert isinstance(view, memoryview)
+        view: Any = array.base  # a memoryview of its own, which all arrays cut from this one hold through it
         number = id(view)
         self._lent[number] = weakref.ref(view, lambda _: self._take_back(number)), memory
         return array
