@@ -47,6 +47,7 @@ def prepare_windows(
     same = border.plan.shards.join(shards, on=SAME_SHARD, how="semi")
     fresh = fresh_passes(passes, dict(same.select("shard", "epochs").iter_rows()))
     if write and not folder.store.exists(folder.at(SEEN)):
+        folder.describe()  # so that verify and gc know an unfinished plan in what a kill leaves
         seen = seen_samples(border, shards, fresh)
         folder.store.put(folder.at("shards.parquet"), table_bytes(shards, PLAN_SCHEMA))
         folder.store.put(folder.at(SEEN), table_bytes(seen, PLAN_SCHEMA))
