@@ -51,6 +51,7 @@ class Assembler:
                                 vocabulary.text.size, vocabulary.codebook_size], np.int64)  # fmt: skip
         self._text_weight: float = plan.description["text_weight"]
         self._vision_weight: float = plan.description["vision_weight"]
+        self._class_weights = np.array([0.0, self._text_weight, self._vision_weight], np.float32)
 
     def micro_batches(self, slots: Slots) -> tuple[list[PackArrays], list[ReadSample]]:
         """Assemble packs of one step; returns also what could not be read.
@@ -88,13 +89,13 @@ class Assembler:
     def _fill(self, block: Block, low: int, slots: Slots, arrays: StepArrays) -> int:
         """Let the kernel write the packs of one block; returns how many documents failed."""
         pieces = self._pieces.pieces(block, low, slots.table, slots.documents)
-        weights = np.array([0.0, self._text_weight, self._vision_weight], np.float32)
         return int(
             assemble_packs(
                 slots.table, block.rows, block.first_pack, low,
                 block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
                 pieces.descriptors, pieces.fetched, pieces.fetched_at, np.empty(block.scratch_bytes, np.uint8),
-                self._names, weights, arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
+                self._names, self._class_weights,
+                arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
                 arrays.errors,
             )
         )  # fmt: skip

@@ -23,6 +23,7 @@ from tokenmill.train.shard_bytes import FILES_KEPT, ShardBytes, ShardFile
 log = logging.getLogger(__name__)
 
 _NOTHING = np.empty(0, np.uint8)
+_NOWHERE = np.empty(0, np.int64)
 _HELD_S = 1.0
 
 
@@ -43,7 +44,7 @@ class Pieces:
     fetched_at: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _HeldFiles:
     """Open files of a block that need not be asked for until a time; descriptors as in `Pieces`."""
 
@@ -51,6 +52,7 @@ class _HeldFiles:
     until_s: float
     descriptors: NDArray[np.int64]
     files: list[ShardFile]
+    is_whole: bool = False  # every shard of the block is open
 
 
 class PieceReader:
@@ -66,9 +68,12 @@ class PieceReader:
 
         What cannot be had is left out: the kernel then fails those documents, and the reference says why.
         """
+        held = self._held_of(block)
+        if held.is_whole:
+            self._waits(_some_of(block.shards))
+            return Pieces(held.files, held.descriptors, _NOTHING, _NOWHERE)
         is_used = np.zeros(len(block.shards), np.bool_)
         mark_files(slots, block.rows, block.first_pack, low, block.documents, is_used)
-        held = self._held_of(block)
         wanted: dict[int, list[_Stretch]] = {}
         for place in np.flatnonzero(is_used & (held.descriptors < 0)).tolist():
             file = self._file(block, place)
@@ -77,6 +82,7 @@ class PieceReader:
                 held.descriptors[place] = file.fileno()
             elif file is None:
                 wanted[place] = []
+        held.is_whole = bool((held.descriptors >= 0).all())
         fetched, fetched_at = _NOTHING, np.full(documents, -1, np.int64)
         if wanted:
             size = _list_stretches(block, low, slots, wanted)
@@ -115,8 +121,7 @@ class PieceReader:
         fetched_at: NDArray[np.int64],
     ) -> None:
         """Fill the buffer, and write where each document's stretches begin."""
-        names = [block.shards[place] for place in wanted]
-        self._waits(", ".join(names[:3]) + (" and others" if len(names) > 3 else ""))
+        self._waits(_some_of([block.shards[place] for place in wanted]))
         ranges = {block.shards[place]: [(one.start, one.length) for one in asked] for place, asked in wanted.items()}
         found = self._source.fetch(ranges)
         missing = set()
@@ -131,6 +136,10 @@ class PieceReader:
                 if one.is_first:
                     fetched_at[one.document] = one.place
         fetched_at[list(missing)] = -1
+
+
+def _some_of(shards: Sequence[str]) -> str:
+    return ", ".join(shards[:3]) + (" and others" if len(shards) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
