@@ -70,7 +70,7 @@ class PackBlocks:
         self._plan, self._vocabulary, self._indexes, self._waits = plan, vocabulary, indexes, waits
         self._blocks: list[Block] = []  # the one used last is the last
         self._lock, self._making = threading.Lock(), threading.Lock()
-        self._next: tuple[int, int] | None = None  # where the newest block ends, and how large the one behind it is
+        self._next = -1, 0, _FIRST_DOCUMENTS  # where the newest block ends, its packs, and documents of the next
 
     def of(self, pack: int) -> Block:
         """Return the block with a pack; raises ManifestError or StorageError where the plan itself cannot be read."""
@@ -95,13 +95,14 @@ class PackBlocks:
         return None
 
     def _make(self, pack: int) -> Block:
-        follows = self._next is not None and self._next[0] == pack
-        size = self._next[1] if self._next is not None and follows else _FIRST_DOCUMENTS
+        end, packs, size = self._next
+        if not end <= pack <= end + 4 * packs:  # one of many ranks has gaps between its packs
+            size = _FIRST_DOCUMENTS
         window = self._plan.window_of(pack)
         first = pack - window.first_pack
         end = int(np.searchsorted(window.rows, window.rows[first] + size, "right")) - 1
         block = self._block(window, first, max(end, first + 1))
-        self._next = block.end_pack, min(2 * size, _MOST_DOCUMENTS)
+        self._next = block.end_pack, block.end_pack - pack, min(2 * size, _MOST_DOCUMENTS)
         with self._lock:
             self._blocks = [*self._blocks[1 - _BLOCKS_KEPT :], block]
         return block
