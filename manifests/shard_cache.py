@@ -45,7 +45,7 @@ class ShardCache:
         self._warned = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / "lock-room"):
+            with _locked(folder / "lock-room", wanted=lambda: False):  # whoever holds it may take his time
                 pass
         except OSError as error:
             raise RecipeError(f"train.loader.cache: {folder}: cannot write there ({error.strerror})") from error
@@ -64,7 +64,7 @@ class ShardCache:
             os.utime(self.path(sha256))
         except FileNotFoundError:
             return False
-        except PermissionError:  # another user's: good to read, and the first to go
+        except OSError:  # another user's, or on a disk that became read-only: good to read, and the first to go
             return True
         return True
 
@@ -84,7 +84,7 @@ class ShardCache:
             with _locked(self.folder / f"lock-{sha256[:2]}", wanted) as mine:
                 return self.path(sha256).exists() or (mine and self._download(shard, sha256, wanted))
         except OSError as error:
-            self._give_up(shard, error)
+            self.give_up(shard, error)
             return False
 
     def _download(self, shard: str, sha256: str, wanted: Callable[[], bool]) -> bool:
@@ -145,7 +145,7 @@ class ShardCache:
             used -= freed
         return used + size <= self.max_bytes
 
-    def _give_up(self, shard: str, error: OSError) -> None:
+    def give_up(self, shard: str, error: OSError) -> None:
         """Tell why a shard is not kept; where there is no room, once and for all."""
         if error.errno not in _NO_ROOM:
             log.warning("%s: %s is not kept (%s)", self.folder, shard, error.strerror)

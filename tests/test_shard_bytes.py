@@ -233,6 +233,35 @@ def test_stream_fills_the_cache_behind_its_back_and_stops_when_it_is_left(
 
 
 @pytest.mark.s3
+def test_shard_that_went_out_of_the_cache_before_it_was_opened_is_fetched_again(remote: Remote, tmp_path: Path) -> None:
+    digests = dict(zip(remote.plan.shards["shard"], remote.plan.shards["shard_sha256"], strict=True))
+    source = StoreBytes(remote.store, digests, LoaderSettings(cache=str(tmp_path)))
+    shard, digest = next(iter(digests.items()))
+    assert source.file(shard) is None
+    wait_until(tmp_path, 1)
+    (tmp_path / f"{digest}.shard").unlink()
+
+    deadline = time.monotonic() + 20
+    while source.file(shard) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert source.file(shard) is not None
+    source.close()
+
+
+@pytest.mark.s3
+def test_cached_shard_that_the_disk_does_not_give_is_read_by_ranges(
+    remote: Remote, batches: list[MicroBatch], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digests = list(remote.plan.shards["shard_sha256"])
+    for digest in digests:
+        (tmp_path / f"{digest}.shard").symlink_to(f"{digest}.shard")  # which cannot be touched or opened: ELOOP
+
+    with caplog.at_level(logging.WARNING):
+        assert_same(list(remote.stream({"cache": str(tmp_path)})), batches)
+    assert "is not kept (Too many levels of symbolic links)" in caplog.text
+
+
+@pytest.mark.s3
 def test_checked_shards_go_through_the_cache_once(remote: Remote, batches: list[MicroBatch], tmp_path: Path) -> None:
     loader = {"cache": str(tmp_path / "cache"), "check_digests": True}
 
@@ -358,6 +387,8 @@ def test_loader_that_waits_for_a_shard_names_no_other(tmp_path: Path) -> None:
     try:
         with pytest.raises(RunError, match=f"step [0-9]+ did not come within 0.3 s; waiting for {source.dead}$"):
             list(steps)
+        with pytest.raises(RunError, match=f"step {last} did not come within 0.3 s; waiting for {source.dead}$"):
+            list(loader.micro_batches([(last, 0)]))  # as in a worker
     finally:
         source.end.set()
 

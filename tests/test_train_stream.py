@@ -294,6 +294,12 @@ def test_worker_stream_goes_on_from_what_was_handed_out_with_any_number_of_worke
     assert next(iter(again))["step"] == stream.steps_per_epoch
 
 
+@pytest.mark.parametrize("arguments", [{"persistent_workers": True}, {"in_order": False}])
+def test_worker_stream_whose_workers_would_not_follow_it_is_refused(plan: Plan, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="takes no persistent_workers and no in_order=False"):
+        WorkerStream(stream_of(plan), 2, **arguments)
+
+
 def leftovers() -> Counter[str]:
     """Threads, worker processes and shared memory of this process."""
     processes = [process.name for process in multiprocessing.active_children()]

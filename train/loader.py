@@ -9,10 +9,11 @@ and a torch DataLoader's pipes would cost more than the work.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import tee
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
@@ -137,22 +138,34 @@ class PlanLoader:
         Raises RunError naming the shards that threads wait for when a step does not come in time.
         """
         with closing(self._source):
-            yield from self._in_threads(start, stop) if self._threads else map(self.step, range(start, stop))
+            if self._threads:
+                places = ((number, None) for number in range(start, stop))
+                yield from self._in_time(places, self._threads, self._ahead())
+            else:
+                yield from map(self.step, range(start, stop))
 
-    def _in_threads(self, start: int, stop: int) -> Generator[Step, None, None]:
-        number = start
-        results = ahead(self.step, range(start, stop), threads=self._threads, most=self._ahead(),
+    def micro_batches(self, places: Iterable[tuple[int, int]]) -> Generator[Step, None, None]:
+        """Yield one micro-batch of each (step, micro-step), none ahead; raises as `steps`."""
+        with closing(self._source):
+            yield from self._in_time(places, 1, 1)
+
+    def _in_time(
+        self, places: Iterable[tuple[int, int | None]], threads: int, most: int
+    ) -> Generator[Step, None, None]:
+        """Yield what threads make of each (step, micro-step or all); raises RunError if it does not come in time."""
+        places, expected = tee(places)
+        results = ahead(lambda place: self.step(*place), places, threads=threads, most=most,
                         timeout_s=self._step_timeout_s)  # fmt: skip
         with closing(results):
-            try:
-                for step in results:
-                    yield step
-                    number += 1
-            except TimeoutError:
-                waited = ", ".join(sorted(set(self._waiting_for.copy().values()))) or "the plan's tables"
-                raise RunError(
-                    f"step {number} did not come within {self._step_timeout_s:g} s; waiting for {waited}"
-                ) from None
+            for number, _ in expected:
+                try:
+                    step = next(results)
+                except TimeoutError:
+                    waited = ", ".join(sorted(set(self._waiting_for.copy().values()))) or "the plan's tables"
+                    raise RunError(
+                        f"step {number} did not come within {self._step_timeout_s:g} s; waiting for {waited}"
+                    ) from None
+                yield step
 
     def state(self, step: int) -> LoaderState:
         """Tell the state after `step` steps."""

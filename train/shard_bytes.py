@@ -146,7 +146,10 @@ class StoreBytes:
             try:
                 return ShardFile(path)
             except FileNotFoundError:  # it went out between the two
-                self._downloads.forget(shard)
+                pass
+            except OSError as error:
+                self._cache.give_up(shard, error)
+                return None
         self._downloads.ask(shard, sha256)
         return None
 
@@ -158,8 +161,6 @@ class StoreBytes:
         for shard, file in list(self._files.items()):
             if file.unlinked:
                 del self._files[shard]
-                if self._downloads is not None:
-                    self._downloads.forget(shard)
             elif shard in self._used:
                 self._cache.touch(self._digests[shard])
         self._used.clear()

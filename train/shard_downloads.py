@@ -31,7 +31,7 @@ class Downloads:
         self._lock = threading.Lock()
 
     def ask(self, shard: str, sha256: str) -> None:
-        """Have a shard fetched, once; raises RunError if it came and was not the planned one."""
+        """Have a shard fetched unless it is on its way or could not be kept; raises RunError if it was another one."""
         with self._lock:
             if shard in self._refused:
                 raise RunError(self._refused[shard])
@@ -41,11 +41,6 @@ class Downloads:
             if self._threads is None:
                 self._threads, self._stop = Threads(_AT_ONCE, "shard-download"), threading.Event()
             self._threads.submit(partial(self._fetch, shard, sha256, self._stop))
-
-    def forget(self, shard: str) -> None:
-        """Let a shard that went out of the cache be fetched again when it is asked for."""
-        with self._lock:
-            self._asked.discard(shard)
 
     def close(self) -> None:
         """Give up what is under way; asking again begins anew."""
@@ -58,7 +53,9 @@ class Downloads:
 
     def _fetch(self, shard: str, sha256: str, stop: threading.Event) -> None:
         try:
-            self._cache.fetch(shard, sha256, wanted=lambda: not stop.is_set())
+            if self._cache.fetch(shard, sha256, wanted=lambda: not stop.is_set()):
+                with self._lock:
+                    self._asked.discard(shard)  # should it go out of the cache, it is fetched again
         except ManifestError as error:
             log.error("%s", error)
             with self._lock:

@@ -191,14 +191,14 @@ class PlanStream(IterableDataset[MicroBatch]):
         self._broken_off = True
         loader, micro_steps = self.loader, self.micro_steps
         stop = self._end_of(self._step)
-        item = self._step * micro_steps + worker if self._item is None else self._item
-        while item < stop * micro_steps:
-            number, micro_step = divmod(item, micro_steps)
-            made = micro_batch(loader.step(number, only=micro_step), 0, micro_steps)
-            made["micro_step"] = micro_step
-            item += workers
-            self._item = item
-            yield made
+        first = self._step * micro_steps + worker if self._item is None else self._item
+        items = range(first, stop * micro_steps, workers)
+        with closing(loader.micro_batches(divmod(item, micro_steps) for item in items)) as steps:
+            for item, step in zip(items, steps, strict=True):
+                made = micro_batch(step, 0, micro_steps)
+                made["micro_step"] = item % micro_steps
+                self._item = item + workers
+                yield made
         self._step, self._item, self._broken_off = stop, None, False
 
     def _end_of(self, step: int) -> int:
