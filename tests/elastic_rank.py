@@ -133,7 +133,7 @@ def _streamed(launch: Launch, loader: PlanLoader, start: int) -> Read:
 
 
 def _end_with(rank_pid: int, _worker: int) -> None:
-    """End this worker when its rank was killed: torch looks at the parent process, which is the server here."""
+    """End this worker when its rank was killed: torch looks at the parent process, which is a forkserver here."""
 
     def watch(descriptor: int) -> None:
         select.select([descriptor], [], [])
