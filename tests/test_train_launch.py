@@ -67,7 +67,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     whole = launch(job(root, plan, run="whole"), on_row=seen.append)
     killed = killed_while_saving(job(root, plan, run="broken"))
     stopped = launch(job(root, plan, run="broken", steps=100_000), on_row=terminate)
-    alone = launch(job(root, plan, run="broken", steps=stopped.step + 3, ranks=1))
+    loader = {"threads": 0, "check_digests": True}
+    alone = launch(job(root, plan, run="broken", steps=stopped.step + 3, ranks=1, loader=loader))
     yield Trained(root, plan, seen, whole, killed, stopped, alone)
 
 
@@ -117,6 +118,14 @@ def test_run_stopped_by_a_signal_saves_where_it_is(trained: Trained) -> None:
     assert trained.stopped.stopped
     assert 3 <= trained.stopped.step < 100_000
     assert trained.stopped.step in RunFolder(open_store(str(trained.root)), "broken").steps()
+
+
+def test_run_resumed_with_other_loader_settings_takes_them(trained: Trained) -> None:
+    folder = RunFolder(open_store(str(trained.root)), "broken")
+    before, after = (folder.read(step).settings["loader"] for step in (trained.stopped.step, trained.alone.step))
+
+    assert (before["threads"], before["check_digests"]) == (2, False)
+    assert (after["threads"], after["check_digests"]) == (0, True)
 
 
 def test_run_resumed_on_one_rank_instead_of_two_reads_the_same_samples_step_by_step(trained: Trained) -> None:
