@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from bisect import bisect_left, insort
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from made import plan_files
+from made.peak_memory import peak_bytes
 from made.plan_lengths import MIXES, Mix, draw, windows
 from numpy.typing import NDArray
 
@@ -82,7 +82,7 @@ def _best_fit_packs(lengths: list[int], context: int) -> int:
 def measure_time(mix: Mix, documents: int, threads: int) -> dict[str, Any]:
     """Pack many documents; the windows' packs are counted and forgotten, as the plan stage writes and forgets them."""
     pack(*draw(mix, 100), mix.context, MIN_PIECE)  # compiles
-    before = _peak_bytes()
+    before = peak_bytes()
     lengths, cuttable = draw(mix, documents)
     started, cpu = time.perf_counter(), time.process_time()
     ends = list(windows(documents, min(documents, mix.window_documents)))
@@ -96,12 +96,8 @@ def measure_time(mix: Mix, documents: int, threads: int) -> dict[str, Any]:
         "packs": packs,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "bytes_per_document": (_peak_bytes() - before) / documents,
+        "bytes_per_document": (peak_bytes() - before) / documents,
     }
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure_balance(mix: Mix) -> dict[str, Any]:

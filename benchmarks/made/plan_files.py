@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made.peak_memory import peak_bytes
 from made.token_indexes import SOURCE, VOCABULARY, token_folder, write_indexes
 
 from tokenmill.demo.tokens import Amounts, write_token_source
@@ -62,7 +62,7 @@ def planned(root: Path, files: int) -> dict[str, Any]:
     commits = tuple(folder.read_commit(unit, 0) for unit in folder.record_names())
     assert len(commits) == files
     snapshot = Snapshot(folder=folder, commits=commits)
-    before, cpu_before, started = _peak_bytes(), time.process_time(), time.perf_counter()
+    before, cpu_before, started = peak_bytes(), time.process_time(), time.perf_counter()
     options = RunOptions(threads=available_cpus(), cores=available_cpus(), quiet=True)
     (plan,) = run_plans(folder.store, [snapshot], [_settings()], options)
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
@@ -71,8 +71,8 @@ def planned(root: Path, files: int) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "cpu_s": cpu_s,
-        "resident_bytes_per_document": (_peak_bytes() - before) / totals["documents"],
-        "peak_bytes": _peak_bytes(),
+        "resident_bytes_per_document": (peak_bytes() - before) / totals["documents"],
+        "peak_bytes": peak_bytes(),
         "plan_bytes_per_document": written / totals["documents"],
         "packs": totals["packs"],
         "windows": plan.description["num_windows"],
@@ -106,7 +106,3 @@ def _phases(snapshot: Snapshot, store: Store) -> dict[str, float]:
     clock.append(time.process_time())
     names = ("read", "draw", "pack", "tables", "parquet", "sha256")
     return {name: round(1e6 * float(s) / len(drawn), 3) for name, s in zip(names, np.diff(clock), strict=True)}
-
-
-def _peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
