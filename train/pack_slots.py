@@ -8,6 +8,8 @@ S packs, D documents, L ids of all packs, M micro-batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +22,7 @@ from tokenmill.train.packs import FILLER_LENGTH, NO_LABEL, PackArrays
 from tokenmill.train.step_buffers import StepBuffers
 
 
-@dataclass(frozen=True, slots=True)
-class StepArrays:
+class StepArrays(NamedTuple):
     """The arrays of all micro-batches behind one another; labels and weights begin one place before the ids."""
 
     ids: NDArray[np.int64]
@@ -97,21 +98,15 @@ class Slots:
 
     def cut(self, arrays: StepArrays) -> list[PackArrays]:
         """Give each micro-batch its part of the arrays, without a copy."""
-        found = []
-        for number, (tokens, squares) in enumerate(self.sums):
-            start, end = self.places[number], self.places[number + 1]
-            found.append(
-                PackArrays(
-                    input_ids=arrays.ids[start:end],
-                    labels=arrays.labels[start + 1 : end + 1],
-                    loss_weight=arrays.weights[start + 1 : end + 1],
-                    position_ids=arrays.positions[start:end],
-                    cu_seqlens=arrays.borders[self.borders[number] : self.borders[number + 1]],
-                    num_tokens=tokens,
-                    squares=squares,
-                )
+        ids, positions, borders = arrays.ids, arrays.positions, arrays.borders
+        labels, weights = arrays.labels[1:], arrays.weights[1:]
+        return [
+            PackArrays(ids[start:end], labels[start:end], weights[start:end], positions[start:end],
+                       borders[first:last], tokens, squares)
+            for (start, end), (first, last), (tokens, squares) in zip(
+                pairwise(self.places), pairwise(self.borders), self.sums, strict=True
             )
-        return found
+        ]  # fmt: skip
 
 
 def _lines(size: int) -> int:

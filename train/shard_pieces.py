@@ -52,6 +52,7 @@ class _HeldFiles:
     until_s: float
     descriptors: NDArray[np.int64]
     files: list[ShardFile]
+    told: str  # what is said to be waited for
     is_whole: bool = False  # every shard of the block is open
 
 
@@ -70,7 +71,7 @@ class PieceReader:
         """
         held = self._held_of(block)
         if held.is_whole:
-            self._waits(_some_of(block.shards))
+            self._waits(held.told)
             return Pieces(held.files, held.descriptors, _NOTHING, _NOWHERE)
         is_used = np.zeros(len(block.shards), np.bool_)
         mark_files(slots, block.rows, block.first_pack, low, block.documents, is_used)
@@ -94,7 +95,8 @@ class PieceReader:
         """Return the files of a block that are at hand; now and then none, so that the source hears what is in use."""
         held, now_s = self._held, time.monotonic()
         if held is None or held.block is not block or now_s > held.until_s or len(held.files) >= FILES_KEPT:
-            held = _HeldFiles(block, now_s + _HELD_S, np.full(len(block.shards), -1, np.int64), [])
+            held = _HeldFiles(block, now_s + _HELD_S, np.full(len(block.shards), -1, np.int64), [],
+                              _some_of(block.shards))  # fmt: skip
             self._held = held
         return held
 

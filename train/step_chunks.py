@@ -56,10 +56,14 @@ class StepChunks:
     def __init__(self, plan: Plan, dealing: Dealing) -> None:
         self._plan, self._dealing = plan, dealing
         self._kept: OrderedDict[int, StepChunk] = OrderedDict()  # by its first step
+        self._newest: StepChunk | None = None  # of most steps, looked at first
         self._lock = threading.Lock()
 
     def of(self, step: int) -> StepChunk:
         """Return the chunk with a step of an epoch; raises as Plan.costs."""
+        newest = self._newest
+        if newest is not None and 0 <= step - newest.first_step < len(newest.slots):
+            return newest
         first, stop = self._bounds(step)
         with self._lock:
             chunk = self._kept.get(first)
@@ -69,6 +73,7 @@ class StepChunks:
                 self._kept[first] = chunk
                 while len(self._kept) > _CHUNKS_KEPT:
                     self._kept.popitem(last=False)
+        self._newest = chunk
         return chunk
 
     def slots_of(self, chunk: StepChunk, number: int, only: int) -> Slots:
