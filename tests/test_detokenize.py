@@ -120,7 +120,7 @@ def test_foreign_archive_needs_to_be_told_a_tokenizer(tmp_path):
         ({"codes": np.arange(6, dtype=np.int64)}, "int64"),
         ({"codes": np.zeros((1, 2, 3), np.uint16)}, "shape (1, 2, 3)"),
         ({"segments": [{"vision": [1, 2], "offset": 0}]}, "not a segment"),
-        ({"segments": "none"}, "cannot be read"),
+        ({"segments": "none"}, "not a list of segments"),
         ({"segments": []}, "reach to code 0 (grids: none)"),
         ({"segments": [{"text": [0, 4], "role": "body"}, {"vision": [1, 2, 3], "offset": 0}]}, "text id 4"),
         ({"without": ("codes.npy",)}, "has no codes.npy: not a sample of a token archive"),

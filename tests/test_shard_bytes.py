@@ -377,12 +377,13 @@ def test_loader_that_waits_for_a_shard_names_no_other(tmp_path: Path) -> None:
     source = DeadMount(plan.folder.store)
     loader = PlanLoader(plan, VOCABULARY, global_packs=1, threads=2, read_ahead_steps=1, source=source,
                         step_timeout_s=0.3)  # fmt: skip
-    shards = [sorted({row.shard for row in plan.documents(pack)}) for pack in range(plan.num_packs)]
-    last = next(number for number, found in enumerate(shards) if found != shards[0] and number > 2)
+    first_use: dict[str, int] = {}
+    for pack in range(plan.num_packs):
+        for row in plan.documents(pack):
+            first_use.setdefault(row.shard, pack)
+    source.dead, last = max(first_use.items(), key=lambda use: use[1])
+    assert last > 3  # threads have waited for other shards before
     steps = loader.steps(0, plan.num_packs)
-    for _ in range(last):
-        next(steps)
-    source.dead = next(shard for shard in shards[last] if shard not in shards[0])
 
     try:
         with pytest.raises(RunError, match=f"step [0-9]+ did not come within 0.3 s; waiting for {source.dead}$"):
