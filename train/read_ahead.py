@@ -48,7 +48,8 @@ class Threads:
                 self._tasks.put(None)
         until = time.monotonic() + patience_s
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            if thread is not threading.current_thread():  # it may be the last that held what is closed
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:

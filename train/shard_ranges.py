@@ -77,6 +77,11 @@ class RangeReader:
         if pool is not None:
             pool.close(_PATIENCE_S)
 
+    def __del__(self) -> None:
+        pool = self._pool  # of one that was never closed: its threads would wait for ever
+        if pool is not None:
+            pool.close(0.0)
+
     def _threads(self) -> Threads:
         with self._lock:
             if self._pool is None:
