@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from tokenmill.errors import RecipeError
 from tokenmill.filters.rules import Rules
-from tokenmill.manifests.plan_border import Border
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -32,8 +31,7 @@ from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.foreign_tokens import finished_tokens, index_work
 from tokenmill.pipelines.ingest import ingest_work
 from tokenmill.pipelines.jobs import StageWork
-from tokenmill.pipelines.plan import run_plans
-from tokenmill.pipelines.plan_continue_asked import asked_plan
+from tokenmill.pipelines.plan_phases import plan_phases
 from tokenmill.pipelines.pools import is_worth_a_pool
 from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
@@ -368,16 +366,10 @@ class Chain:
                     self._fingerprints[self.modality[name]], self.selected[name], self.choose.get(name),
                     self.limits, parents, cpus=cpus,
                 )  # fmt: skip
-        finished = {}
-        for name, shards in self.tokens.items():
-            found = finished_tokens(self.store, name, shards)
-            if found is None:
-                section = self.recipe.tokenize
-                work = index_work(self.store, name, shards, section.vocabulary, section.vision.model_dump())
-                works[name] = replace(work, units=work.units[: self.options.limit])
-            else:
-                finished[name] = found
-        return self._single("tokenize", works, cores=cpus) | finished
+        finished = {name: finished_tokens(self.store, name, shards) for name, shards in self.tokens.items()}
+        works |= {name: self._index_work(name) for name, found in finished.items() if found is None}
+        there = {name: found for name, found in finished.items() if found is not None}
+        return self._single("tokenize", works, cores=cpus) | there
 
     @cached_property
     def plans(self) -> dict[str, Plan]:
@@ -391,19 +383,7 @@ class Chain:
         return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
 
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
-        resolved = self.recipe.plan.resolved()
-        trained = resolved[self.recipe.train.phase]
-        if trained.continue_from is None:  # what is said beside phases is said of the one that is trained on
-            said = {"continue_from": self.recipe.plan.continue_from}
-            resolved |= {trained.phase: trained.model_copy(update=said)}
-        snapshots, settings = list(self.tokenize.values()), [resolved[phase] for phase in phases]
-        asked = [asked_plan(self.store, snapshots, one, self.recipe.train, self.recipe.storage) for one in settings]
-        borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}
-        finished = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Plan)}
-        settings = [one for one in settings if one.phase not in finished]
-        found = run_plans(self.store, snapshots, settings, self._run_options("plan"), self.recipe.storage, borders)
-        planned = dict(zip((one.phase for one in settings), found, strict=True)) | finished
-        return {phase: planned[phase] for phase in phases}
+        return plan_phases(self.store, list(self.tokenize.values()), self.recipe, phases, self._run_options("plan"))
 
     def snapshots(self, stage: str) -> list[Snapshot]:
         """Return a stage's snapshots, bringing it up to date if it may work."""
@@ -421,6 +401,12 @@ class Chain:
 
     def _ingest_work(self, name: str) -> StageWork:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)
+        return replace(work, units=work.units[: self.options.limit])
+
+    def _index_work(self, name: str) -> StageWork:
+        """Say how shards of others are indexed."""
+        section = self.recipe.tokenize
+        work = index_work(self.store, name, self.tokens[name], section.vocabulary, section.vision.model_dump())
         return replace(work, units=work.units[: self.options.limit])
 
     def parents(self, name: str, *stages: Mapping[str, Snapshot]) -> dict[str, str]:

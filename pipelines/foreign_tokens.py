@@ -105,7 +105,7 @@ def _placed(store: Store, url: str) -> str:
 
 
 def _whole(url: str) -> str:
-    """Return a URL or local path as a URL; one with `..` is followed: `/root/../theirs` is not below `/root`."""
+    """Return a URL or local path as a URL; one with `..` is followed: `ours/../theirs` is not below `ours`."""
     if "://" in url:
         return url.rstrip("/")
     return f"file://{os.path.realpath(url) if '..' in url.split('/') else os.path.normpath(url)}"

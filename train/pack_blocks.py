@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +24,6 @@ from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_places import find_extents
 from tokenmill.train.joined_documents import JoinedDocuments
 from tokenmill.train.shard_index import ShardIndexes
-
-if TYPE_CHECKING:
-    pass
 
 _FIRST_DOCUMENTS, _MOST_DOCUMENTS = 512, 16_384
 _BLOCKS_KEPT = 4
