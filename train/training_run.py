@@ -1,0 +1,81 @@
+"""What the steps of a training run share: plan, loader, model and engine, opened on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenmill.manifests.plan_border import first_step
+from tokenmill.manifests.plans import open_plan
+from tokenmill.manifests.storage import open_store
+from tokenmill.settings_train import TrainSettings
+from tokenmill.tokenize.vocabulary import build_vocabulary
+from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.job import TrainJob
+from tokenmill.train.loader import PlanLoader
+from tokenmill.train.loading import loading
+from tokenmill.train.model import PackedModel, build_model
+from tokenmill.train.schedule import total_steps
+from tokenmill.train.world import world
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything the steps of a run share.
+
+    `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there.
+    """
+
+    settings: TrainSettings
+    folder: RunFolder
+    loader: PlanLoader
+    model: PackedModel
+    engine: Any
+    device: torch.device
+    rank: int
+    ranks: int
+    total_steps: int
+    first_step: int = 0
+
+
+def start(job: TrainJob) -> Run:
+    """Open the plan, build loader, model and engine."""
+    settings = job.settings
+    device = start_distributed(settings)
+    rank, ranks = world()
+    store = open_store(job.root, job.options)
+    plan = open_plan(store, job.plan)
+    vocabulary = build_vocabulary(plan.description["vocabulary"])
+    model = build_model(
+        settings.model,
+        vocabulary,
+        plan.context,
+        loss_chunk_tokens=settings.loss_chunk_tokens,
+        checkpointing=settings.activation_checkpointing,
+        seed=settings.seed,
+    )
+    loader = PlanLoader(
+        plan,
+        vocabulary,
+        global_packs=settings.global_packs_per_step,
+        rank=rank,
+        world=ranks,
+        micro_packs=settings.micro_packs,
+        attention_share=model.attention_share,
+        **loading(plan, settings.loader),
+    )
+    return Run(
+        settings=settings,
+        folder=RunFolder(store, settings.run),
+        loader=loader,
+        model=model,
+        engine=start_engine(model, settings, loader.micro_steps),
+        device=device,
+        rank=rank,
+        ranks=ranks,
+        total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
+        first_step=first_step(plan.description),
+    )
