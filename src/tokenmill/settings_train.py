@@ -213,6 +213,12 @@ class TrainSettings(_Settings):
         default=2, ge=1, description="processes on this machine: one a GPU, or a share of the cores each"
     )
     threads_per_rank: int = Field(default=0, ge=0, description="CPU threads of a rank; 0 = cores ÷ ranks")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="neighbouring ranks that share each pack; divides the ranks and the model's heads"
+    )
+    attention: Literal["auto", "varlen", "sdpa", "flex"] = Field(
+        default="auto", description="kernel; auto = varlen on CUDA in bf16, else one document at a time"
+    )
     global_packs_per_step: int = Field(
         default=16, ge=1, description="packs in an optimizer step, whatever the number of ranks"
     )
@@ -247,6 +253,16 @@ class TrainSettings(_Settings):
         if run == TOKENIZER_RUNS:
             raise ValueError(f"checkpoints/{run}/ holds the runs of train-tokenizer; take another name")
         return run
+
+    @model_validator(mode="after")
+    def _ranks_share_packs_evenly(self) -> TrainSettings:
+        size = self.sequence_parallel
+        if self.ranks % size and size % self.ranks:  # several machines may make up a group
+            raise ValueError(f"sequence_parallel: groups of {size} ranks do not make up {self.ranks} ranks a machine")
+        is_described = self.model.preset is None and self.model.from_path is None
+        if is_described and self.model.heads % size:
+            raise ValueError(f"sequence_parallel: {size} ranks cannot share {self.model.heads} heads (model.heads)")
+        return self
 
     @model_validator(mode="after")
     def _bf16_has_master_weights(self) -> TrainSettings:
