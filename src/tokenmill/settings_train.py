@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
 
@@ -178,6 +178,14 @@ class ModelSettings(_Settings):
         return self
 
 
+def _checkpointing(value: Any) -> Any:
+    """Read `true` as on the device: there was no other place once."""
+    return {True: "device", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
+Checkpointing = Annotated[Literal["none", "device", "cpu"], BeforeValidator(_checkpointing)]
+
+
 class LoaderSettings(_Settings):
     """How a rank gets the bytes of its packs; nothing here changes what it reads."""
 
@@ -236,10 +244,18 @@ class TrainSettings(_Settings):
     clip: float = Field(default=1.0, ge=0.0, description="largest norm of the gradient; 0 = no clipping")
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    activation_checkpointing: bool = False
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none", description="kept in the memory of the host: Adam's states and the master weights, or all weights"
+    )
+    activation_checkpointing: Checkpointing = Field(
+        default="none", description="keep only what enters each layer, and compute the rest again: on the device, or cpu"
+    )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="how long ranks wait for each other, at the start and in each exchange"
+    )
     tensorboard: bool = True
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
@@ -262,6 +278,14 @@ class TrainSettings(_Settings):
         is_described = self.model.preset is None and self.model.from_path is None
         if is_described and self.model.heads % size:
             raise ValueError(f"sequence_parallel: {size} ranks cannot share {self.model.heads} heads (model.heads)")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> TrainSettings:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}")
         return self
 
     @model_validator(mode="after")
