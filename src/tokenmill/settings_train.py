@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
+from tokenmill.settings_mix import (
+    DEFAULT_TEMPLATES,
+    PAIR_TEMPLATES,
+    PAIRS,
+    Fraction,
+    Mix,
+    Share,
+    SourceMix,
+    TemplateShares,
+    check_shares,
+)
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -100,7 +110,9 @@ class PhaseSettings(_Settings):
     def templates_of(self, source: str, modality: str) -> Mapping[str, float]:
         """Return the shares of templates for samples of a source: its own, else those of the modality."""
         own = self.of_source(source).templates
-        return own if own is not None else self.templates.get(modality, {})
+        if own is not None:
+            return own
+        return self.templates.get(modality, PAIR_TEMPLATES if modality == PAIRS else {})
 
     def said(self) -> dict[str, Any]:
         """Return the keys that are given, without those that name phases."""
