@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
 
 TOKENIZER_RUNS = "tokenizers"
@@ -234,6 +235,24 @@ class TrainSettings(_Settings):
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    milestone_every: int | None = Field(
+        default=None, ge=1, description="steps; the checkpoints of these steps are written and never removed"
+    )
+    save_in_background: bool = Field(
+        default=True, description="go on training while a checkpoint is written; it exists a few steps later"
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="when a checkpoint cannot be written (disk full): end the run, or try the next"
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        description="URL or folder for the checkpoints' tensors; absent = beside their records in the root",
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    restarts: int = Field(
+        default=0, ge=0, description="times the ranks are started anew after one died; a new checkpoint sets it back"
+    )
+    restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
