@@ -58,7 +58,10 @@ def test_two_nodes_with_offload_and_checkpointing_train_as_without(tmp_path: Pat
         for ours, theirs in zip(rows[case], expected, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance), case
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=3 * tolerance), case
-    assert {path.name for path in (tmp_path / "store/checkpoints/launch/logs").iterdir()} == {"log-00.txt", "log-01.txt"}
+    assert {path.name for path in (tmp_path / "store/checkpoints/launch/logs").iterdir()} == {
+        "log-00.txt",
+        "log-01.txt",
+    }
 
 
 def _rows(folder: Path, run: str) -> list[dict[str, Any]]:

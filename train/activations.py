@@ -22,7 +22,7 @@ SMALLEST_BYTES = 2**16
 
 
 def keep_activations(causal: Any, where: Literal["none", "device", "cpu"]) -> HostActivations | None:
-    """Let a causal model of transformers keep only the inputs of its layers; returns what holds them, if on the host."""
+    """Let a causal model of transformers keep only the inputs of its layers; returns what holds them on the host."""
     if where == "none":
         return None
     causal.activation_checkpointing_enable({"use_reentrant": False})

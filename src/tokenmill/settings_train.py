@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import (
     DEFAULT_TEMPLATES,
     PAIR_TEMPLATES,
@@ -257,10 +258,10 @@ class TrainSettings(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "parameters"] = Field(
-        default="none", description="kept in the memory of the host: Adam's states and the master weights, or all weights"
+        default="none", description="kept in the host's memory: Adam's states and the master weights, or all weights"
     )
     activation_checkpointing: Checkpointing = Field(
-        default="none", description="keep only what enters each layer, and compute the rest again: on the device, or cpu"
+        default="none", description="keep only what enters each layer and compute the rest again: on the device, or cpu"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
@@ -268,6 +269,24 @@ class TrainSettings(_Settings):
     timeout_s: float = Field(
         default=600.0, gt=0, description="how long ranks wait for each other, at the start and in each exchange"
     )
+    milestone_every: int | None = Field(
+        default=None, ge=1, description="steps; the checkpoints of these steps are written and never removed"
+    )
+    save_in_background: bool = Field(
+        default=True, description="go on training while a checkpoint is written; it exists a few steps later"
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="when a checkpoint cannot be written (disk full): end the run, or try the next"
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        description="URL or folder for the checkpoints' tensors; absent = beside their records in the root",
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    restarts: int = Field(
+        default=0, ge=0, description="times the ranks are started anew after one died; a new checkpoint sets it back"
+    )
+    restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
@@ -297,7 +316,9 @@ class TrainSettings(_Settings):
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
             what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
-            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}")
+            raise ValueError(
+                f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}"
+            )
         return self
 
     @model_validator(mode="after")
