@@ -106,7 +106,7 @@ class HostActivations:
 
     def _send(self, tensor: Tensor, host: Tensor) -> None:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(tensor.device)
+            self._stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
@@ -115,5 +115,5 @@ class HostActivations:
     def _send_back(self, kept: _Kept) -> None:
         with torch.cuda.stream(self._stream):
             kept.back = kept.host.to(kept.device, non_blocking=True)
-            kept.arrived = torch.cuda.Event()
+            kept.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             kept.arrived.record(self._stream)

@@ -3,7 +3,8 @@
 The model's own code runs over tensors that have shapes and no memory (torch's meta device), under the hooks through
 which autograd saves; so whatever Llama-like model a recipe names is counted as it is written. Two things cannot run
 there and are stood in for: attention saves what the kernels save (queries, keys, values, what comes out and a
-normaliser for each head and id), and dropout on CUDA saves a mask of one byte. One layer and two are enough, the others are alike.
+normaliser for each head and id), and dropout on CUDA saves a mask of one byte. One layer and two are enough, the
+others are alike.
 """
 
 from __future__ import annotations
