@@ -215,6 +215,11 @@ class LoaderSettings(_Settings):
     check_digests: bool = Field(
         default=False, description="compare each shard's sha256 with the plan's before it is used"
     )
+    memory_map: bool = Field(
+        default=False,
+        description="map local and cached shards instead of reading them: faster, but a shard that is cut off while it "
+        "is used, or a fault of the disk, ends the rank with SIGBUS",
+    )
     timeout_s: float = Field(default=600.0, gt=0, description="how long a step may be waited for")
 
     @property
