@@ -16,8 +16,7 @@ from typing import Any
 def loaded() -> Any:
     """Load everything heavy; returns the function that trains."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import deepspeed.ops
+    import deepspeed.ops  # noqa: F401
     from transformers import Emu3ForCausalLM  # noqa: F401
 
     import tokenmill.train.loop  # noqa: F401
