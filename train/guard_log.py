@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tokenmill.faults import fault_point
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.guard import Guard, Verdict
 
@@ -39,6 +40,7 @@ class GuardLog:
         figures = {name: row[name] if _is_finite(row[name]) else None for name in ("loss", "grad_norm", "lr")}
         self._rows.append({"step": row["step"], "action": verdict.action, "reason": verdict.reason, **figures, **more})
         self._publish()
+        fault_point("guard:noted")
 
     def returns_to(self, step: int) -> int:
         """Count the returns to a checkpoint."""
