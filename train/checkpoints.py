@@ -225,8 +225,8 @@ class RunFolder:
         except (StorageError, FileNotFoundError):
             pass
         raise ManifestError(
-            f"{name}: missing, or its sha256 differs from {CHECKPOINT_RECORD}; remove {self.step_folder(step)} to go on "
-            "from the checkpoint before it"
+            f"{name}: missing, or its sha256 differs from {CHECKPOINT_RECORD}; remove {self.step_folder(step)} to go "
+            "on from the checkpoint before it"
         )
 
 
