@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ import torch
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.model import PackedModel, parameter_groups
 from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
-from tokenmill.train.world import TIMEOUT
 
 
 def start_distributed(settings: TrainSettings) -> torch.device:
@@ -35,7 +35,7 @@ def start_distributed(settings: TrainSettings) -> torch.device:
         "gloo" if device.type == "cpu" else "nccl",
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=TIMEOUT,
+        timeout=timedelta(seconds=settings.timeout_s),
         init_method=os.environ.get(RENDEZVOUS_VARIABLE, "env://"),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
@@ -65,7 +65,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": settings.clip,
         "steps_per_print": 10**9,
-        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_optimization": {"stage": settings.zero_stage} | _offload(settings),
         "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": True},
         "communication_data_type": "fp32",
         "optimizer": {
@@ -76,6 +76,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
                 "eps": settings.eps,
                 "weight_decay": settings.weight_decay,
                 "torch_adam": True,
+                **({"fused": True} if settings.offload != "none" else {}),
             },
         },
     }
@@ -125,11 +126,22 @@ def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
     return None if norm is None else float(norm)
 
 
+def _offload(settings: TrainSettings) -> dict[str, Any]:
+    """Say what lies in the host's memory; Adam then runs there, as one fused loop of torch's that needs no compiler."""
+    place = {"device": "cpu", "pin_memory": _wanted_device(settings) == "cuda"}
+    parts = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[settings.offload]
+    return {f"offload_{part}": place for part in parts}
+
+
 def _device(settings: TrainSettings) -> torch.device:
-    wanted = settings.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted == "cuda" else torch.device("cpu")
+    is_cuda = _wanted_device(settings) == "cuda"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if is_cuda else torch.device("cpu")
+
+
+def _wanted_device(settings: TrainSettings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.train.checkpoints import Checkpoint, RunFolder, exported_step, run_folder
 from tokenmill.train.job import TrainJob, TrainResult
-from tokenmill.train.ranks import OnRow, RankGroup
+from tokenmill.train.ranks import OnRow, RankGroup, num_nodes
 from tokenmill.train.restarts import run_ranks_again
 from tokenmill.train.schedule import total_steps
+from tokenmill.train.sequence_checks import check_ranks
 
 
 def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
@@ -25,6 +26,7 @@ def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
     if finished is not None:
         return finished
     settings = job.settings
+    check_ranks(settings.sequence_parallel, num_nodes() * settings.ranks)
     folder = run_folder(open_store(job.root, job.options), settings.run, settings.checkpoints)
     group = RankGroup(
         module="tokenmill.train.worker",

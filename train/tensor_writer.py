@@ -46,7 +46,7 @@ def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
 
     yield memoryview(_header(tensors))
     for tensor in tensors.values():
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         for start in range(0, len(data), _BLOCK_BYTES):
             yield data[start : start + _BLOCK_BYTES]
 

@@ -2,8 +2,9 @@
 
     loss of a step = Σ weight · cross-entropy over the global batch ÷ Σ weight from the plan
 
-so it does not depend on how many ranks share the batch. DeepSpeed averages gradients over ranks; the factor `ranks`
-undoes that. Everything that is random in a step is drawn from (seed, step, rank), so a resumed run repeats itself.
+so it does not depend on how many ranks share the batch, nor on how many share a pack: each id is on one rank alone, and
+exchanges between ranks carry gradients back. DeepSpeed averages gradients over ranks; the factor `ranks` undoes that.
+Everything that is random in a step is drawn from (seed, step, rank), so a resumed run repeats itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.schedule import learning_rate
+from tokenmill.train.sequence_parallel import part_of
 from tokenmill.train.steps import Step
 from tokenmill.train.training_run import Run
 
@@ -46,13 +48,15 @@ def take_step(run: Run, step: Step, *, stopping: bool, written: bool = False) ->
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
     sums = torch.zeros(7, dtype=torch.float64)  # loss and weight of text and of vision, stop, faults, written
-    for number, arrays in enumerate(step.micro_batches):
+    for number, whole in enumerate(step.micro_batches):
         if number:
             run.engine.step()
-        total, losses = run.engine(Batch.of(arrays, run.device))
+        arrays = part_of(whole, run.sequence, run.loader.vocabulary.pad)
+        total, losses = run.engine(Batch.of(arrays, run.device, run.sequence))
         run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
         sums[:4] += _by_modality(run, arrays, losses)
-    sums[4:] = torch.tensor([float(stopping), float(len(step.faults)), float(written)])
+    faults_here = len(step.faults) if run.sequence.is_first else 0
+    sums[4:] = torch.tensor([float(stopping), float(faults_here), float(written)])
     summed = sums.to(run.device)
     dist.all_reduce(summed)
     text, text_weight, vision, vision_weight, stops, faults, writers = summed.tolist()
