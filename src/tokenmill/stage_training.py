@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tokenmill.errors import RunError
+from tokenmill.errors import StoppedError
 from tokenmill.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
     job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
     result = launch(job, on_row=_TrainingLog())
     if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
+        raise StoppedError(f"stopped at step {result.step} of {result.total_steps}, and saved; run it again to resume")
     return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
 
 
@@ -46,7 +46,7 @@ def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
     shown = ("loss", "psnr_db", "usage", "images_per_s", "eta_s")
     result = launch_tokenizer(job, on_row=_TrainingLog("train-tokenizer", shown))
     if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
+        raise StoppedError(f"stopped at step {result.step} of {result.total_steps}, and saved; run it again to resume")
     measured = figures(folder).get("measured", {})
     samples = {"samples": sum(listed.samples.values()), "held_out": sum(listed.held_out.values())}
     return {**samples, "step": result.step, "total_steps": result.total_steps, **measured, "export": result.export}
