@@ -2,13 +2,13 @@
 
 The model's own code runs over tensors that have shapes and no memory (torch's meta device), under the hooks through
 which autograd saves; so whatever Llama-like model a recipe names is counted as it is written. Two things cannot run
-there and are stood in for: attention saves what the kernels save (queries, keys, values, what comes out and a normaliser
-for each head and id), and dropout on CUDA saves a mask of one byte. One layer and two are enough, the others are alike.
+there and are stood in for: attention saves what the kernels save (queries, keys, values, what comes out, a normaliser
+for each head and id), and dropout on CUDA saves a mask of bytes. One layer and two are enough, the others are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from tokenmill.train.attention import Documents
-from tokenmill.train.model import Batch, PackedModel
+from tokenmill.train.model import Batch, weightless
 
 _NAME = "tokenmill_counted"
 
@@ -72,13 +72,9 @@ class SavedTensors:
         return tensor
 
 
-def activation_bytes(model: Callable[[Any], PackedModel], config: Any, tokens: int, *, cuda: bool) -> ActivationBytes:
-    """Count a model of transformers' configuration over one sequence of `tokens` ids.
-
-    `model` builds one of any configuration; it is called with the meta device as default.
-    """
-    one, two = (_saved(model, _shortened(config, layers), tokens, cuda=cuda) for layers in (1, 2))
-    dtype: torch.dtype = config.dtype
+def activation_bytes(config: Any, dropout: float, dtype: torch.dtype, tokens: int, *, cuda: bool) -> ActivationBytes:
+    """Count a model of transformers' configuration over one sequence of `tokens` ids, on a GPU or a CPU."""
+    one, two = (_saved(_shortened(config, layers), dropout, dtype, tokens, cuda=cuda) for layers in (1, 2))
     return ActivationBytes(
         outside=one - (two - one),
         layer=two - one,
@@ -87,15 +83,14 @@ def activation_bytes(model: Callable[[Any], PackedModel], config: Any, tokens: i
     )
 
 
-def _saved(build: Callable[[Any], PackedModel], config: Any, tokens: int, *, cuda: bool) -> int:
+def _saved(config: Any, dropout: float, dtype: torch.dtype, tokens: int, *, cuda: bool) -> int:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention_on_cuda if cuda else _attention_on_cpu)
     config._attn_implementation = _NAME
-    with torch.device("meta"):
-        model = build(config).to(config.dtype).train()
-        ids = torch.empty(tokens, dtype=torch.int64)
-        batch = Batch(ids, ids, torch.empty(tokens), ids, Documents.at((0, tokens), "meta"))
+    model = weightless(config, dropout).to(dtype).train()
+    ids = torch.empty(tokens, dtype=torch.int64, device="meta")
+    batch = Batch(ids, ids, torch.empty(tokens, device="meta"), ids, Documents.at((0, tokens), "meta"))
     saved = SavedTensors(model)
     with saved.counting(), _DropoutOf(cuda=cuda):
         hidden = model.hidden(batch)

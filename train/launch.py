@@ -9,6 +9,7 @@ from tokenmill.train.checkpoints import RunFolder, exported_step
 from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.ranks import OnRow, RankGroup, run_ranks
 from tokenmill.train.schedule import total_steps
+from tokenmill.train.trackers import check_trackers
 
 
 def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
@@ -18,6 +19,7 @@ def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
     save and stop. A run that is finished and exported is left as it is, without starting any rank. Raises RecipeError
     or RunError with the ranks' own message, or the end of their log.
     """
+    check_trackers(job.settings)
     finished = _finished(job)
     if finished is not None:
         return finished

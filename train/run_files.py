@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.metrics import SHOWN, Board
 from tokenmill.train.rows import RowFile
+from tokenmill.train.trackers import TrackerThread
 
 _METRICS = "metrics.jsonl"
 
@@ -26,6 +27,7 @@ class RunFiles:
     Args:
         names: files of rows beside the metrics; progress: gets this launch's metrics alone.
         shown: which figures TensorBoard gets.
+        open_trackers: starts others that get the metrics, given a local folder for what they keep.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class RunFiles:
         *,
         tensorboard: bool,
         shown: Sequence[str] = SHOWN,
+        open_trackers: Callable[[Path], Sequence[TrackerThread]] = lambda _: (),
     ) -> None:
         self._folder, self._first, self._started = folder, done, time.monotonic()
         local = folder.store.local_path(folder.at("").rstrip("/"))
@@ -45,6 +48,7 @@ class RunFiles:
         self._rows = {name: RowFile(here / name, done) for name in (_METRICS, *names)}
         self._progress = RowFile(progress, 0) if progress else None
         self._board = Board(here / "tensorboard", done, enabled=tensorboard, shown=shown)
+        self._trackers = open_trackers(here)
 
     def add_metrics(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write a step's row, with the seconds that are left at this launch's pace."""
@@ -53,6 +57,8 @@ class RunFiles:
         for file in (self._rows[_METRICS], self._progress, self._board):
             if file is not None:
                 file.add(row)
+        for tracker in self._trackers:
+            tracker.add(row)
 
     def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows into the file of that name."""
@@ -67,7 +73,7 @@ class RunFiles:
                 self._folder.store.put(self._folder.at(str(path.relative_to(self._scratch))), path.read_bytes())
 
     def close(self) -> None:
-        for file in (*self._rows.values(), self._progress, self._board):
+        for file in (*self._rows.values(), self._progress, self._board, *self._trackers):
             if file is not None:
                 file.close()
         self.publish()

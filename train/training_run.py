@@ -13,7 +13,9 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.flops import ModelFlops
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
@@ -27,6 +29,7 @@ class Run:
     """Everything the steps of a run share.
 
     `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there.
+    `peak_flops` is what one device can do in a second, where that is known.
     """
 
     settings: TrainSettings
@@ -38,6 +41,8 @@ class Run:
     rank: int
     ranks: int
     total_steps: int
+    flops: ModelFlops
+    peak_flops: float | None
     first_step: int = 0
 
 
@@ -57,6 +62,7 @@ def start(job: TrainJob) -> Run:
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
     )
+    flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     loader = PlanLoader(
         plan,
         vocabulary,
@@ -77,5 +83,7 @@ def start(job: TrainJob) -> Run:
         rank=rank,
         ranks=ranks,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
+        flops=flops,
+        peak_flops=settings.peak_tflops * 1e12 if settings.peak_tflops else peak_flops_here(settings.precision),
         first_step=first_step(plan.description),
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
+from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -235,9 +236,13 @@ class TrainSettings(_Settings):
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     tensorboard: bool = True
+    wandb: WandbSettings | None = Field(default=None, description="send the metrics to Weights & Biases too")
+    trackio: TrackioSettings | None = Field(default=None, description="send the metrics to trackio too")
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="of one device, to log the share of it that is used (MFU)"
+        default=None,
+        gt=0,
+        description="of one device, to log the share of it that is used (MFU); absent: by the GPU's name",
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
 
