@@ -14,7 +14,7 @@ from tokenmill.manifests.verify_files import digest_fault, size_fault
 
 CHECKPOINT_RECORD = "checkpoint.json"
 EXPORT_RECORD = "tokenmill.json"  # beside an exported model
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 _HINT = "remove the checkpoint's folder to go on from the one before it"
 
 
@@ -29,8 +29,8 @@ def examine_checkpoint(store: Store, folder: str, sizes: Mapping[str, int], find
         return
     findings.records += 1
     for entry in entries:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        found = size_fault(path, entry, sizes.get(entry.name), _HINT)
+        path = entry.name if entry.is_outside or not folder else f"{folder}/{entry.name}"
+        found = size_fault(path, entry, _size(store, path) if entry.is_outside else sizes.get(entry.name), _HINT)
         if found is None and deep:
             found = digest_fault(store, path, entry, _HINT)
         elif found is None:
@@ -51,6 +51,10 @@ def _head_fault(store: Store, path: str) -> Fault | None:
     except (ManifestError, StorageError) as error:
         return Fault(path, str(error), _HINT)
     return None
+
+
+def _size(store: Store, path: str) -> int | None:
+    return store.size(path) if store.exists(path) else None
 
 
 def read_checkpoint_files(store: Store, name: str) -> list[FileEntry]:

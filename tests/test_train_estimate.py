@@ -18,7 +18,7 @@ import torch
 
 from tokenmill.cli import main
 from tokenmill.errors import RecipeError
-from tokenmill.settings_train import ModelSettings, TrainSettings
+from tokenmill.settings_train import Checkpointing, ModelSettings, TrainSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.attention import Documents
 from tokenmill.train.devices import device_of, named_device
@@ -61,13 +61,13 @@ def test_state_bytes_are_those_of_all_tensors_alive_on_two_ranks(tmp_path: Path)
             }, (rank, row["case"])
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "device"])
 @pytest.mark.parametrize(
     ("precision", "sizes"),
     [("fp32", {}), ("bf16", {"kv_heads": 4}), ("bf16", {"dropout": 0.1}), ("fp32", {"hidden": 96, "ffn": 64})],
 )
 def test_activations_are_within_15_percent_of_what_hooks_count(
-    precision: str, sizes: dict[str, Any], checkpointing: bool
+    precision: str, sizes: dict[str, Any], checkpointing: Checkpointing
 ) -> None:
     settings, length = (
         ModelSettings(**({"hidden": 64, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 160} | sizes)),
@@ -82,9 +82,9 @@ def test_activations_are_within_15_percent_of_what_hooks_count(
     config = described_config(settings, VOCABULARY, length)
     found = activation_bytes(config, settings.dropout, dtype, length, cuda=False)
 
-    assert found.kept(checkpointing=checkpointing) == pytest.approx(saved.bytes, rel=0.15)
-    if not checkpointing:
-        assert found.kept(checkpointing=False) == saved.bytes
+    assert found.kept(checkpointing) == pytest.approx(saved.bytes, rel=0.15)
+    if checkpointing == "none":
+        assert found.kept("none") == saved.bytes
 
 
 def test_activations_on_cuda_are_fewer_than_on_a_cpu_and_one_layer_is_recomputed() -> None:
@@ -93,8 +93,9 @@ def test_activations_on_cuda_are_fewer_than_on_a_cpu_and_one_layer_is_recomputed
     cpu, cuda = (activation_bytes(config, 0.1, torch.bfloat16, 256, cuda=cuda) for cuda in (False, True))
 
     assert cuda.layer < cpu.layer
-    assert cuda.recomputed(checkpointing=True) == cuda.layer
-    assert cuda.recomputed(checkpointing=False) == 0
+    assert cuda.recomputed("device") == cuda.layer and cuda.recomputed("none") == 0
+    assert cuda.kept("cpu") < cuda.kept("device") < cuda.kept("none")
+    assert cuda.on_host("cpu") == 5 * 256 * 192 * 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

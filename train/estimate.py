@@ -20,11 +20,12 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train.devices import GIB, Device
 from tokenmill.train.engine import deepspeed_config
-from tokenmill.train.estimate_activations import ActivationBytes, activation_bytes
+from tokenmill.train.estimate_activations import activation_bytes
 from tokenmill.train.estimate_state import StateBytes, heaviest_rank
 from tokenmill.train.flops import ModelFlops
 from tokenmill.train.model import described_config, weightless
 from tokenmill.train.schedule import total_steps
+from tokenmill.train.sequence_checks import check_heads, check_ranks
 
 UTILIZATION = 0.40
 _RESERVED = 0.06  # of a GPU's memory: CUDA's context, NCCL's buffers, what lies between blocks
@@ -122,17 +123,20 @@ class Estimate:
 def estimate(settings: TrainSettings, vocabulary: Vocabulary, work: Workload, machines: Machines) -> Estimate:
     """Reckon a run; raises RecipeError where the recipe's sizes do not go together or name no model."""
     gpus, packs = machines.gpus, settings.global_packs_per_step
-    if gpus > packs:
-        raise RecipeError(f"train: {gpus} GPUs cannot share {packs} packs a step (global_packs_per_step)")
+    check_ranks(settings.sequence_parallel, gpus)
+    readers = gpus // settings.sequence_parallel
+    if readers > packs:
+        raise RecipeError(f"train: {readers} GPUs cannot share {packs} packs a step (global_packs_per_step)")
     config = described_config(settings.model, vocabulary, work.context)
+    check_heads(settings.sequence_parallel, config.num_attention_heads)
     model = weightless(config)
-    micro_packs = min(settings.micro_packs, -(-packs // gpus))
-    micro_steps = -(-packs // (gpus * micro_packs))
-    engine = deepspeed_config(settings, micro_steps)
-    places = gpus * micro_packs * micro_steps  # of which those beyond the packs are fillers that cost as much
+    micro_packs = min(settings.micro_packs, -(-packs // readers))
+    micro_steps = -(-packs // (readers * micro_packs))
+    state = heaviest_rank(model, deepspeed_config(settings, micro_steps), gpus)
+    places = readers * micro_packs * micro_steps  # those beyond the packs are waited for as if they were full
     flops = ModelFlops.of(model.causal)
     asked = flops.training(packs * work.tokens, packs * work.squares)
-    again = 4 / 3 if settings.activation_checkpointing else 1.0
+    again = 1.0 if settings.activation_checkpointing == "none" else 4 / 3
     peak = gpus * machines.device.peak_flops(settings.precision)
     step_s = asked * again * places / packs / (peak * machines.utilization)
     return Estimate(
@@ -140,7 +144,7 @@ def estimate(settings: TrainSettings, vocabulary: Vocabulary, work: Workload, ma
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         micro_steps=micro_steps,
         idle=1 - packs / places,
-        memory=_memory(settings, config, heaviest_rank(model, engine, gpus), micro_packs * work.context),
+        memory=_memory(settings, config, state, -(-micro_packs * work.context // settings.sequence_parallel)),
         step_s=step_s,
         tokens_per_step=packs * work.tokens,
         mfu=asked / step_s / peak,
@@ -162,17 +166,17 @@ def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
 
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    found: ActivationBytes = activation_bytes(config, settings.model.dropout, dtype, tokens, cuda=True)
-    checkpointing = settings.activation_checkpointing
+    shared_by, checkpointing = settings.sequence_parallel, settings.activation_checkpointing
+    found = activation_bytes(config, settings.model.dropout, dtype, tokens, cuda=True, shared_by=shared_by)
     return Memory(
         weights=state.weights,
         optimizer=state.optimizer,
         gradients=state.gradients.most,
         buffers=state.bucket + state.gathered,
-        activations=found.kept(checkpointing=checkpointing),
-        recomputed_layer=found.recomputed(checkpointing=checkpointing),
+        activations=found.kept(checkpointing),
+        recomputed_layer=found.recomputed(checkpointing),
         logits=logits_bytes(settings, config, tokens),
-        host=state.host,
+        host=state.host + found.on_host(checkpointing),
     )
 
 

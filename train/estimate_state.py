@@ -173,4 +173,4 @@ def _rounded_up(size: int, multiple: int) -> int:
 
 
 def _offloaded(zero: Mapping[str, Any], part: str) -> bool:
-    return (zero.get(f"offload_{part}") or {}).get("device", "none") != "none"
+    return bool((zero.get(f"offload_{part}") or {}).get("device", "none") != "none")

@@ -21,6 +21,7 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 log = logging.getLogger(__name__)
+TRACKIO_FOLDER = "trackio"
 _QUEUE_ROWS = 1000
 _CLOSE_S = 30.0
 _POLL_S = 0.2
@@ -154,7 +155,7 @@ class _Wandb:
 
 class _Trackio:
     def __init__(self, settings: TrackioSettings, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))  # read when it is imported
+        os.environ.setdefault("TRACKIO_DIR", str(folder / TRACKIO_FOLDER))  # read when it is imported
         import trackio
 
         self._trackio: Any = trackio

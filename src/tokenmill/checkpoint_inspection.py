@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -74,10 +75,11 @@ def _checkpoint(store: Store, folder: str) -> dict[str, Any]:
         raise ManifestError(f"{_at(folder, CHECKPOINT_RECORD)}: not a checkpoint record (no step)")
     loader, model, settings = (record.get(part) or {} for part in ("loader", "model", "settings"))
     sizes = {file.path.rsplit("/", 1)[-1]: file.size for file in store.files(folder)}
-    with_digests = sum(sizes.values()) <= _DIGESTS_UPTO_BYTES
+    files: dict[str, int] = {entry["name"]: entry["bytes"] for entry in record.get("files", [])}
+    with_digests = sum(files.values()) <= _DIGESTS_UPTO_BYTES
     findings = Findings()
     examine_checkpoint(store, folder, sizes, findings, deep=with_digests)
-    shapes = _shapes(store, folder, sizes)
+    shapes = _shapes(store, [name if "://" in name else _at(folder, name) for name in files])
     return {
         "step": record["step"],
         "plan": loader.get("plan_id"),
@@ -85,8 +87,8 @@ def _checkpoint(store: Store, folder: str) -> dict[str, Any]:
         "model": {name: model[name] for name in _SIZES if name in model},
         "parameters": sum(prod(shape) for tensor, shape in shapes.items() if tensor.endswith("/weight")),
         "tensors": len(shapes),
-        "bytes": findings.bytes,
-        "files": {name: size for name, size in sorted(sizes.items()) if name != CHECKPOINT_RECORD},
+        "bytes": sum(files.values()),
+        "files": files,
         "digests": "compared" if with_digests else "not compared: tokenmill verify --deep reads every byte",
         "faults": [str(fault) for fault in findings.faults],
         "settings": {name: settings[name] for name in _SETTINGS if name in settings},
@@ -94,15 +96,12 @@ def _checkpoint(store: Store, folder: str) -> dict[str, Any]:
     }
 
 
-def _shapes(store: Store, folder: str, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Collect what all files hold; damaged ones are told by their digests."""
+def _shapes(store: Store, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Collect what all files hold; of damaged ones the faults tell."""
     found: dict[str, tuple[int, ...]] = {}
-    for name in sizes:
-        if name.endswith(".safetensors"):
-            try:
-                found |= tensor_shapes(store, _at(folder, name))
-            except (ManifestError, StorageError):
-                continue
+    for name in names:
+        with suppress(ManifestError, StorageError):
+            found |= tensor_shapes(store, name)
     return found
 
 
