@@ -27,14 +27,18 @@ from tokenmill.train.estimate import Machines, Workload, estimate, logits_bytes
 from tokenmill.train.estimate_activations import SavedTensors, activation_bytes
 from tokenmill.train.estimate_state import heaviest_rank, state_bytes
 from tokenmill.train.model import Batch, build_model, described_config, model_config, weightless
+from tokenmill.train.world import sequence_group
 
 VOCABULARY = byte_vocabulary(33)
 CONTEXT = 128
 SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
-CASES = [
-    (0, "fp32", None), (1, "fp32", None), (2, "fp32", None), (3, "fp32", None), (1, "bf16", None), (2, "bf16", None),
-    (3, "bf16", None), (1, "bf16", "fp32"), (2, "bf16", "fp32"), (3, "bf16", "fp32"),
+CASES = [  # ZeRO stage, precision, that of sums of gradients where it is another, what is offloaded
+    (0, "fp32", None, "none"), (1, "fp32", None, "none"), (2, "fp32", None, "none"), (3, "fp32", None, "none"),
+    (1, "bf16", None, "none"), (2, "bf16", None, "none"), (3, "bf16", None, "none"), (1, "bf16", "fp32", "none"),
+    (2, "bf16", "fp32", "none"), (3, "bf16", "fp32", "none"), (1, "bf16", None, "optimizer"),
+    (2, "bf16", None, "optimizer"), (3, "bf16", None, "optimizer"), (3, "bf16", None, "parameters"),
 ]  # fmt: skip
+KEY_HEADS = (2, 1)  # of a model whose sequence two ranks share
 SMALLEST_BYTES = 33  # Adam's step counts and rotary frequencies lie below
 MICRO_STEPS = 2
 
@@ -52,13 +56,17 @@ def test_state_bytes_are_those_of_all_tensors_alive_on_two_ranks(tmp_path: Path)
             settings = _settings(*row["case"])
             model = weightless(model_config(settings.model, VOCABULARY, CONTEXT))
             found = state_bytes(model, deepspeed_config(settings, MICRO_STEPS), ranks=2, rank=rank)
-            lasting = found.weights + found.optimizer + (found.bucket if settings.zero_stage == 3 else 0)
+            lasting = found.weights + found.optimizer + found.host + (found.bucket if settings.zero_stage == 3 else 0)
             between = found.bucket if settings.zero_stage == 1 else 0  # ZeRO 1 gives it back with the last backward
             assert row["alive"] == {
                 "between_micro_steps": lasting + between + found.gradients.between_micro_steps,
                 "for_step": lasting + found.gradients.for_step,
                 "between_steps": lasting + found.gradients.between_steps,
             }, (rank, row["case"])
+        for heads, saved in json.loads((tmp_path / f"saved-{rank}.json").read_text()).items():
+            config = described_config(ModelSettings(**SIZES | {"kv_heads": int(heads)}), VOCABULARY, CONTEXT)
+            found_half = activation_bytes(config, 0.0, torch.float32, CONTEXT // 2, cuda=False, shared_by=2)
+            assert found_half.kept("none") == pytest.approx(saved, rel=0.15), (rank, heads)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "device"])
@@ -198,11 +206,11 @@ def _batch(length: int, borders: tuple[int, ...]) -> Batch:
     return Batch(ids[0], ids[1], torch.ones(length), torch.arange(length), Documents.at(borders))
 
 
-def _settings(stage: int, precision: str, sums: str | None) -> TrainSettings:
+def _settings(stage: int, precision: str, sums: str | None, offload: str) -> TrainSettings:
     small = {"reduce_bucket_size": 20_000, "stage3_param_persistence_threshold": 600}
     over = {"zero_optimization": small} | ({"data_types": {"grad_accum_dtype": sums}} if sums else {})
     return TrainSettings.model_validate({
-        "device": "cpu", "zero_stage": stage, "precision": precision, "model": SIZES, "deepspeed": over,
+        "device": "cpu", "zero_stage": stage, "precision": precision, "offload": offload, "model": SIZES, "deepspeed": over,
     })  # fmt: skip
 
 
@@ -224,14 +232,27 @@ def _be_a_rank(folder: Path) -> None:
     start_distributed(_settings(*CASES[0]))
     rows = [{"case": case, "alive": _alive_through_a_step(*case)} for case in CASES]
     (folder / f"alive-{distributed.get_rank()}.json").write_text(json.dumps(rows))
+    saved = {heads: _saved_of_half_a_sequence(heads, distributed.get_rank()) for heads in KEY_HEADS}
+    (folder / f"saved-{distributed.get_rank()}.json").write_text(json.dumps(saved))
     distributed.destroy_process_group()
 
 
-def _alive_through_a_step(stage: int, precision: str, sums: str | None) -> dict[str, int]:
+def _saved_of_half_a_sequence(key_heads: int, rank: int) -> int:
+    """Count what autograd saves on a rank that shares its sequence with the other."""
+    model = build_model(ModelSettings(**SIZES | {"kv_heads": key_heads}), VOCABULARY, CONTEXT).train()
+    whole, half = _batch(CONTEXT, (0, 100, CONTEXT)), slice(rank * CONTEXT // 2, (rank + 1) * CONTEXT // 2)
+    parts = (whole.input_ids, whole.labels, whole.loss_weight, whole.position_ids)
+    saved = SavedTensors(model)
+    with saved.counting():
+        model.hidden(Batch(*(part[half] for part in parts), whole.documents, sequence_group(2)))
+    return saved.bytes
+
+
+def _alive_through_a_step(*case: Any) -> dict[str, int]:
     """Train two steps; returns the bytes of all tensors that are alive at moments of the second."""
     from tokenmill.train.engine import start_engine
 
-    settings, batch = _settings(stage, precision, sums), _batch(CONTEXT, (0, CONTEXT))
+    settings, batch = _settings(*case), _batch(CONTEXT, (0, CONTEXT))
     before = _storages()
     model = build_model(settings.model, VOCABULARY, CONTEXT, loss_chunk_tokens=64)
     engine = start_engine(model, settings, MICRO_STEPS)
