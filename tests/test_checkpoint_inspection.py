@@ -65,8 +65,11 @@ def test_inspect_checkpoint_tells_step_plan_sizes_and_losses_up_to_it(
 def test_inspect_run_tells_checkpoints_the_newest_and_how_it_went(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "evaluation.jsonl").write_text('{"step": 10, "loss": 2.5}\n{"step": 20, "loss": 2.25}\n')
+
     found = _inspected(folder, capsys)
 
+    assert found["evaluation"] == {"step": 20, "loss": 2.25}
     assert (found["kind"], found["checkpoints"], found["unfinished"]) == ("training run", [10, 20], ["step-00000030"])
     assert found["newest"]["step"] == 20 and found["exported_step"] is None
     assert found["steps_logged"] == 30 and len(found["losses"]) == 10

@@ -107,7 +107,7 @@ def _shapes(store: Store, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def _losses(store: Store, step: int | None) -> dict[str, Any]:
     """Sum up a run's rows, up to a step if one is given: some of them, and what they cost together."""
-    rows = [row for row in _rows(store) if step is None or row["step"] <= step]
+    rows = _rows(store, _METRICS, step)
     if not rows:
         return {}
     seconds = sum(row.get("step_s", 0.0) for row in rows)
@@ -121,14 +121,18 @@ def _losses(store: Store, step: int | None) -> dict[str, Any]:
         "losses": [
             {name: row[name] for name in _COLUMNS if row.get(name) is not None} for row in reversed(rows[::-every])
         ],
+        **({"evaluation": evaluations[-1]} if (evaluations := _rows(store, "evaluation.jsonl", step)) else {}),
+        **({"guarded": len(guarded)} if (guarded := _rows(store, "guard.jsonl", step)) else {}),
     }
 
 
-def _rows(store: Store) -> Iterator[dict[str, Any]]:
-    """Read rows of metrics; a last line that a kill cut off is passed over."""
-    if store.exists(_METRICS):
-        *lines, _torn = store.read_bytes(_METRICS).decode("utf-8", "replace").split("\n")
-        yield from (json.loads(line) for line in lines)
+def _rows(store: Store, name: str, step: int | None) -> list[dict[str, Any]]:
+    """Read a file of rows, up to a step if one is given; a last line that a kill cut off is passed over."""
+    if not store.exists(name):
+        return []
+    *lines, _torn = store.read_bytes(name).decode("utf-8", "replace").split("\n")
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if step is None or row["step"] <= step]
 
 
 def _json(store: Store, name: str) -> dict[str, Any]:
@@ -181,6 +185,10 @@ def _loss_lines(found: Mapping[str, Any]) -> Iterator[str]:
         f"so far       {found['steps_logged']:,} steps, {found['ids_read']:,} ids, {found['hours']:,.2f} hours{waited};"
         f" {found['unreadable']:,} samples unreadable"
     )
+    if "guarded" in found:
+        yield f"guard        has acted {found['guarded']:,} times (guard.jsonl)"
+    if "evaluation" in found:
+        yield f"evaluation   {json.dumps(found['evaluation'])}"
     columns = [name for name in _COLUMNS if any(name in row for row in found["losses"])]
     yield "  ".join(f"{name:>12}" for name in columns)
     for row in found["losses"]:
