@@ -35,6 +35,7 @@ CASES: Mapping[str, tuple[Mapping[str, Any], str | None]] = {
     "optimizer-3": ({"zero_stage": 3, "offload": "optimizer"}, "optimizer-2"),
     "parameters": ({"zero_stage": 3, "offload": "parameters", "activation_checkpointing": "cpu"}, None),
     "brought-back": ({"zero_stage": 1, "activation_checkpointing": "device"}, "parameters"),
+    "compiled": ({"zero_stage": 2, "compile": True, "activation_checkpointing": "cpu"}, "parameters"),
     "bf16": ({"zero_stage": 2, "offload": "optimizer", "precision": "bf16"}, None),
     "bf16-parameters": ({"zero_stage": 3, "offload": "parameters", "precision": "bf16"}, "bf16"),
 }
@@ -58,7 +59,10 @@ def test_two_nodes_with_offload_and_checkpointing_train_as_without(tmp_path: Pat
         for ours, theirs in zip(rows[case], expected, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance), case
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=3 * tolerance), case
-    assert {path.name for path in (tmp_path / "store/checkpoints/launch/logs").iterdir()} == {"log-00.txt", "log-01.txt"}
+    assert {path.name for path in (tmp_path / "store/checkpoints/launch/logs").iterdir()} == {
+        "log-00.txt",
+        "log-01.txt",
+    }
 
 
 def _rows(folder: Path, run: str) -> list[dict[str, Any]]:

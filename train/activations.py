@@ -21,8 +21,11 @@ SMALLEST_BYTES = 2**16
 """What is smaller stays on the device: moving it costs more than it brings."""
 
 
-def keep_activations(causal: Any, where: Literal["none", "device", "cpu"]) -> HostActivations | None:
-    """Let a causal model of transformers keep only the inputs of its layers; returns what holds them, if on the host."""
+Checkpointing = Literal["none", "device", "cpu"]
+
+
+def keep_activations(causal: Any, where: Checkpointing) -> HostActivations | None:
+    """Let a causal model keep only the inputs of its layers; returns what holds them, if on the host."""
     if where == "none":
         return None
     causal.activation_checkpointing_enable({"use_reentrant": False})
@@ -106,7 +109,7 @@ class HostActivations:
 
     def _send(self, tensor: Tensor, host: Tensor) -> None:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(tensor.device)
+            self._stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
@@ -115,5 +118,5 @@ class HostActivations:
     def _send_back(self, kept: _Kept) -> None:
         with torch.cuda.stream(self._stream):
             kept.back = kept.host.to(kept.device, non_blocking=True)
-            kept.arrived = torch.cuda.Event()
+            kept.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             kept.arrived.record(self._stream)

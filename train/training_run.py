@@ -13,6 +13,7 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.engine import start_distributed, start_engine
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
@@ -45,6 +46,8 @@ def start(job: TrainJob) -> Run:
     """Open the plan, build loader, model and engine."""
     settings = job.settings
     device = start_distributed(settings)
+    if settings.compile:
+        check_compiler(device.type)
     rank, ranks = world()
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
@@ -57,6 +60,8 @@ def start(job: TrainJob) -> Run:
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
     )
+    if settings.compile:
+        compile_layers(model.causal)
     loader = PlanLoader(
         plan,
         vocabulary,
