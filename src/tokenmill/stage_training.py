@@ -5,9 +5,12 @@ They meet in files on disk; beside `commands`, only this file knows both.
 
 from __future__ import annotations
 
+import argparse
 import logging
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenmill.errors import RunError
@@ -27,6 +30,19 @@ def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
     if result.stopped:
         raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
     return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
+
+
+def train_on_hosts(options: argparse.Namespace) -> int:
+    """Give the command that was asked for to every machine of a hostfile."""
+    from tokenmill.train.hostfile import read_hostfile
+    from tokenmill.train.hosts import run_on_hosts
+
+    hosts = read_hostfile(options.hostfile)
+    ranks = [f"train.ranks={hosts.ranks}"] if hosts.ranks else []
+    flags = [flag for flag, is_set in (("--json", options.json), ("--debug", options.debug)) if is_set]
+    command = [sys.executable, "-m", "tokenmill.cli", "train", str(Path(options.recipe).absolute())]
+    run_on_hosts(hosts, [*command, *flags, *options.overrides, *ranks])
+    return 0
 
 
 def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
