@@ -8,7 +8,8 @@ frequencies too, after which positions beyond a few hundred blur; those are put 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -65,7 +66,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
         "gradient_clipping": settings.clip,
         "steps_per_print": 10**9,
         "zero_optimization": {"stage": settings.zero_stage} | _offload(settings),
-        "bf16": {"enabled": settings.precision == "bf16"},
+        "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": True},
         "communication_data_type": "fp32",
         "optimizer": {
             "type": "AdamW",
@@ -85,6 +86,35 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
 def set_learning_rate(engine: Any, lr: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
+
+
+@contextmanager
+def discarding(engine: Any) -> Iterator[None]:
+    """Make the engine's next `step` drop the gradients and change nothing else; every rank has to.
+
+    With ZeRO that is DeepSpeed's own way with a gradient that is no number, which it is told here of any. It clears
+    what the stage has gathered, on the host too if the optimizer is there. Without ZeRO it steps a plain optimizer.
+    """
+    optimizer = engine.optimizer
+    lost = torch.tensor(float("nan"), device=engine.device)
+    replaced = {
+        "step": lambda: None,
+        "scaled_global_norm": lambda norm_type=2: lost,  # ZeRO 1 and 2
+        "_get_norm_groups": lambda: [lost],  # ZeRO 3
+    }
+    if hasattr(optimizer, "overflow"):
+        del replaced["step"]
+    vars(optimizer).update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            del vars(optimizer)[name]
+
+
+def has_discarded(engine: Any) -> bool:
+    """Say whether DeepSpeed dropped the last step because its gradient was no number."""
+    return bool(getattr(engine.optimizer, "overflow", False))
 
 
 def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:

@@ -13,7 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from tokenmill.settings_mix import DEFAULT_TEMPLATES, Fraction, Mix, Share, SourceMix, TemplateShares, check_shares
+from tokenmill.settings_keeping import GuardSettings
+from tokenmill.settings_mix import (
+    DEFAULT_TEMPLATES,
+    PAIR_TEMPLATES,
+    PAIRS,
+    Fraction,
+    Mix,
+    Share,
+    SourceMix,
+    TemplateShares,
+    check_shares,
+)
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -100,7 +111,9 @@ class PhaseSettings(_Settings):
     def templates_of(self, source: str, modality: str) -> Mapping[str, float]:
         """Return the shares of templates for samples of a source: its own, else those of the modality."""
         own = self.of_source(source).templates
-        return own if own is not None else self.templates.get(modality, {})
+        if own is not None:
+            return own
+        return self.templates.get(modality, PAIR_TEMPLATES if modality == PAIRS else {})
 
     def said(self) -> dict[str, Any]:
         """Return the keys that are given, without those that name phases."""
@@ -202,6 +215,11 @@ class LoaderSettings(_Settings):
     check_digests: bool = Field(
         default=False, description="compare each shard's sha256 with the plan's before it is used"
     )
+    memory_map: bool = Field(
+        default=False,
+        description="map local and cached shards instead of reading them: faster, but a shard that is cut off while it "
+        "is used, or a fault of the disk, ends the rank with SIGBUS",
+    )
     timeout_s: float = Field(default=600.0, gt=0, description="how long a step may be waited for")
 
     @property
@@ -221,6 +239,12 @@ class TrainSettings(_Settings):
         default=2, ge=1, description="processes on this machine: one a GPU, or a share of the cores each"
     )
     threads_per_rank: int = Field(default=0, ge=0, description="CPU threads of a rank; 0 = cores ÷ ranks")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="neighbouring ranks that share each pack; divides the ranks and the model's heads"
+    )
+    attention: Literal["auto", "varlen", "sdpa", "flex"] = Field(
+        default="auto", description="kernel; auto = varlen on CUDA in bf16, else one document at a time"
+    )
     global_packs_per_step: int = Field(
         default=16, ge=1, description="packs in an optimizer step, whatever the number of ranks"
     )
@@ -253,6 +277,24 @@ class TrainSettings(_Settings):
     timeout_s: float = Field(
         default=600.0, gt=0, description="how long ranks wait for each other, at the start and in each exchange"
     )
+    milestone_every: int | None = Field(
+        default=None, ge=1, description="steps; the checkpoints of these steps are written and never removed"
+    )
+    save_in_background: bool = Field(
+        default=True, description="go on training while a checkpoint is written; it exists a few steps later"
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="when a checkpoint cannot be written (disk full): end the run, or try the next"
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        description="URL or folder for the checkpoints' tensors; absent = beside their records in the root",
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    restarts: int = Field(
+        default=0, ge=0, description="times the ranks are started anew after one died; a new checkpoint sets it back"
+    )
+    restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
@@ -266,6 +308,16 @@ class TrainSettings(_Settings):
         if run == TOKENIZER_RUNS:
             raise ValueError(f"checkpoints/{run}/ holds the runs of train-tokenizer; take another name")
         return run
+
+    @model_validator(mode="after")
+    def _ranks_share_packs_evenly(self) -> TrainSettings:
+        size = self.sequence_parallel
+        if self.ranks % size and size % self.ranks:  # several machines may make up a group
+            raise ValueError(f"sequence_parallel: groups of {size} ranks do not make up {self.ranks} ranks a machine")
+        is_described = self.model.preset is None and self.model.from_path is None
+        if is_described and self.model.heads % size:
+            raise ValueError(f"sequence_parallel: {size} ranks cannot share {self.model.heads} heads (model.heads)")
+        return self
 
     @model_validator(mode="after")
     def _stage_is_fit_for_the_rest(self) -> TrainSettings:
