@@ -14,6 +14,7 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
 from tokenmill.train.checkpoints import RunFolder, run_folder
+from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
 from tokenmill.train.flops import ModelFlops
@@ -56,6 +57,8 @@ def start(job: TrainJob) -> Run:
     """Open the plan, build loader, model and engine."""
     settings = job.settings
     device = start_distributed(settings)
+    if settings.compile:
+        check_compiler(device.type)
     rank, ranks = world()
     check_kernel(settings.attention, device, settings.precision)
     check_ranks(settings.sequence_parallel, ranks)
@@ -72,6 +75,8 @@ def start(job: TrainJob) -> Run:
         attention_kernel=settings.attention,
     )
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
+    if settings.compile:
+        compile_layers(model.causal)
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
     sequence = sequence_group(settings.sequence_parallel)
     loader = PlanLoader(

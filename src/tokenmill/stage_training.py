@@ -5,7 +5,10 @@ They meet in files on disk; beside `commands`, only this file knows both.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenmill.errors import StoppedError
@@ -36,6 +39,19 @@ def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
         "export": result.export,
         **progress.launch.to_json(),
     }
+
+
+def train_on_hosts(options: argparse.Namespace) -> int:
+    """Give the command that was asked for to every machine of a hostfile."""
+    from tokenmill.train.hostfile import read_hostfile
+    from tokenmill.train.hosts import run_on_hosts
+
+    hosts = read_hostfile(options.hostfile)
+    ranks = [f"train.ranks={hosts.ranks}"] if hosts.ranks else []
+    flags = [flag for flag, is_set in (("--json", options.json), ("--debug", options.debug)) if is_set]
+    command = [sys.executable, "-m", "tokenmill.cli", "train", str(Path(options.recipe).absolute())]
+    run_on_hosts(hosts, [*command, *flags, *options.overrides, *ranks])
+    return 0
 
 
 def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
