@@ -158,10 +158,11 @@ def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
     A chunk is there in fp32 and, in bf16, once more as the gradient that is multiplied.
     """
     width = 2 if settings.precision == "bf16" else 4
-    matrix = config.vocab_size * config.hidden_size
-    chunk = min(settings.loss_chunk_tokens, tokens) * config.vocab_size
+    matrix: int = config.vocab_size * config.hidden_size
+    chunk: int = min(settings.loss_chunk_tokens, tokens) * config.vocab_size
     logits = chunk * (4 + (width if width != 4 else 0))
-    return logits + matrix * (4 + width) + 2 * tokens * config.hidden_size * width
+    hidden: int = 2 * tokens * config.hidden_size * width
+    return logits + matrix * (4 + width) + hidden
 
 
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:
