@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.settings_train import ModelSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import attention
+from tokenmill.train.activations import keep_activations
 from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
@@ -122,7 +123,7 @@ def _described(path: str) -> Any:
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
-    checkpointing: bool = False, seed: int = 0, attention_kernel: Kernel = "auto"
+    checkpointing: Literal["none", "device", "cpu"] = "none", seed: int = 0, attention_kernel: Kernel = "auto"
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 
@@ -134,8 +135,7 @@ def build_model(
         causal = _loaded(settings.from_path, vocabulary, context)
     else:
         causal = _fresh(settings, vocabulary, context)
-    if checkpointing:
-        causal.activation_checkpointing_enable({"use_reentrant": False})
+    keep_activations(causal, checkpointing)
     return PackedModel(causal, settings.dropout, loss_chunk_tokens, attention_kernel)
 
 

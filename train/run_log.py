@@ -42,6 +42,11 @@ class RunLog:
         if self._wants_samples:
             self._files.add(_SAMPLES, [{"step": row["step"], "samples": samples}])
 
+    def go_back(self, done: int) -> None:
+        """Cut the rows back to a step that the run goes on from anew."""
+        if self._files is not None:
+            self._files.go_back(done)
+
     def publish(self) -> None:
         """Put the files where they belong, if that is elsewhere."""
         if self._files is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
-from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.checkpoints import RunFolder, run_folder
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
@@ -42,6 +44,7 @@ class Run:
     ranks: int
     sequence: SequenceGroup
     total_steps: int
+    guard: Guard
     first_step: int = 0
 
 
@@ -65,7 +68,7 @@ def start(job: TrainJob) -> Run:
         attention_kernel=settings.attention,
     )
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
-    sequence = sequence_group(settings.sequence_parallel)
+    sequence = sequence_group(settings.sequence_parallel, timedelta(seconds=settings.timeout_s))
     loader = PlanLoader(
         plan,
         vocabulary,
@@ -78,7 +81,7 @@ def start(job: TrainJob) -> Run:
     )
     return Run(
         settings=settings,
-        folder=RunFolder(store, settings.run),
+        folder=run_folder(store, settings.run, settings.checkpoints),
         loader=loader,
         model=model,
         engine=start_engine(model, settings, loader.micro_steps),
@@ -87,5 +90,6 @@ def start(job: TrainJob) -> Run:
         ranks=ranks,
         sequence=sequence,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
+        guard=Guard(settings.guard),
         first_step=first_step(plan.description),
     )
