@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def start(job: TrainJob) -> Run:
     if settings.compile:
         compile_layers(model.causal)
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
-    sequence = sequence_group(settings.sequence_parallel)
+    sequence = sequence_group(settings.sequence_parallel, timedelta(seconds=settings.timeout_s))
     loader = PlanLoader(
         plan,
         vocabulary,
