@@ -77,6 +77,8 @@ def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int
             row |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
             run_log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
             done = row["step"]
+            if run.evaluation is not None and run.evaluation.is_due(done, run.total_steps):
+                run_log.add_evaluation(run.evaluation.row(run.engine, run.device, done))
             if stopping or done == run.total_steps or done % run.settings.checkpoint_every == 0:
                 save(run.engine, run.model, run.folder, _checkpoint(run, done), run.settings.keep)
                 run_log.publish()

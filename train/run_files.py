@@ -59,6 +59,10 @@ class RunFiles:
         for row in rows:
             self._rows[name].add(row)
 
+    def show(self, row: Mapping[str, Any], group: str) -> None:
+        """Give a row to TensorBoard, as a group of its own."""
+        self._board.add(row, group)
+
     def publish(self) -> None:
         """Put the files where they belong, if that is elsewhere."""
         if self._scratch is not None:

@@ -9,11 +9,12 @@ import torch
 
 from tokenmill.manifests.plan_border import first_step
 from tokenmill.manifests.plans import open_plan
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage import Store, open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.evaluation import Evaluation
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
@@ -39,6 +40,7 @@ class Run:
     ranks: int
     total_steps: int
     first_step: int = 0
+    evaluation: Evaluation | None = None
 
 
 def start(job: TrainJob) -> Run:
@@ -57,6 +59,7 @@ def start(job: TrainJob) -> Run:
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
     )
+    model.causal.get_output_embeddings().set_up(settings, device)
     loader = PlanLoader(
         plan,
         vocabulary,
@@ -78,4 +81,11 @@ def start(job: TrainJob) -> Run:
         ranks=ranks,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
         first_step=first_step(plan.description),
+        evaluation=_evaluation(job, store, loader),
     )
+
+
+def _evaluation(job: TrainJob, store: Store, loader: PlanLoader) -> Evaluation | None:
+    if job.settings.evaluation is None or job.evaluation_plan is None:
+        return None
+    return Evaluation.of(store, job.evaluation_plan, job.settings.evaluation, loader, job.settings.loader)

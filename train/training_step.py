@@ -11,15 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tokenmill.manifests.identity import digest_of
 from tokenmill.train.engine import gradient_norm, set_learning_rate
 from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch
-from tokenmill.train.packs import PackArrays
 from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
+from tokenmill.train.tally import Tally, losses_of
 from tokenmill.train.training_run import Run
 
 
@@ -29,7 +28,7 @@ def take_step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], 
     lr = learning_rate(number_in_run, run.total_steps, run.settings)
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
-    sums = torch.zeros(6, dtype=torch.float64)  # loss and weight of text, loss and weight of vision, stop, faults
+    tally = Tally(run.loader.vocabulary)
     norm = None
     for number, arrays in enumerate(step.micro_batches):
         total, losses = run.engine(Batch.of(arrays, run.device))
@@ -37,17 +36,13 @@ def take_step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], 
         if run.settings.zero_stage == 0 and number == len(step.micro_batches) - 1:
             norm = gradient_norm(run.engine, run.settings)
         run.engine.step()
-        sums[:4] += _by_modality(run, arrays, losses)
-    sums[4], sums[5] = float(stopping), float(len(step.faults))
-    summed = sums.to(run.device)
-    dist.all_reduce(summed)
-    text, text_weight, vision, vision_weight, stops, faults = summed.tolist()
+        tally.add(arrays, step.documents.templates[number], losses, total)
+    sums, penalty, (stops, faults) = tally.over_ranks(run.device, float(stopping), len(step.faults))
     row = {
         "step": number_in_run + 1,
         "epoch": step.epoch,
-        "loss": (text + vision) / max(step.weight, 1e-9),
-        "loss_text": text / text_weight if text_weight else None,
-        "loss_vision": vision / vision_weight if vision_weight else None,
+        **losses_of(sums, step.weight, step.documents.weight),
+        **({"z_loss": penalty / max(step.weight, 1e-9)} if run.settings.z_loss else {}),
         "lr": lr,
         "grad_norm": norm if run.settings.zero_stage == 0 else gradient_norm(run.engine, run.settings),
         "weight": step.weight,
@@ -66,12 +61,3 @@ def speed_of(run: Run, step: Step, seconds: float) -> dict[str, Any]:
                                step.num_tokens, step.squares)  # fmt: skip
         speed["mfu"] = flops / seconds / (run.ranks * run.settings.peak_tflops * 1e12)
     return speed
-
-
-def _by_modality(run: Run, arrays: PackArrays, losses: torch.Tensor) -> torch.Tensor:
-    """Sum weighted loss and weight over ids of text and over ids of vision."""
-    weights = torch.from_numpy(arrays.loss_weight).double()
-    vision = torch.from_numpy(run.loader.vocabulary.vision_mask(arrays.labels)).double()
-    weighted = weights * losses.detach().double().cpu()
-    text = 1.0 - vision
-    return torch.stack([weighted @ text, weights @ text, weighted @ vision, weights @ vision])

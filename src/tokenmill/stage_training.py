@@ -22,7 +22,9 @@ def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
     from tokenmill.train.launch import launch
 
     plan = chain.plan.folder.path
-    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
+    asked = recipe.train.evaluation
+    held_out = chain.plan_of(asked.phase).folder.path if asked else None
+    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, evaluation_plan=held_out, settings=recipe.train)
     result = launch(job, on_row=_TrainingLog())
     if result.stopped:
         raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
