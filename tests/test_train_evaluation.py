@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
@@ -22,13 +23,14 @@ from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.recipe import check_recipe
 from tokenmill.settings_evaluation import EvaluationSettings
-from tokenmill.settings_train import LoaderSettings, PlanSettings
+from tokenmill.settings_train import LoaderSettings, ModelSettings, PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.evaluation import Evaluation
 from tokenmill.train.loader import PlanLoader
 
 VOCABULARY = byte_vocabulary(33)
 PACKS = 5
+MODEL: dict[str, Any] = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1}
 CASES: dict[str, dict[str, Any]] = {
     "still-0": {"zero_stage": 0, "lr": 1e-30, "steps": 2},
     "still-3": {"zero_stage": 3, "lr": 1e-30, "steps": 2},
@@ -48,29 +50,74 @@ def plans_in(store: Store) -> tuple[Plan, Plan]:
 
 
 @pytest.mark.slow
-def test_evaluation_is_the_same_on_any_ranks_and_leaves_training_alone(tmp_path: Path) -> None:
+def test_evaluation_while_training_is_that_of_the_model_and_leaves_training_alone(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     training, held_out = plans_in(store)
-    ranks = [
-        _start(rank, world, tmp_path, training.folder.path, held_out.folder.path)
-        for world in (1, 2)
-        for rank in range(world)
-    ]
+    ranks = [_start(rank, 2, tmp_path, training.folder.path, held_out.folder.path) for rank in range(2)]
     outputs = [rank.communicate()[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0, 0], outputs[0][-3000:] + outputs[1][-3000:]
-    alone, both = (json.loads((tmp_path / f"rows-{world}.json").read_text()) for world in (1, 2))
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs[0][-3000:]
+    rows = json.loads((tmp_path / "rows.json").read_text())
 
-    still = alone["still-0"]["evaluation"]
-    assert still == both["still-0"]["evaluation"] == both["still-3"]["evaluation"] == alone["still-3"]["evaluation"]
+    still = rows["still-0"]["evaluation"]
+    assert still == rows["still-3"]["evaluation"]
     assert [row["step"] for row in still] == [2]
-    assert still[0]["packs"] == PACKS
-    assert still[0]["unreadable"] == 0
-    assert still[0]["weight"] == pytest.approx(held_out.costs(0, PACKS).weight.sum())
-    assert [row["step"] for row in both["learns"]["evaluation"]] == [2, 4, 5]
-    assert both["unevaluated"]["evaluation"] == []
+    alone = evaluated_by(1, store, training, held_out)
+    assert still[0].keys() == alone.keys()
+    for name in ("loss", "loss_text", "loss_vision", "loss_by_template", "weight"):
+        assert still[0][name] == pytest.approx(alone[name], rel=1e-6), name
+    assert [row["step"] for row in rows["learns"]["evaluation"]] == [2, 4, 5]
+    assert rows["unevaluated"]["evaluation"] == []
     for name in ("loss", "loss_text", "loss_vision", "loss_by_template", "z_loss", "grad_norm"):
-        assert [r[name] for r in both["learns"]["metrics"]] == [r[name] for r in both["unevaluated"]["metrics"]], name
-    check_templates(training, both["learns"]["metrics"])
+        assert [r[name] for r in rows["learns"]["metrics"]] == [r[name] for r in rows["unevaluated"]["metrics"]], name
+    check_templates(training, rows["learns"]["metrics"])
+
+
+def test_evaluation_by_any_number_of_ranks_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    plans = plans_in(store)
+
+    alone = evaluated_by(1, store, *plans)
+
+    assert alone == evaluated_by(2, store, *plans) == evaluated_by(3, store, *plans) == evaluated_by(7, store, *plans)
+    assert alone["packs"] == PACKS
+    assert alone["unreadable"] == 0
+    assert alone["weight"] == pytest.approx(plans[1].costs(0, PACKS).weight.sum())
+
+
+def test_evaluation_counts_what_cannot_be_read_and_goes_on_without(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    training, held_out = plans_in(store)
+    whole = evaluated_by(2, store, training, held_out)
+    lost = held_out.documents(1)[0].shard
+    (tmp_path / lost).unlink()
+
+    found = evaluated_by(2, store, training, held_out)
+
+    assert found["unreadable"] == sum(d.shard == lost for pack in range(PACKS) for d in held_out.documents(pack))
+    assert 0 < found["weight"] < whole["weight"]
+    assert np.isfinite(found["loss"])
+
+
+def evaluated_by(world: int, store: Store, training: Plan, held_out: Plan) -> dict[str, Any]:
+    """The row of an evaluation of fresh weights, one rank after the other in this process."""
+    from tokenmill.train.model import build_model
+
+    model = build_model(ModelSettings(**MODEL), VOCABULARY, training.context)
+    asked = EvaluationSettings(phase="held", packs=PACKS)
+    told: list[Any] = []
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenmill.train.evaluation.summed_over_ranks", lambda values, _: told.append(values) or values)
+        for again in (False, True):
+            if again:
+                patch.setattr("tokenmill.train.evaluation.summed_over_ranks", lambda *_: sum(told))
+            for rank in range(world):
+                loader = PlanLoader(training, VOCABULARY, global_packs=world, rank=rank, world=world)
+                evaluation = Evaluation.of(store, held_out.folder.path, asked, loader, LoaderSettings())
+                rows.append(evaluation.row(model, torch.device("cpu"), 2))
+    assert model.training
+    assert all(row == rows[-1] for row in rows[world:])
+    return rows[-1]
 
 
 def check_templates(plan: Plan, rows: list[dict[str, Any]]) -> None:
@@ -144,7 +191,7 @@ def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told
 def _start(rank: int, world: int, folder: Path, *plans: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
-        "TOKENMILL_RENDEZVOUS": f"file://{folder / f'rendezvous-{world}'}",
+        "TOKENMILL_RENDEZVOUS": f"file://{folder / 'rendezvous'}",
     }  # fmt: skip
     command = [sys.executable, __file__, str(folder), *plans]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -155,7 +202,7 @@ def _be_a_rank(folder: Path, training: str, held_out: str) -> None:
 
     rows = {name: _train(folder, training, held_out, name) for name in CASES}
     if distributed.get_rank() == 0:
-        (folder / f"rows-{distributed.get_world_size()}.json").write_text(json.dumps(rows))
+        (folder / "rows.json").write_text(json.dumps(rows))
     distributed.destroy_process_group()
 
 
@@ -169,10 +216,10 @@ def _train(folder: Path, training: str, held_out: str, name: str) -> dict[str, l
     from tokenmill.train.rows import read_rows
 
     settings = TrainSettings.model_validate({
-        "run": f"{name}-{os.environ['WORLD_SIZE']}", "device": "cpu", "checkpoint_every": 99,
+        "run": name, "device": "cpu", "checkpoint_every": 99,
         "global_packs_per_step": 3, "warmup_steps": 1, "tensorboard": name == "learns",
         "evaluation": {"phase": "held", "every": 2, "packs": PACKS},
-        "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1},
+        "model": MODEL,
         **CASES[name],
     })  # fmt: skip
     job = TrainJob(root=str(folder / "store"), plan=training, evaluation_plan=held_out, settings=settings)
