@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
 
+from tokenmill.cli import main
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
-from tokenmill.manifests.plans import Plan
+from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.recipe import check_recipe
@@ -26,6 +28,7 @@ from tokenmill.settings_evaluation import EvaluationSettings
 from tokenmill.settings_train import LoaderSettings, ModelSettings, PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.evaluation import Evaluation
+from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.loader import PlanLoader
 
 VOCABULARY = byte_vocabulary(33)
@@ -186,6 +189,34 @@ def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told
         return
     with pytest.raises(RecipeError, match=told):
         check_recipe(recipe, "recipe.yaml")
+
+
+def test_recipe_hands_the_held_out_phase_to_the_trainer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[TrainJob] = []
+
+    def launch(job: TrainJob, on_row: Any) -> TrainResult:
+        jobs.append(job)
+        return TrainResult(step=1, total_steps=1, stopped=False, export=None)
+
+    monkeypatch.setattr("tokenmill.train.launch.launch", launch)
+    (tmp_path / "data/text").mkdir(parents=True)
+    texts = [json.dumps({"id": f"doc-{n:03d}", "text": f"Text {n}: " + f"words of {n} " * 7}) for n in range(40)]
+    (tmp_path / "data/text/a.jsonl").write_text("\n".join(texts) + "\n")
+    changes = {
+        "plan.held_out": 0.2, "plan.context": 128, "plan.phases": {"pretrain": {}, "held": {"part": "held_out"}},
+        "train.evaluation": {"phase": "held", "packs": 2},
+    }  # fmt: skip
+    recipe = tiny.write_recipe(
+        tmp_path / "r.yaml", tmp_path / "data", str(tmp_path / "root"), changes, sources=("text",)
+    )
+
+    assert main(["run", str(recipe), "--until", "train"]) == 0
+    assert main(["train", str(recipe)]) == 0
+
+    assert jobs[0] == jobs[1]
+    store = open_store(jobs[0].root)
+    plans = [open_plan(store, str(path)) for path in (jobs[0].plan, jobs[0].evaluation_plan)]
+    assert [plan.description["part"] for plan in plans] == ["training", "held_out"]
 
 
 def _start(rank: int, world: int, folder: Path, *plans: str) -> subprocess.Popen[bytes]:
