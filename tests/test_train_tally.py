@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.manifests.plans import Plan
@@ -15,6 +16,7 @@ from tokenmill.pipelines.plan import write_plan
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
+from tokenmill.train.packs import NO_LABEL, PackArrays
 from tokenmill.train.step_documents import PADDING, TEMPLATE_NAMES
 from tokenmill.train.tally import Tally, losses_of
 
@@ -69,13 +71,11 @@ def test_tally_of_a_step_is_what_its_documents_come_to_one_by_one(plan: Plan) ->
     step = PlanLoader(plan, VOCABULARY, global_packs=3, micro_packs=2).step(1)
     rng = np.random.default_rng(0)
     losses = [rng.random(len(arrays.input_ids)).astype(np.float32) for arrays in step.micro_batches]
-    whole, halves = Tally(VOCABULARY), Tally(VOCABULARY)
+    whole, in_parts = Tally(VOCABULARY), Tally(VOCABULARY)
     expected = np.zeros((2, len(TEMPLATE_NAMES), 2))
     for arrays, templates, loss in zip(step.micro_batches, step.documents.templates, losses, strict=True):
         whole.add(arrays, templates, torch.from_numpy(loss))
-        half = len(loss) // 2
-        for here in (slice(0, half), slice(half, None)):
-            halves.add(arrays, templates, torch.from_numpy(loss[here]), here=here)
+        add_in_parts(in_parts, arrays, templates, loss, 13)
         for number, template in enumerate(templates.tolist()):
             for place in range(arrays.cu_seqlens[number], arrays.cu_seqlens[number + 1]):
                 weight = float(arrays.loss_weight[place])
@@ -83,7 +83,7 @@ def test_tally_of_a_step_is_what_its_documents_come_to_one_by_one(plan: Plan) ->
                 expected[:, template, modality] += (float(loss[place]) * weight, weight)
 
     assert whole.sums() == pytest.approx(expected)
-    assert halves.sums() == pytest.approx(expected)
+    assert in_parts.sums() == pytest.approx(expected)
     assert expected[1].sum(axis=1) == pytest.approx(step.documents.weight)
     told = losses_of(whole.sums(), step.weight, step.documents.weight)
     assert told["loss"] == pytest.approx(expected[0].sum() / step.weight)
@@ -92,6 +92,25 @@ def test_tally_of_a_step_is_what_its_documents_come_to_one_by_one(plan: Plan) ->
         told["loss_by_template"].keys() == {"generation", "understanding", "language"} & told["loss_by_template"].keys()
     )
     assert len(told["loss_by_template"]) >= 2
+
+
+def add_in_parts(
+    tally: Tally, arrays: PackArrays, templates: NDArray[np.int64], loss: NDArray[np.float32], parts: int
+) -> None:
+    """Take in a micro-batch as ranks do that share its ids, filled up by a document of padding."""
+    missing = -len(loss) % parts
+    assert missing, "the case that needs padding"
+    size = (len(loss) + missing) // parts
+    filled = arrays._replace(
+        labels=np.pad(arrays.labels, (0, missing), constant_values=NO_LABEL),
+        loss_weight=np.pad(arrays.loss_weight, (0, missing)),
+        cu_seqlens=np.append(arrays.cu_seqlens, np.int32(len(loss) + missing)),
+    )
+    loss = np.pad(loss, (0, missing))
+    for first in range(0, size * parts, size):
+        here = slice(first, first + size)
+        part = filled._replace(labels=filled.labels[here], loss_weight=filled.loss_weight[here])
+        tally.add(part, templates, torch.from_numpy(loss[here]), first_id=first)
 
 
 def test_losses_of_what_is_not_there_are_left_out() -> None:

@@ -21,8 +21,6 @@ from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.step_documents import PADDING, TEMPLATE_NAMES
 
-_EVERYTHING = slice(None)
-
 Sums = NDArray[np.float64]
 """(2, T, 2): weighted loss and weight, by template, by modality."""
 
@@ -41,15 +39,16 @@ class Tally:
         templates: NDArray[np.int64],
         losses_L: Tensor,
         total: Tensor | None = None,
-        here: slice = _EVERYTHING,
+        first_id: int = 0,
     ) -> None:
-        """Take in the losses of a micro-batch, or of a part `here` of its ids, and its documents' templates (D,).
+        """Take in the losses of a micro-batch and the templates (D,) of its documents.
 
-        `total` is the sum that was differentiated, for what it has beside the cross-entropies.
+        `total` is the sum that was differentiated, for what it has beside the cross-entropies. Of a rank that holds a
+        part of a sequence, the arrays are that part with the borders of the whole, and `first_id` is where it begins.
         """
-        by_id = np.repeat(np.where(templates == PADDING, 0, templates), np.diff(arrays.cu_seqlens))  # padding weighs 0
-        is_vision = self._vocabulary.vision_mask(arrays.labels[here])
-        self._parts.append((losses_L.detach(), 2 * by_id[here] + is_vision, arrays.loss_weight[here]))
+        by_id = _by_id(arrays.cu_seqlens, templates)[first_id : first_id + len(arrays.labels)]
+        is_vision = self._vocabulary.vision_mask(arrays.labels)
+        self._parts.append((losses_L.detach(), 2 * by_id + is_vision, arrays.loss_weight))
         if total is not None:
             self._totals.append(total.detach())
 
@@ -69,6 +68,13 @@ class Tally:
         extra = total - mine[0].sum() if self._totals else 0.0
         summed = summed_over_ranks(np.concatenate([mine.ravel(), [extra, *more]]), device)
         return summed[: mine.size].reshape(mine.shape), float(summed[mine.size]), summed[mine.size + 1 :].tolist()
+
+
+def _by_id(borders: NDArray[np.int32], templates: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give the template of every id; padding, which weighs nothing, has any, and so has what was appended of it."""
+    numbers = np.zeros(len(borders) - 1, np.int64)
+    numbers[: len(templates)] = np.where(templates == PADDING, 0, templates)
+    return np.repeat(numbers, np.diff(borders))
 
 
 def summed_over_ranks(values: NDArray[np.float64], device: torch.device | str) -> NDArray[np.float64]:
