@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests import tiny
 
 from tokenmill.cli import main
 from tokenmill.demo.tokens import Amounts, write_token_source
@@ -192,6 +191,8 @@ def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told
 
 
 def test_recipe_hands_the_held_out_phase_to_the_trainer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import tiny  # not at the top: ranks that run this file know no package `tests`
+
     jobs: list[TrainJob] = []
 
     def launch(job: TrainJob, on_row: Any) -> TrainResult:

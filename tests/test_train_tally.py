@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -18,7 +19,7 @@ from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import NO_LABEL, PackArrays
 from tokenmill.train.step_documents import PADDING, TEMPLATE_NAMES
-from tokenmill.train.tally import Tally, losses_of
+from tokenmill.train.tally import Tally, finite, losses_of
 
 VOCABULARY = byte_vocabulary(64)
 
@@ -121,3 +122,17 @@ def test_losses_of_what_is_not_there_are_left_out() -> None:
     told = losses_of(sums, 3.0, sums[1].sum(axis=1))
 
     assert told == {"loss": 2.0, "loss_text": 2.0, "loss_vision": None, "loss_by_template": {"language": 2.0}}
+
+
+def test_row_of_a_loss_that_is_no_number_is_json(plan: Plan) -> None:
+    step = PlanLoader(plan, VOCABULARY, global_packs=1).step(0)
+    tally = Tally(VOCABULARY)
+    losses = torch.full((len(step.micro_batches[0].labels),), torch.nan)
+    tally.add(step.micro_batches[0], step.documents.templates[0], losses)
+
+    row = losses_of(tally.sums(), step.weight, step.documents.weight) | {"step": 3}
+    told = finite(row)
+
+    assert np.isnan(row["loss"])
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert told["loss"] is None and set(told["loss_by_template"].values()) == {None}

@@ -21,7 +21,9 @@ from tokenmill.settings_train import LoaderSettings
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import Batch
+from tokenmill.train.sequence_parallel import part_of
 from tokenmill.train.tally import Sums, Tally, losses_of, summed_over_ranks
+from tokenmill.train.world import ALONE, SequenceGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +33,19 @@ class Evaluation:
     loader: PlanLoader
     packs: int
     every: int
+    sequence: SequenceGroup = ALONE
 
     @classmethod
     def of(
-        cls, store: Store, path: str, asked: EvaluationSettings, training: PlanLoader, loading_settings: LoaderSettings
+        cls,
+        store: Store,
+        path: str,
+        asked: EvaluationSettings,
+        training: PlanLoader,
+        loading_settings: LoaderSettings,
+        sequence: SequenceGroup = ALONE,
     ) -> Evaluation:
-        """Open the held-out plan for the ranks of a training loader.
+        """Open the held-out plan for the ranks of a training loader, which share packs as in training.
 
         Raises RecipeError where it could hold what is trained on, is of another vocabulary, or has longer packs.
         """
@@ -51,7 +60,7 @@ class Evaluation:
             **loading(plan, loading_settings),
         )
         packs = plan.num_packs if asked.packs is None else min(asked.packs, plan.num_packs)
-        return cls(loader=loader, packs=packs, every=asked.every)
+        return cls(loader=loader, packs=packs, every=asked.every, sequence=sequence)
 
     def is_due(self, done: int, total_steps: int) -> bool:
         """Say whether to evaluate after so many steps."""
@@ -81,13 +90,15 @@ class Evaluation:
         unreadable = 0
         with closing(self.loader.steps(0, -(-self.packs // self.loader.world))) as steps:
             for step in steps:
-                (arrays,), (pack,) = step.micro_batches, step.documents.packs[:, 0].tolist()
-                _, losses = engine(Batch.of(arrays, device))
+                arrays = part_of(step.micro_batches[0], self.sequence, self.loader.vocabulary.pad)
+                _, losses = engine(Batch.of(arrays, device, self.sequence))
+                pack = int(step.documents.packs[0, 0])
                 if 0 <= pack < self.packs:
                     tally = Tally(self.loader.vocabulary)
-                    tally.add(arrays, step.documents.templates[0], losses)
+                    first_id = self.sequence.rank * len(arrays.labels)
+                    tally.add(arrays, step.documents.templates[0], losses, first_id=first_id)
                     by_pack[pack] = tally.sums()
-                    unreadable += len(step.faults)
+                    unreadable += len(step.faults) if self.sequence.is_first else 0
         summed = summed_over_ranks(np.append(by_pack.ravel(), unreadable), device)
         found: Sums = summed[:-1].reshape(by_pack.shape).sum(axis=0)
         return found, int(summed[-1])

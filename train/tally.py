@@ -8,7 +8,8 @@ L ids, D documents, T templates; a modality is 0 for text and 1 for vision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,15 @@ def summed_over_ranks(values: NDArray[np.float64], device: torch.device | str) -
     dist.all_reduce(summed)
     found: NDArray[np.float64] = summed.cpu().numpy()
     return found
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a row with none in place of every number that is not finite, which JSON does not know."""
+    return {name: finite(value) if isinstance(value, Mapping) else _finite(value) for name, value in row.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def losses_of(sums: Sums, weight: float, template_weights: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
