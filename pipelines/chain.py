@@ -379,7 +379,10 @@ class Chain:
     @cached_property
     def plan(self) -> Plan:
         """The plan that is trained on; where nothing may be planned, those of other phases need not be there."""
-        phase = self.recipe.train.phase
+        return self.plan_of(self.recipe.train.phase)
+
+    def plan_of(self, phase: str) -> Plan:
+        """Return the plan of one phase, as `plan` does."""
         return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
 
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:

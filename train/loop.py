@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -24,6 +23,7 @@ from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
 from tokenmill.train.stop_file import StopFile
 from tokenmill.train.stopping import StopRequest
+from tokenmill.train.tally import finite
 from tokenmill.train.training_run import Run, start
 from tokenmill.train.training_step import Taken, speed_of, take_step
 
@@ -84,6 +84,8 @@ class Loop:
                 self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
                 self._done = row["step"]
                 is_last = taken.stopping or self._done == run.total_steps
+                if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
+                    self._log.add_evaluation(run.evaluation.row(run.engine, run.device, self._done))
                 if is_last or self._saver.is_due(self._done):
                     self._save(last=is_last)
                     self._log.publish()
@@ -113,10 +115,7 @@ class Loop:
             self._note_return(row, verdict)
             return False
         self._guard_log.add(row, verdict)
-        for name in ("loss", "loss_text", "loss_vision", "grad_norm"):
-            if row[name] is not None and not math.isfinite(row[name]):
-                row[name] = None
-        row["skipped"] = verdict.reason
+        row.update(finite(row), skipped=verdict.reason)
         return True
 
     def _note_return(self, row: dict[str, Any], verdict: Verdict) -> None:
@@ -147,8 +146,8 @@ def _left_out(run: Run, step: Step) -> Taken:
     """Give the row of a step that is not taken."""
     number = run.first_step + step.number
     row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
-           "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None, "weight": 0.0, "tokens": 0,
-           "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+           "loss_by_template": {}, "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None,
+           "weight": 0.0, "tokens": 0, "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
     return Taken(row, False, False, None)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tokenmill.manifests.plan_border import first_step
 from tokenmill.manifests.plans import open_plan
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage import Store, open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
@@ -18,6 +18,7 @@ from tokenmill.train.checkpoints import RunFolder, run_folder
 from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.evaluation import Evaluation
 from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
@@ -52,6 +53,7 @@ class Run:
     flops: ModelFlops
     peak_flops: float | None
     first_step: int = 0
+    evaluation: Evaluation | None = None
 
 
 def start(job: TrainJob) -> Run:
@@ -78,6 +80,7 @@ def start(job: TrainJob) -> Run:
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     if settings.compile:
         compile_layers(model.causal)
+    model.causal.get_output_embeddings().set_up(settings, device)
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
     sequence = sequence_group(settings.sequence_parallel, timedelta(seconds=settings.timeout_s))
     loader = PlanLoader(
@@ -105,4 +108,12 @@ def start(job: TrainJob) -> Run:
         flops=flops,
         peak_flops=settings.peak_tflops * 1e12 if settings.peak_tflops else peak_flops_here(settings.precision),
         first_step=first_step(plan.description),
+        evaluation=_evaluation(job, store, loader, sequence),
     )
+
+
+def _evaluation(job: TrainJob, store: Store, loader: PlanLoader, sequence: SequenceGroup) -> Evaluation | None:
+    if job.settings.evaluation is None or job.evaluation_plan is None:
+        return None
+    asked = job.settings.evaluation
+    return Evaluation.of(store, job.evaluation_plan, asked, loader, job.settings.loader, sequence)

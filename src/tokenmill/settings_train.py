@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tokenmill.settings_evaluation import EvaluationSettings
 from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import (
     DEFAULT_TEMPLATES,
@@ -273,6 +274,13 @@ class TrainSettings(_Settings):
         default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
+    loss_kernel: Literal["auto", "chunked", "liger"] = Field(
+        default="auto", description="of the loss; auto = Liger's on CUDA where it is installed, torch's elsewhere"
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="times log² of the softmax's normaliser, beside the loss; 1e-4 in PaLM"
+    )
+    evaluation: EvaluationSettings | None = Field(default=None, description="losses on held-out packs while training")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     timeout_s: float = Field(

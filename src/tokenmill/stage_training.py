@@ -28,7 +28,15 @@ def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
 
     plan = chain.plan
     total = total_steps(recipe.train, plan.num_packs, first_step(plan.description))
-    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan.folder.path, settings=recipe.train)
+    asked = recipe.train.evaluation
+    held_out = chain.plan_of(asked.phase).folder.path if asked else None
+    job = TrainJob(
+        root=recipe.root,
+        options=recipe.storage,
+        plan=plan.folder.path,
+        evaluation_plan=held_out,
+        settings=recipe.train,
+    )
     with closing(TrainingProgress("train", total, tell_steps, quiet=chain.options.quiet)) as progress:
         result = launch(job, on_row=progress)
     if result.stopped:
