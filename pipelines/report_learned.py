@@ -29,9 +29,9 @@ class Learned:
 
 def read_learned(store: Store, recipe: Recipe) -> Learned:
     """Read what there is of the recipe's run; nothing is an answer too."""
-    metrics = _metrics(store, f"checkpoints/{recipe.train.run}/metrics.jsonl")
+    metrics = _metrics(store, f"checkpoints/{recipe.train.last.run}/metrics.jsonl")
     try:
-        exported = find_export(store, recipe.train.run)
+        exported = find_export(store, recipe.train.last.run)
     except (RunError, ManifestError):
         return Learned(metrics=metrics)
     drawn = generated_name(exported, recipe.generate)

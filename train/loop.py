@@ -43,7 +43,7 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
-            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"))
+            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
     dist.barrier()
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 

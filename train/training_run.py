@@ -14,6 +14,7 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.first_weights import find_first_weights, take_weights
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
@@ -49,6 +50,8 @@ def start(job: TrainJob) -> Run:
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
+    folder = RunFolder(store, settings.run)
+    first = find_first_weights(folder, settings, vocabulary)
     model = build_model(
         settings.model,
         vocabulary,
@@ -56,7 +59,10 @@ def start(job: TrainJob) -> Run:
         loss_chunk_tokens=settings.loss_chunk_tokens,
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
+        like=first.checkpoint.model if first else None,
     )
+    if first is not None and first.is_other:
+        take_weights(first, model, folder)
     loader = PlanLoader(
         plan,
         vocabulary,
@@ -69,7 +75,7 @@ def start(job: TrainJob) -> Run:
     )
     return Run(
         settings=settings,
-        folder=RunFolder(store, settings.run),
+        folder=folder,
         loader=loader,
         model=model,
         engine=start_engine(model, settings, loader.micro_steps),

@@ -17,16 +17,28 @@ log = logging.getLogger(__name__)
 
 
 def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
-    """Train on the plan the recipe describes, which has to be there."""
+    """Train on the plans the recipe describes, which have to be there: one run, or one a phase, one after the other.
+
+    A phase that is finished is left as it is, so a chain that was killed goes on where it stands. Raises RunError where
+    a run was stopped.
+    """
     from tokenmill.train.job import TrainJob
     from tokenmill.train.launch import launch
 
-    plan = chain.plan.folder.path
-    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
-    result = launch(job, on_row=_TrainingLog())
-    if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
-    return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
+    runs = {}
+    for name, settings in recipe.train.resolved().items():
+        plan = chain.trained_plans[settings.phase].folder.path
+        job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=settings)
+        title = f"train {name}" if recipe.train.phases else "train"
+        result = launch(job, on_row=_TrainingLog(title))
+        if result.stopped:
+            told = f" of phase {name}" if recipe.train.phases else ""
+            raise RunError(
+                f"training stopped at step {result.step} of {result.total_steps}{told}; run it again to resume"
+            )
+        runs[name] = {"step": result.step, "total_steps": result.total_steps, "export": result.export}
+    last = list(runs.values())[-1]
+    return {**last, "phases": runs} if recipe.train.phases else last
 
 
 def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
