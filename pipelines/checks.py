@@ -17,7 +17,7 @@ from tokenmill.pipelines.evaluation_sets import check_sets
 from tokenmill.pipelines.plan_exclusion import check_exclude_files
 from tokenmill.pipelines.recipe_sections import personal_mask
 from tokenmill.recipe import Recipe
-from tokenmill.settings_mix import DEFAULT_TEMPLATES
+from tokenmill.settings_mix import DEFAULT_TEMPLATES, PAIRS
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vision import vision_codebook_size
@@ -70,9 +70,10 @@ def _phases(recipe: Recipe) -> list[tuple[str, PlanSettings]]:
 
 
 def _check_templates(where: str, phase: PlanSettings) -> None:
+    known = (*DEFAULT_TEMPLATES, PAIRS)
     for modality in phase.templates:
-        if modality not in DEFAULT_TEMPLATES:
-            raise RecipeError(f"{where}.templates: no modality {modality!r}; allowed: {', '.join(DEFAULT_TEMPLATES)}")
+        if modality not in known:
+            raise RecipeError(f"{where}.templates: no modality {modality!r}; allowed: {', '.join(known)}")
     named = [(f"templates.{modality}", shares) for modality, shares in phase.templates.items()]
     named += [(f"mix.{name}.templates", phase.of_source(name).templates or {}) for name in phase.mix]
     for place, shares in named:

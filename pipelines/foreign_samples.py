@@ -21,6 +21,7 @@ from tokenmill.manifests.archive import Member
 from tokenmill.pipelines.decoding import failure_values
 from tokenmill.pipelines.tokens_archive import index_columns
 from tokenmill.settings_tokens import TokenShards
+from tokenmill.tokenize.preference import check_pair
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment, segments_from_json, segments_to_json
 from tokenmill.tokenize.vocabulary import Vocabulary
 
@@ -56,6 +57,7 @@ def _row(key: str, members: Members, settings: TokenShards, vocabulary: Vocabula
     segments = _segments(told, codes, text, settings)
     if not sum(one.end - one.start if isinstance(one, TextSegment) else one.num_codes for one in segments):
         raise SampleError("empty", "its segments hold no id")
+    check_pair(segments, text, codes)
     vision = [segment for segment in segments if isinstance(segment, VisionSegment)]
     modality = "text" if not vision else "video" if any(one.t > 1 for one in vision) else "image"
     json_at = members["json"][0] if "json" in members else _NOWHERE

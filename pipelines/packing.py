@@ -83,6 +83,20 @@ class Packs:
             document=self.document[pieces], start=self.start[pieces], length=self.length[pieces], offsets=offsets
         )
 
+    def split(self, at: Ints) -> Packs:
+        """Put whole documents as two pieces side by side: the first `at[document]` ids, and the rest; 0 leaves one."""
+        first = at[self.document]
+        is_two = first > 0
+        if not is_two.any():
+            return self
+        ends = np.cumsum(1 + is_two)
+        pieces = np.repeat(np.arange(self.document.size), 1 + is_two)
+        start, length = self.start[pieces], self.length[pieces]
+        second, rest = (ends - 1)[is_two], (self.length - first)[is_two]
+        length[second - 1], start[second], length[second] = first[is_two], first[is_two], rest
+        offsets = np.concatenate(([0], ends))[self.offsets]
+        return Packs(document=self.document[pieces], start=start, length=length, offsets=offsets)
+
 
 def pack(lengths: ArrayLike, cuttable: ArrayLike, context: int, min_piece: int) -> Packs:
     """Put every document of a window into packs of at most `context` ids.

@@ -42,6 +42,7 @@ from tokenmill.tokenize.documents import document_spans
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.layouts import scan_segments
 from tokenmill.tokenize.segments import segments_from_json
+from tokenmill.tokenize.templates import PREFERENCE
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -142,10 +143,10 @@ def open_carrying(
 
 
 def _whole_documents(rows: pl.DataFrame, window: CarriedWindow) -> pl.DataFrame:
-    """Join the pieces of texts that touch, and choose those of a window's part."""
+    """Join the pieces of texts that touch and the two of pairs, and choose those of a window's part."""
     chosen = rows.filter(in_part(rows["sample"].to_numpy(), window.part, window.parts))
-    is_text = pl.col("template").is_in(CUTTABLE)
-    together = pl.concat([chosen.filter(~is_text), joined(chosen.filter(is_text))])
+    is_joined = pl.col("template").is_in([*CUTTABLE, PREFERENCE])
+    together = pl.concat([chosen.filter(~is_joined), joined(chosen.filter(is_joined))])
     return together.sort("shard", "repetition", "sample", "frame", "start")
 
 

@@ -35,6 +35,7 @@ class Drawn:
         sample, variant, frame, frames, start: int32 (D,).
         template: uint8 (D,), a place in TEMPLATE_NAMES.
         length: int64 (D,), ids.
+        split: int32 (D,), ids of the chosen half of a preference pair; else 0.
         layout: int64 (D,), which spans are the document's; documents that are laid out alike share them.
         offsets: int64 (L + 1,), the spans of layout l are [offsets[l], offsets[l + 1]).
         span_length, span_loss: int32 and uint8, ids and loss class (LOSS_NONE, …) of the spans.
@@ -48,6 +49,7 @@ class Drawn:
     frames: NDArray[np.int32]
     start: NDArray[np.int32]
     length: NDArray[np.int64]
+    split: NDArray[np.int32]
     layout: NDArray[np.int64]
     offsets: NDArray[np.int64]
     span_length: NDArray[np.int32]
@@ -77,6 +79,7 @@ class Drawn:
             frame=int(self.frame[number]),
             frames=int(self.frames[number]),
             start=int(self.start[number]),
+            split=int(self.split[number]),
         )
 
 
@@ -110,7 +113,7 @@ def drawn_from(documents: Sequence[Document]) -> Drawn:
         offsets=np.cumsum([0, *(len(document.spans) for document in documents)]),
         span_length=np.array([length for length, _ in spans], np.int32),
         span_loss=np.array([LOSSES[loss] for _, loss in spans], np.uint8),
-        **{name: column(name) for name in ("sample", "variant", "frame", "frames", "start")},
+        **{name: column(name) for name in ("sample", "variant", "frame", "frames", "start", "split")},
     )
 
 

@@ -12,6 +12,7 @@ from tokenmill.pipelines.plan_drawn import Drawn, Refused
 from tokenmill.pipelines.plan_samples import Samples
 from tokenmill.pipelines.plan_templates import TEMPLATE_NAMES
 from tokenmill.tokenize.layouts import MARKER, Layouts, Scanned, distinct_of, lay_out_scanned
+from tokenmill.tokenize.templates import PREFERENCE
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 _EMPTY = SampleError("empty", "no id of a text or a picture")
@@ -33,6 +34,7 @@ def laid_out(samples: Samples, scanned: Scanned, vocabulary: Vocabulary, refused
         frames=none,
         start=none,
         length=found.total[layout],
+        split=found.split[layout],
         layout=layout,
         offsets=found.offsets,
         span_length=found.span_length,
@@ -42,13 +44,17 @@ def laid_out(samples: Samples, scanned: Scanned, vocabulary: Vocabulary, refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """Spans of L layouts as `Drawn` has them; `total` counts all ids of each, `content` those of texts and pictures."""
+    """Spans of L layouts as `Drawn` has them.
+
+    `total` counts all ids of each, `content` those of texts and pictures, `split` those of a pair's chosen half.
+    """
 
     offsets: NDArray[np.int64]
     span_length: NDArray[np.int32]
     span_loss: NDArray[np.uint8]
     total: NDArray[np.int64]
     content: NDArray[np.int64]
+    split: NDArray[np.int32]
 
 
 def _layouts(samples: Samples, scanned: Scanned, vocabulary: Vocabulary) -> tuple[NDArray[np.int64], _Found]:
@@ -58,14 +64,16 @@ def _layouts(samples: Samples, scanned: Scanned, vocabulary: Vocabulary) -> tupl
     distinct, layout = distinct_of(keys)  # ascending, so template by template
     rest, strings = np.divmod(distinct, num_strings)
     templates, variants = np.divmod(rest, num_variants)
-    parts = []
+    parts, split = [], np.zeros(len(distinct), np.int32)
     for template in np.unique(templates).tolist():
-        here = templates == template
-        parts.append(lay_out_scanned(scanned, strings[here], TEMPLATE_NAMES[template], variants[here], vocabulary)[0])
-    return layout, _joined(parts)
+        name, here = TEMPLATE_NAMES[template], templates == template
+        parts.append(lay_out_scanned(scanned, strings[here], name, variants[here], vocabulary)[0])
+        if name == PREFERENCE:
+            split[here] = lay_out_scanned(scanned, strings[here], "chosen", variants[here], vocabulary)[0].totals
+    return layout, _joined(parts, split)
 
 
-def _joined(parts: list[Layouts]) -> _Found:
+def _joined(parts: list[Layouts], split: NDArray[np.int32]) -> _Found:
     before = np.cumsum([0, *(len(part.length) for part in parts)])
     length = np.concatenate([np.empty(0, np.int32), *(part.length for part in parts)])
     kind = np.concatenate([np.empty(0, np.uint8), *(part.kind for part in parts)])
@@ -79,4 +87,5 @@ def _joined(parts: list[Layouts]) -> _Found:
         span_loss=np.concatenate([np.empty(0, np.uint8), *(part.loss for part in parts)]),
         total=np.diff(ends[offsets]),
         content=np.diff(content[offsets]),
+        split=split,
     )

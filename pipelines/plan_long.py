@@ -1,7 +1,8 @@
 """What becomes of documents that are longer than the context: runs of a clip, parts of a page, leading turns of a chat.
 
 Runs of a clip are documents of their own, captioned each. Parts of a page are pieces of one document as those of a text
-are: BOS stands in the first, EOS in the last, and the first id of each has no context and is not learned.
+are: BOS stands in the first, EOS in the last, and the first id of each has no context and is not learned. A preference
+pair is never cut.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenmill.pipelines.plan_spans import Document, spans_between
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, document_atoms, document_spans
 from tokenmill.tokenize.frames import take_frames
+from tokenmill.tokenize.templates import PREFERENCE
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 
@@ -22,6 +24,8 @@ def fitting(
     document: Document, segments: Sequence[Segment], settings: PlanSettings, vocabulary: Vocabulary
 ) -> list[Document]:
     """Return the documents that are made of one that is too long, as the recipe says; raises SampleError `too_long`."""
+    if document.template == PREFERENCE:
+        raise too_long(document, settings)
     clips = [segment for segment in segments if isinstance(segment, VisionSegment) and segment.fps is not None]
     if settings.split_long_clips and len(clips) == 1 and clips[0].t > 1:
         return _runs(document, segments, clips[0].t, settings, vocabulary)
@@ -39,7 +43,8 @@ def may_be_cut(settings: PlanSettings) -> bool:
 
 def too_long(document: Document, settings: PlanSettings) -> SampleError:
     """Give the reason of a document of which nothing is made."""
-    return SampleError("too_long", f"{document.length} ids, the context is {settings.context}")
+    both = ", both answers together" if document.template == PREFERENCE else ""
+    return SampleError("too_long", f"{document.length} ids{both}, the context is {settings.context}")
 
 
 def _runs(

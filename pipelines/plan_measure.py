@@ -31,8 +31,10 @@ from tokenmill.pipelines.plan_mix import SourceTokens
 from tokenmill.pipelines.plan_spans import CUTTABLE, Document
 from tokenmill.pipelines.plan_wanted import is_of_other_part
 from tokenmill.pipelines.plan_windows import ids_of
+from tokenmill.settings_mix import PAIRS
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import TextSegment, document_spans, segments_from_json
+from tokenmill.tokenize.templates import is_pair
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -161,7 +163,8 @@ class _Counting:
         texts = [segment for segment in segments if isinstance(segment, TextSegment)]
         is_image = self.modality == "document" and {text.role for text in texts} == {"caption"}
         kind = "image" if is_image and "image" in self.settings.templates else self.modality
-        variants = sorted({text.variant for text in texts if text.role == "caption"}) or [0]
+        kind = PAIRS if is_pair(segments) else kind
+        variants = sorted({text.variant for text in texts if text.role == "caption" and text.answer is None}) or [0]
         return kind, tuple(variants[:1] if self.settings.captions == "first" else variants)
 
     def _of_variant(

@@ -14,9 +14,11 @@ from tokenmill.pipelines.plan_drawn import Refused
 from tokenmill.pipelines.plan_templates import draw_templates, sorted_shares
 from tokenmill.pipelines.plan_wanted import pass_draws
 from tokenmill.pipelines.plan_windows import ShardPass
+from tokenmill.settings_mix import PAIRS
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.layouts import Scanned, signature_segments
 from tokenmill.tokenize.segments import TextSegment
+from tokenmill.tokenize.templates import is_pair
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 _REMEMBERED = 65_536
@@ -46,10 +48,14 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a signature says of its samples: the variants of their captions, whether they have no texts but those."""
+    """What a signature says of its samples: the variants of their captions, whether they have no texts but those.
+
+    A preference pair draws a caption of its prompt, and is a kind of its own.
+    """
 
     variants: tuple[int, ...]
     is_captioned: bool
+    is_pair: bool = False
 
 
 @lru_cache(maxsize=_REMEMBERED)
@@ -60,8 +66,8 @@ def _facts(signature: bytes) -> _Facts | SampleError:
     if not segments:
         return SampleError("empty", "the sample has no segments")
     texts = [segment for segment in segments if isinstance(segment, TextSegment)]
-    variants = sorted({text.variant for text in texts if text.role == "caption"})
-    return _Facts(tuple(variants) or (0,), {text.role for text in texts} == {"caption"})
+    variants = sorted({text.variant for text in texts if text.role == "caption" and text.answer is None})
+    return _Facts(tuple(variants) or (0,), {text.role for text in texts} == {"caption"}, is_pair(segments))
 
 
 def drawn_samples(
@@ -82,8 +88,7 @@ def drawn_samples(
     count = int(samples.row.max(initial=-1)) + 1
     draws = pass_draws(count, shard, settings, "template")[samples.row]
 
-    is_captioned = np.array([one.is_captioned for one in known], np.bool_)[signature]
-    kinds, kind = _kinds(samples.kind, is_captioned, modalities, settings)
+    kinds, kind = _kinds(samples.kind, known, signature, modalities, settings)
     variant = _variants([one.variants for one in known], signature, count, shard, settings, samples.row)
     shares = [(name, sorted_shares(settings.templates_of(shard.source, name))) for name in kinds]
     template, refusals = draw_templates(shares, kind, variant, signature, scanned.signatures, draws, vocabulary)
@@ -93,13 +98,19 @@ def drawn_samples(
 
 
 def _kinds(
-    modality: NDArray[np.int64], is_captioned: NDArray[np.bool_], modalities: Sequence[str], settings: PlanSettings
+    modality: NDArray[np.int64],
+    known: Sequence[_Facts],
+    signature: NDArray[np.int64],
+    modalities: Sequence[str],
+    settings: PlanSettings,
 ) -> tuple[Sequence[str], NDArray[np.int64]]:
     """Say whose templates a sample draws from: of captions and pictures alone, a document is an image."""
-    if "document" not in modalities or "image" not in settings.templates:
-        return modalities, modality
-    is_image = is_captioned & (modality == modalities.index("document"))
-    return [*modalities, "image"], np.where(is_image, len(modalities), modality)
+    is_pair = np.array([one.is_pair for one in known], np.bool_)[signature]
+    kinds, kind = [*modalities, "image", PAIRS], modality
+    if "document" in modalities and "image" in settings.templates:
+        is_captioned = np.array([one.is_captioned for one in known], np.bool_)[signature]
+        kind = np.where(is_captioned & (modality == modalities.index("document")), len(modalities), kind)
+    return kinds, np.where(is_pair, len(modalities) + 1, kind)
 
 
 def _variants(

@@ -22,6 +22,7 @@ class Document:
         spans: length and loss class of its parts in order.
         frame, frames: first latent frame and number of them, where it is a stretch of a clip; else 0.
         start: ids of the whole document before it, where it is a part of a page.
+        split: ids of the first of two documents that stand next to each other in one pack (a pair); else 0.
     """
 
     sample: int
@@ -31,6 +32,7 @@ class Document:
     frame: int = 0
     frames: int = 0
     start: int = 0
+    split: int = 0
 
     @property
     def length(self) -> int:

@@ -103,15 +103,16 @@ def _packs(packs: Packs, weight: NDArray[np.float64]) -> pa.Table:
 
 def _totals(packs: Packs, drawn: Drawn, shards: Sequence[ShardPass], losses: NDArray[np.int64]) -> dict[str, int]:
     template, shard = drawn.template[packs.document], drawn.shard[packs.document]
-    is_first = packs.start == 0
+    is_first, is_pair = packs.start == 0, drawn.split[packs.document] > 0
     totals = Counter({
         "tokens": int(packs.length.sum(dtype=np.int64)),
         "text_tokens": int(losses[:, LOSS_TEXT].sum()),
         "vision_tokens": int(losses[:, LOSS_VISION].sum()),
         "pieces": len(is_first),
-        "cut_documents": int((is_first & (packs.length < drawn.length[packs.document])).sum()),
+        "cut_documents": int((is_first & (packs.length < drawn.length[packs.document]) & ~is_pair).sum()),
         "packs": len(packs),
         "documents": len(drawn),
+        **({"pairs": int((drawn.split > 0).sum())} if is_pair.any() else {}),
     })  # fmt: skip
     for number, tokens in enumerate(_sums(shard, packs.length, len(shards))):
         totals[f"source.{shards[number].source}.tokens"] += tokens

@@ -50,7 +50,7 @@ def plan_window(
             draws.take_over(carrying.taken_over(one))
     drawn = joined(draws.drawn or [drawn_from([])])  # of a window whose shards all left, nothing is
     packs = pack(drawn.length, drawn.cuttable, settings.context, settings.min_piece)
-    packs = packs.reordered(_order(len(packs), folder.config.digest, window.unit))
+    packs = packs.split(drawn.split).reordered(_order(len(packs), folder.config.digest, window.unit))
     counts = Counts(rows_in=draws.rows_in, kept=draws.rows_in - draws.dropped.total() - draws.failed.total(),
                     out=len(packs), dropped=draws.dropped, failed=draws.failed)  # fmt: skip
     planned = window_tables(packs, drawn, draws.passes, draws.left_out, counts, settings)

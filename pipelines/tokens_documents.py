@@ -23,6 +23,7 @@ from tokenmill.pipelines.tokens_images import ImageEncoder
 from tokenmill.pipelines.tokens_model import Codes, Pixels
 from tokenmill.pipelines.tokens_page import PagePolicy, PageTexts
 from tokenmill.pipelines.tokens_words import Words
+from tokenmill.tokenize.preference import check_pair
 
 Ids = NDArray[np.uint32]
 
@@ -40,13 +41,21 @@ class _Page:
         return self.texts is None or len(self.codes) == len(self.texts.numbers)
 
     def finished(self) -> TokenSample:
-        """Fill in the sample's segments, ids and codes."""
+        """Fill in the sample's segments, ids and codes; of a pair whose answers turn out equal the error."""
         if self.texts is not None:
             numbers = self.texts.numbers
             grids = {number: (codes.shape[0], codes.shape[1]) for number, codes in self.codes.items()}
             self.sample.segments, self.sample.text_ids = self.texts.segments(grids), self.texts.ids
             self.sample.codes = [self.codes[number][None] for number in numbers]
+            self._check()
         return self.sample
+
+    def _check(self) -> None:
+        codes = np.concatenate([np.zeros(0, np.uint32), *(grid.ravel() for grid in self.sample.codes)])
+        try:
+            check_pair(self.sample.segments, self.sample.text_ids, codes)
+        except SampleError as error:
+            self.sample.error = error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,8 +48,10 @@ class PagePolicy:
             raise SampleError("too_many_pictures", told)
 
     def may_lose(self, document: RawDocument) -> bool:
-        """Tell whether a document stays one without a picture."""
-        return self.leave_out and not any(isinstance(one, RawText) and one.role in _TURNS for one in document.parts)
+        """Tell whether a document stays one without a picture: conversations and preference pairs do not."""
+        parts = document.parts
+        is_whole = any((isinstance(one, RawText) and one.role in _TURNS) or one.answer is not None for one in parts)
+        return self.leave_out and not is_whole
 
     def shown_parts(self, parts: Sequence[RawPart], lost: Mapping[int, SampleError]) -> list[RawPart]:
         """Return what is left without some pictures, texts that follow each other joined.
@@ -73,8 +75,8 @@ class PagePolicy:
 
 def _are_one(one: RawText, other: RawText) -> bool:
     """Tell whether a text goes on with another; captions stand alone, they are a picture's."""
-    alike = (one.role, one.learn, one.variant) == (other.role, other.learn, other.variant)
-    return alike and one.role != "caption"
+    told, other_told = ((text.role, text.learn, text.variant, text.answer) for text in (one, other))
+    return told == other_told and one.role != "caption"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,5 +109,8 @@ class PageTexts:
         self, place: int, part: RawPart, grids: Mapping[int, tuple[int, int]], offsets: Mapping[int, int]
     ) -> Segment:
         if isinstance(part, RawText):
-            return TextSegment(*self.ranges[place], part.role, part.learn, part.variant)
-        return VisionSegment(1, *grids[part.number], offsets[part.number], learn=part.learn, role=part.role)
+            return TextSegment(*self.ranges[place], part.role, part.learn, part.variant, answer=part.answer)
+        rows, columns = grids[part.number]
+        return VisionSegment(
+            1, rows, columns, offsets[part.number], learn=part.learn, role=part.role, answer=part.answer
+        )

@@ -1,8 +1,8 @@
-"""Starts ranks by forking, with torch and transformers loaded once: `python -m tests.rank_server`.
+"""Starts ranks by forking, with torch and transformers loaded once: `python -m tests.rank_server WORKER`.
 
 A rank of the launcher's costs seven seconds of imports; a run that is killed twice on two ranks starts six. What the
-fork then does is what a worker module does (`tokenmill.train.vision_worker`, or `worker` for the language model), in a
-process of its own that can be killed like any other.
+fork then does is what the worker (`tokenmill.train.vision_worker`, say) does, in a process of its own that can be
+killed like any other.
 
 A line `{"job": path, "report": path, "ranks": n, "environment": {}}` on stdin starts ranks; their process ids come back
 as one line, and a line with their exit codes (negative: the signal) once all have ended.
@@ -20,38 +20,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-VISION, LANGUAGE = "tokenmill.train.vision_worker", "tokenmill.train.worker"
-_LOADED = {
-    VISION: ("transformers.models.emu3", "tokenmill.train.vision_loop"),
-    LANGUAGE: ("transformers.models.emu3", "deepspeed", "tokenmill.train.loop", "tokenmill.train.export"),
-}
-
 
 def main() -> None:
-    worker = sys.argv[1]
-    os.environ["DS_ACCELERATOR"] = "cpu"
     import torch
 
-    for name in _LOADED[worker]:
-        import_module(name)
+    train = import_module(sys.argv[1]).loaded()
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        pids = [_forked(worker, request, rank) for rank in range(request["ranks"])]
+        pids = [_forked(request, rank, train) for rank in range(request["ranks"])]
         print(json.dumps(pids), flush=True)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(codes), flush=True)
 
 
-def _forked(worker: str, request: dict[str, Any], rank: int) -> int:
+def _forked(request: dict[str, Any], rank: int, train: Any) -> int:
     pid = os.fork()
     if pid:
         return pid
     from tokenmill.train.rank_process import rank_main
     from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
 
-    train = import_module(worker).train
     report = request["report"]
     log = os.open(f"{report}/log-{rank:02d}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -70,7 +60,7 @@ def _forked(worker: str, request: dict[str, Any], rank: int) -> int:
 class RankServer:
     """The server as a test sees it."""
 
-    def __init__(self, worker: str = VISION) -> None:
+    def __init__(self, worker: str = "tests.vision_ranks") -> None:
         command = [sys.executable, "-m", "tests.rank_server", worker]
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -83,11 +73,10 @@ class RankServer:
         self._process.communicate()
 
     def start(self, job: str, report: Path, ranks: int, **environment: str) -> list[int]:
-        """Start ranks; returns their process ids."""
+        """Start ranks with additions to their environment; returns their process ids."""
         report.mkdir(parents=True)
         (report / "job.json").write_text(job)
-        asked = {"job": str(report / "job.json"), "report": str(report), "ranks": ranks}
-        self._tell({**asked, "environment": environment})
+        self._tell({"job": str(report / "job.json"), "report": str(report), "ranks": ranks, "environment": environment})
         found = self._heard()
         return list(json.loads(self._heard() if found == "ready" else found))
 

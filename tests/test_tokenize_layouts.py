@@ -1,21 +1,37 @@
 """Layouts of many documents are those of the reference, one by one: `lay_out`, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenmill.errors import ManifestError, RecipeError, SampleError
 from tokenmill.tokenize.documents import document_spans, segments_from_json, segments_to_json
-from tokenmill.tokenize.layouts import LOSS_NONE, LOSS_TEXT, LOSS_VISION, MARKER, TEXT, VISION, lay_out_many
-from tokenmill.tokenize.segments import TextSegment, VisionSegment
-from tokenmill.tokenize.templates import TEMPLATES, Marker, lay_out
+from tokenmill.tokenize.layouts import (
+    LOSS_NONE,
+    LOSS_TEXT,
+    LOSS_VISION,
+    MARKER,
+    TEXT,
+    VISION,
+    join_scanned,
+    lay_out_many,
+    lay_out_scanned,
+    scan_segments,
+)
+from tokenmill.tokenize.segments import ANSWERS, TextSegment, VisionSegment
+from tokenmill.tokenize.templates import PAIR_TEMPLATES, TEMPLATES, Marker, lay_out
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 V = byte_vocabulary(64)
 LOSSES = {"none": LOSS_NONE, "text": LOSS_TEXT, "vision": LOSS_VISION}
+
+
+answers = st.sampled_from([None, None, "chosen", "rejected"])
 
 
 @st.composite
@@ -24,7 +40,7 @@ def texts(draw):
     role = draw(st.sampled_from(["caption", "caption", "body", "system", "user", "assistant", "assistant", "stretch"]))
     seconds = (0.5, draw(st.sampled_from([1.0, 2.25]))) if role == "stretch" else None
     end = start + draw(st.integers(0, 3_000))
-    return TextSegment(start, end, role, draw(st.booleans()), draw(st.integers(0, 2)), seconds)
+    return TextSegment(start, end, role, draw(st.booleans()), draw(st.integers(0, 2)), seconds, draw(answers))
 
 
 @st.composite
@@ -34,7 +50,7 @@ def visions(draw):
     clip = (draw(st.sampled_from([8.0, 23.976])), draw(st.floats(0.125, 9, width=32))) if is_clip else (None, None)
     side = st.sampled_from([1, 8, 9, 64])
     return VisionSegment(frames, draw(side), draw(side), draw(st.integers(0, 10**8)), *clip, draw(st.booleans()),
-                         draw(st.sampled_from([None, "user", "assistant"])))  # fmt: skip
+                         draw(st.sampled_from([None, "user", "assistant"])), draw(answers))  # fmt: skip
 
 
 samples = st.lists(st.one_of(texts(), visions()), max_size=6)
@@ -49,6 +65,25 @@ def test_layouts_of_any_samples_are_those_of_the_reference(found, template, vari
         json.dumps(segments_to_json(one), **WRITTEN[data.draw(st.sampled_from(sorted(WRITTEN)))]) for one in found
     ]
     _check(written, template, variants)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(samples, max_size=2), min_size=1, max_size=3), st.data())
+def test_layouts_of_strings_scanned_apart_are_those_of_the_strings_they_stand_for(groups, data):
+    taken, expected = [], []
+    for group in groups:
+        written = [json.dumps(segments_to_json(one)) for one in group]
+        places = data.draw(st.lists(st.integers(0, len(group) - 1), max_size=6)) if group else []
+        taken.append(scan_segments(pa.array(written, pa.large_string())).taken(np.array(places, np.int64)))
+        expected += [written[place] for place in places]
+
+    joined, _ = lay_out_scanned(join_scanned(taken), np.arange(len(expected)), "interleaved", 0, V)
+
+    whole, _ = lay_out_many(expected, "interleaved", 0, V)
+    np.testing.assert_array_equal(joined.offsets, whole.offsets)
+    assert [_told(joined, place) for place in range(whole.offsets[-1])] == [
+        _told(whole, place) for place in range(whole.offsets[-1])
+    ]
 
 
 def _check(written, template, variants):
@@ -93,7 +128,8 @@ def _part(part):
 def test_layouts_of_ten_thousand_lengths_share_one_structure_and_keep_their_own(template):
     def page(n):
         turns = [TextSegment(0, n, "user"), TextSegment(n, 2 * n, "assistant")]
-        return [TextSegment(0, n + 1, "caption"), VisionSegment(1, 8, 8, 64 * n), *turns]
+        answers = [replace(turns[1], answer=answer) for answer in ANSWERS] if template in PAIR_TEMPLATES else []
+        return [TextSegment(0, n + 1, "caption"), VisionSegment(1, 8, 8, 64 * n), *turns, *answers]
 
     written = [json.dumps(segments_to_json(page(n))) for n in range(10_000)]
     layouts, errors = lay_out_many(written, template, 0, V)

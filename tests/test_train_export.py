@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ import numpy as np
 import pytest
 import torch
 from tests.given_models import given, small_tokenizer
+from tokenizers import Tokenizer
 
 from tokenmill.errors import ManifestError
 from tokenmill.generate.model import load_model
+from tokenmill.generate.pictures import parse_pictures
+from tokenmill.generate.sample import generate_vision
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_model import ExportSettings, ModelSettings
 from tokenmill.tokenize.documents import Assembled
-from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary, byte_vocabulary
+from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary, byte_vocabulary, emu3_vocabulary
 from tokenmill.train.checkpoints import Checkpoint, RunFolder, exported_step
 from tokenmill.train.export import export_checkpoint
+from tokenmill.train.export_tokenizer import tokenizer_files
 from tokenmill.train.export_weights import grouped
 from tokenmill.train.merges import merges_of
 from tokenmill.train.model import Batch, PackedModel, build_model, named_parameters
@@ -156,8 +161,10 @@ def test_export_is_cut_into_shards_and_tied_weights_are_written_once(exports: di
 def test_export_of_any_architecture_is_opened_for_generation(exports: dict[str, Exported], name: str) -> None:
     loaded = load_model(exports[name].folder)
 
+    (document,) = generate_vision(loaded.model, loaded.vocabulary, ["red"], 2, 3)
+
     assert type(loaded.model) is type(exports[name].model.causal)
-    assert loaded.model.lm_head.weight.shape[0] == loaded.vocabulary.size
+    assert [picture.codes_thw.shape for picture in parse_pictures(document, loaded.vocabulary)] == [(1, 2, 3)]
 
 
 def test_export_done_again_in_fewer_shards_leaves_no_old_one(exports: dict[str, Exported], tmp_path: Path) -> None:
@@ -195,6 +202,31 @@ def test_export_of_a_checkpoint_that_lacks_a_parameter_names_it(exports: dict[st
 
     with pytest.raises(ManifestError, match=r"no tensor model\.norm\.weight/weight"):
         export_checkpoint(folder, 3)
+
+
+def test_tokenizer_of_the_emu3_vocabulary_gives_its_ids_in_transformers() -> None:
+    spec = find_spec("dashscope")
+    if spec is None or spec.origin is None:
+        pytest.skip("no qwen.tiktoken: install dashscope")
+    vocabulary = emu3_vocabulary(Path(spec.origin).parent / "resources" / "qwen.tiktoken", 64)
+
+    files = tokenizer_files(vocabulary, 5120)
+
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+    for text in (
+        "?\n\n",
+        "foo.bar/baz",
+        "I'M",
+        "。\n",
+        "你好，世界",
+        "cafe\u0301",
+        "64*64",
+        "  two  spaces\tand a tab",
+    ):
+        assert tokenizer.encode(text).ids == vocabulary.encode(text).tolist(), text
+    assert tokenizer.token_to_id("<|extra_200|>") == vocabulary.eol
+    assert tokenizer.token_to_id("<|visual token 000063|>") == vocabulary.size - 1
+    assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|extra_204|>"
 
 
 def test_grouped_names_fill_shards_up_to_the_limit() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.given_models import given, small_tokenizer
+from tests.released_vision import SHAPE, write_whole
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_model import ModelSettings
@@ -190,6 +191,24 @@ def test_given_export_of_another_vocabulary_is_refused_by_both_names(words: Voca
 
     with pytest.raises(RecipeError, match=r"{name: bytes, codebook_size: 9} of 320 ids, the plan's is {name: huggingf"):
         built(path, words)
+
+
+def test_given_whole_emu3_is_its_language_half(tmp_path: Path) -> None:
+    from transformers import Emu3ForConditionalGeneration
+    from transformers.models.emu3 import Emu3VQVAE, Emu3VQVAEConfig
+
+    path = write_whole(tmp_path / "whole", Emu3VQVAE(Emu3VQVAEConfig(**SHAPE)))
+    whole = Emu3ForConditionalGeneration.from_pretrained(path).eval()
+    vocabulary = byte_vocabulary(2000 - byte_vocabulary(1).size + 1)
+
+    model = built(path, vocabulary, rope_base=1e6)
+
+    ids = list(range(40, 90))
+    with torch.no_grad():
+        expected = whole(torch.tensor(ids)[None], use_cache=False).logits[0]
+    assert (logits(model, ids) - expected).abs().max() <= 1e-5
+    assert type(model.causal).__name__ == "Emu3ForCausalLM"
+    assert not [name for name, _ in named_parameters(model) if "vq" in name]
 
 
 def test_given_path_that_holds_no_model_is_refused_by_name(words: Vocabulary, tmp_path: Path) -> None:

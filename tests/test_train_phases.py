@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.rank_server import LANGUAGE, RankServer
+from tests.rank_server import RankServer
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
@@ -40,7 +40,9 @@ PHASES: dict[str, Any] = {
     "run": "whole", "device": "cpu", "steps": 4, "checkpoint_every": 2, "keep": 9, "global_packs_per_step": 2,
     "warmup_steps": 1, "lr": 0.01, "tensorboard": False, "threads_per_rank": 1,
     "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1},
-    "phases": {"first": {}, "second": {"lr": 0.002, "zero_stage": 3, "model": {"dropout": 0.0}}},
+    "phases": {
+        "first": {}, "second": {"lr": 0.002, "zero_stage": 3, "sequence_parallel": 2, "model": {"dropout": 0.0}},
+    },
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     first = PlanSettings(phase="first", context=CONTEXT, mix={"clips": 0.0})
     second = PlanSettings(phase="second", context=8 * CONTEXT)
     plans = {one.phase: write_plan(store, [images, clips], one) for one in (first, second)}
-    with RankServer(LANGUAGE) as server:
+    with RankServer("tests.kept_ranks") as server:
         yield Bench(root, plans, server)
 
 

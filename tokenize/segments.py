@@ -5,6 +5,8 @@ captions of one picture are all the same kind of thing, and a length can be told
 
 A long clip's caption may have been told in stretches. Then it stands twice, whole under role `caption` and in parts
 under role `stretch`, which no template shows: a run of the clip's frames takes the part that is about it (frames.py).
+
+A preference pair is one sample: a prompt, and two answers to it whose segments say which they are (preference.py).
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from tokenmill.errors import ManifestError
 
 Role: TypeAlias = Literal["caption", "body", "system", "user", "assistant", "stretch"]
 Speaker: TypeAlias = Literal["user", "assistant"]
+Answer: TypeAlias = Literal["chosen", "rejected"]
 ROLES: tuple[str, ...] = get_args(Role)
 SPEAKERS: tuple[str, ...] = get_args(Speaker)
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class TextSegment:
     """Text ids [start, end) of the sample; `variant` numbers alternative captions, of which a plan picks one.
 
     `seconds` are the beginning and the end of the stretch of a clip that the text is about, since the clip's beginning.
+    `answer` says of which answer of a preference pair it is; None of the prompt, and of everything that is no pair.
     """
 
     start: int
@@ -34,6 +39,7 @@ class TextSegment:
     learn: bool = True
     variant: int = 0
     seconds: tuple[float, float] | None = None
+    answer: Answer | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
@@ -44,13 +50,14 @@ class TextSegment:
             raise ManifestError(f"text segment has variant {self.variant}; variants count from 0")
         if (self.role == "stretch") != (self.seconds is not None):
             raise ManifestError("a text segment has seconds if its role is stretch, and not otherwise")
+        _check_answer(self.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class VisionSegment:
     """Codes [offset, offset + t·h·w) of the sample: one image, or a clip (then `fps` and `seconds` are set).
 
-    `role` says in whose turn of a conversation it is shown; None where nobody said.
+    `role` says in whose turn of a conversation it is shown; None where nobody said. `answer` is as that of a text.
     """
 
     t: int
@@ -61,8 +68,10 @@ class VisionSegment:
     seconds: float | None = None
     learn: bool = True
     role: Speaker | None = None
+    answer: Answer | None = None
 
     def __post_init__(self) -> None:
+        _check_answer(self.answer)
         if self.role is not None and self.role not in SPEAKERS:
             raise ManifestError(f"vision segment has role {self.role!r}; known are {', '.join(SPEAKERS)}")
         if min(self.t, self.h, self.w) < 1 or self.offset < 0:
@@ -90,11 +99,13 @@ def segment_to_json(segment: Segment) -> dict[str, Any]:
     if isinstance(segment, TextSegment):
         told: dict[str, Any] = {"text": [segment.start, segment.end], "role": segment.role}
         told |= {"learn": segment.learn, "variant": segment.variant}
+        told |= {} if segment.answer is None else {"answer": segment.answer}
         return told if segment.seconds is None else told | {"seconds": list(segment.seconds)}
     fields: dict[str, Any] = {"vision": [segment.t, segment.h, segment.w], "offset": segment.offset}
     if segment.fps is not None:
         fields |= {"fps": segment.fps, "seconds": segment.seconds}
     fields |= {} if segment.role is None else {"role": segment.role}
+    fields |= {} if segment.answer is None else {"answer": segment.answer}
     return fields if segment.learn else fields | {"learn": False}
 
 
@@ -106,10 +117,11 @@ def segment_from_json(fields: Mapping[str, Any]) -> Segment:
             first, last = fields.get("seconds", (None, None))
             seconds = None if first is None or last is None else (float(first), float(last))
             learn, variant = fields.get("learn", True), fields.get("variant", 0)
-            return TextSegment(start, end, fields["role"], learn, variant, seconds)
+            return TextSegment(start, end, fields["role"], learn, variant, seconds, fields.get("answer"))
         t, h, w = fields["vision"]
         clip = (fields.get("fps"), fields.get("seconds"))
-        return VisionSegment(t, h, w, fields["offset"], *clip, fields.get("learn", True), fields.get("role"))
+        learn, role, answer = fields.get("learn", True), fields.get("role"), fields.get("answer")
+        return VisionSegment(t, h, w, fields["offset"], *clip, learn, role, answer)
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"not a segment: {str(fields)[:200]}") from error
 
@@ -123,3 +135,8 @@ def segments_from_json(fields: Sequence[Mapping[str, Any]]) -> list[Segment]:
     if not isinstance(fields, list):
         raise ManifestError(f"not a list of segments: {str(fields)[:200]}")
     return [segment_from_json(item) for item in fields]
+
+
+def _check_answer(answer: Any) -> None:
+    if answer is not None and answer not in ANSWERS:
+        raise ManifestError(f"a segment has answer {answer!r}; known are {', '.join(ANSWERS)}")

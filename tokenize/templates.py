@@ -8,6 +8,9 @@ stay two ids where encoding the joined string gives the one id `?.`).
 A sample may have captions and a conversation at once: templates of pictures and texts show captions and bodies, chat
 shows turns, and each leaves out what is the other's.
 
+A preference pair is shown by `chosen` and `preference` alone. The latter lays both documents behind one another, prompt
+and chosen answer, prompt and rejected answer; a plan puts each in a slot of its own, as pieces of a text have.
+
 Loss classes. Everything from SOV to EOV is *vision*: in a run with vision off nothing of it is learned, in one with
 only vision EOL, EOF and EOV are (R's trainer forgot them). Segments carry `learn`; markers around a segment follow it,
 EOS follows the segment that it ends, BOS and the words of the chat template are never learned.
@@ -16,12 +19,12 @@ EOS follows the segment that it ends, BOS and the words of the chat template are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from typing import Literal, TypeAlias
 
 from tokenmill.errors import RecipeError, SampleError
-from tokenmill.tokenize.segments import Role, Segment, Speaker, TextSegment, VisionSegment
+from tokenmill.tokenize.segments import ANSWERS, Answer, Role, Segment, Speaker, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 LossClass: TypeAlias = Literal["text", "vision", "none"]
@@ -30,6 +33,8 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 USER_OPENS = " USER: "
 USER_CLOSES = ". ASSISTANT:"
 BETWEEN_TEXTS = "\n"
+PREFERENCE = "preference"
+PAIR_TEMPLATES = ("chosen", PREFERENCE)  # that show pairs, and nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,30 @@ def _speakers(turns: Sequence[Segment]) -> list[Speaker]:
     return speakers[::-1]
 
 
+def chosen(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """Show a pair's prompt with the chosen answer, for fine-tuning on what was preferred."""
+    return answered(segments, "chosen", vocabulary)
+
+
+def preference(segments: Sequence[Segment], vocabulary: Vocabulary) -> list[Part]:
+    """Show a pair's prompt with the chosen answer, and behind it once more with the rejected one: two documents."""
+    return [part for answer in ANSWERS for part in answered(segments, answer, vocabulary)]
+
+
+def answered(segments: Sequence[Segment], answer: Answer, vocabulary: Vocabulary) -> list[Part]:
+    """Show a pair's prompt with one of its answers: as a chat where it has turns, else `BOS prompt answer EOS`.
+
+    Of the prompt nothing is learned, whatever its segments say: both documents have it. Raises SampleError (`no_pair`)
+    where an answer is missing, and as `chat` does.
+    """
+    missing = [name for name in ANSWERS if not any(segment.answer == name for segment in segments)]
+    if missing:
+        raise SampleError("no_pair", f"a preference pair needs two answers; {' and '.join(missing)} is missing")
+    shown = [replace(one, learn=one.answer is not None) for one in segments if one.answer in (None, answer)]
+    shown.sort(key=lambda segment: segment.answer is not None)
+    return chat(shown, vocabulary) if any(map(_is_turn, shown)) else _framed(shown, vocabulary)
+
+
 TEMPLATES: Mapping[str, Template] = {
     "generation": generation,
     "understanding": understanding,
@@ -137,6 +166,8 @@ TEMPLATES: Mapping[str, Template] = {
     "unconditional": unconditional,
     "interleaved": interleaved,
     "chat": chat,
+    "chosen": chosen,
+    PREFERENCE: preference,
 }
 
 
@@ -145,16 +176,24 @@ def lay_out(segments: Sequence[Segment], template: str, vocabulary: Vocabulary, 
 
     Raises:
         RecipeError: no template of that name.
-        SampleError: the sample lacks what the template needs (`no_text`, `no_vision`, `no_answer`).
+        SampleError: the sample lacks what the template needs (`no_text`, `no_vision`, `no_answer`, `no_pair`), or is a
+            pair, which it would show with both answers as if they were one (`is_pair`).
     """
     if template not in TEMPLATES:
         raise RecipeError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
-    chosen = [segment for segment in segments if not _is_other(segment, variant)]
-    if template in ("generation", "understanding", "language") and not _texts(chosen):
+    wanted = [segment for segment in segments if not _is_other(segment, variant)]
+    if template not in PAIR_TEMPLATES and is_pair(wanted):
+        raise SampleError("is_pair", f"a preference pair is shown by {' or '.join(PAIR_TEMPLATES)}, not by {template}")
+    if template in ("generation", "understanding", "language") and not _texts(wanted):
         raise SampleError("no_text", f"the {template} template needs text (caption variant {variant})")
-    if template in ("generation", "understanding", "unconditional") and not _visions(chosen):
+    if template in ("generation", "understanding", "unconditional") and not _visions(wanted):
         raise SampleError("no_vision", f"the {template} template needs a picture or a clip")
-    return TEMPLATES[template](chosen, vocabulary)
+    return TEMPLATES[template](wanted, vocabulary)
+
+
+def is_pair(segments: Iterable[Segment]) -> bool:
+    """Tell whether any segment is an answer of a preference pair."""
+    return any(segment.answer is not None for segment in segments)
 
 
 def vision_opening(segment: VisionSegment, vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -199,7 +238,7 @@ def _has_role(segment: Segment, role: Role) -> bool:
 
 def _is_other(segment: Segment, variant: int) -> bool:
     """Tell whether a segment is another caption than the wanted one, or a part of a caption that stands whole too."""
-    if not isinstance(segment, TextSegment):
+    if not isinstance(segment, TextSegment) or segment.answer is not None:
         return False
     return segment.role == "stretch" or (segment.role == "caption" and segment.variant != variant)
 

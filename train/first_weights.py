@@ -7,8 +7,11 @@ folder that was moved, or a run that is gone, stops nobody.
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +24,8 @@ from tokenmill.train.model import PackedModel, named_parameters
 from tokenmill.train.same_vocabulary import described, is_same_vocabulary
 from tokenmill.train.saving import architecture_differences
 from tokenmill.train.stored_tensors import StoredTensors
+
+log = logging.getLogger(__name__)
 
 RECORD = "start.json"
 
@@ -39,9 +44,13 @@ class FirstWeights:
         return f"{self.folder.run}@{self.checkpoint.step}"
 
 
-def find_first_weights(folder: RunFolder, settings: TrainSettings, vocabulary: Vocabulary) -> FirstWeights | None:
+def find_first_weights(
+    folder: RunFolder, settings: TrainSettings, vocabulary: Vocabulary, vision: Mapping[str, Any] | None = None
+) -> FirstWeights | None:
     """Return the run's own newest checkpoint, else the one it starts from; None where weights are drawn or given.
 
+    `vision` is the vision tokenizer of the plan; another one than that of the run it starts from is warned of: whether
+    its codes mean the same cannot be told from what it is called.
     Raises RecipeError if there is no such run or step, or it was trained on another vocabulary; or if the run was begun
     from another given model than the recipe names.
     """
@@ -53,7 +62,18 @@ def find_first_weights(folder: RunFolder, settings: TrainSettings, vocabulary: V
         return None
     found = _named(folder, settings.start_from)
     _check_vocabulary(found, vocabulary)
+    before = found.checkpoint.vision
+    if before and vision and dict(before) != dict(vision):
+        log.warning("%s was trained with vision tokenizer %s, the plan has %s: their codes have to be the same",
+                    found.name, dict(before), dict(vision))  # fmt: skip
     return found
+
+
+def shape_to_take(first: FirstWeights | None, settings: TrainSettings) -> Mapping[str, Any] | None:
+    """Return the configuration of the model to be like, where the recipe may leave that to a checkpoint."""
+    if first is None or (settings.start_from is None and settings.model.from_path is None):
+        return None
+    return first.checkpoint.model
 
 
 def take_weights(first: FirstWeights, model: PackedModel, folder: RunFolder) -> None:

@@ -28,11 +28,24 @@ from tokenmill.train.widening import widen
 _WHERE = "train.model.from"
 _PROBE = 24  # ids that go both ways
 _CLOSE = 1e-3  # of the largest logit
+_WHOLE, _LANGUAGE_HALF = "Emu3ForConditionalGeneration", "Emu3ForCausalLM"
 _CHANGING_POSITIONS = ("dynamic", "longrope")
 
 
 def read_config(path: str) -> Any:
-    """Read the configuration of a model; raises RecipeError if there is none of that path or name."""
+    """Read the configuration of a language model, or of the one inside of a whole Emu3.
+
+    Raises RecipeError if there is none of that path or name.
+    """
+    config = _whole_config(path)
+    if config.architectures != [_WHOLE]:
+        return config
+    text = config.get_text_config()
+    text.architectures = [_LANGUAGE_HALF]
+    return text
+
+
+def _whole_config(path: str) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -58,6 +71,7 @@ def given_model(settings: ModelSettings, vocabulary: Vocabulary, context: int, s
     if kept is not None:
         widen(causal, kept, seed)
     config = causal.config
+    config.tie_word_embeddings = causal.get_output_embeddings().weight is causal.get_input_embeddings().weight
     config.pad_token_id, config.bos_token_id, config.eos_token_id = vocabulary.pad, vocabulary.bos, vocabulary.eos
     return causal
 
@@ -65,7 +79,7 @@ def given_model(settings: ModelSettings, vocabulary: Vocabulary, context: int, s
 @torch.no_grad()
 def check_way_through(causal: Any, path: str) -> None:
     """Compare transformers' logits with ours on a few ids; raises RecipeError where they differ."""
-    ids = torch.arange(_PROBE).mul_(7919).remainder_(causal.config.get_text_config().vocab_size)
+    ids = torch.arange(_PROBE).mul_(7919).remainder_(causal.config.vocab_size)
     causal.eval()
     causal.set_attn_implementation("eager")
     theirs = causal(ids[None], use_cache=False).logits[0]
@@ -91,9 +105,7 @@ def _opened(path: str, config: Any) -> Any:
     from safetensors import SafetensorError
 
     try:
-        causal = causal_class(config.to_dict()).from_pretrained(
-            path, config=config, attn_implementation=attention.NAME, dtype=torch.float32, use_safetensors=True
-        )
+        causal = _language_half(path, config) if _whole_config(path).architectures == [_WHOLE] else _model(path, config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RecipeError(f"{_WHERE}: {path}: {' '.join(str(error).split())[:200]}") from error
     held = {name for name, _ in causal.named_parameters(remove_duplicate=False)}
@@ -104,23 +116,43 @@ def _opened(path: str, config: Any) -> Any:
     return causal
 
 
+def _model(path: str, config: Any) -> Any:
+    kind = causal_class(config.to_dict(), f"{_WHERE}: {path}")
+    return kind.from_pretrained(
+        path, config=config, attn_implementation=attention.NAME, dtype=torch.float32, use_safetensors=True
+    )
+
+
+def _language_half(path: str, config: Any) -> Any:
+    """Open a whole Emu3 and keep what reads and writes ids."""
+    from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration
+
+    both = _whole_config(path)
+    both.text_config = config
+    whole = Emu3ForConditionalGeneration.from_pretrained(path, config=both, dtype=torch.float32, use_safetensors=True)
+    with torch.device("meta"):
+        causal: Any = Emu3ForCausalLM(whole.config.text_config)
+    causal.model, causal.lm_head = whole.model.text_model, whole.lm_head
+    causal.set_attn_implementation(attention.NAME)
+    return causal
+
+
 def _check_positions(config: Any, settings: ModelSettings, context: int) -> None:
     """Refuse packs longer than the model's context, and attention that does not reach over them."""
     check_context(settings, context)
-    text = config.get_text_config()
-    allowed = settings.context or text.max_position_embeddings
+    allowed = settings.context or config.max_position_embeddings
     if context > allowed:
         raise RecipeError(
-            f"{_WHERE}: {settings.from_path} is made for {text.max_position_embeddings} ids, and packs of the plan "
+            f"{_WHERE}: {settings.from_path} is made for {config.max_position_embeddings} ids, and packs of the plan "
             f"have {context} (plan.context); plan shorter packs, or set train.model.context to {context} to train it "
             "on longer ones (and train.model.rope_base, if its positions need one)"
         )
-    kinds = set(getattr(text, "layer_types", None) or ())
-    window = getattr(text, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
     if window and window < context and (not kinds or "sliding_attention" in kinds):
         raise RecipeError(f"{_WHERE}: {settings.from_path} attends to {window} ids back (sliding_window), and packs of "
                           f"the plan have {context}; plan packs of at most {window} ids")  # fmt: skip
-    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if kind in _CHANGING_POSITIONS:
         raise RecipeError(f"{_WHERE}: {settings.from_path} has rotary positions of type {kind}, which change with the "
                           "length of a pack; documents would not be what they are alone")  # fmt: skip
@@ -128,7 +160,7 @@ def _check_positions(config: Any, settings: ModelSettings, context: int) -> None
 
 def _rows(path: str, config: Any, settings: ModelSettings, vocabulary: Vocabulary) -> NDArray[np.int64] | None:
     """Say which row of the model each id takes over; None where it takes over all as they stand."""
-    size = config.get_text_config().vocab_size
+    size = config.vocab_size
     if settings.rows == "fresh":
         return rows_anew(vocabulary)
     if settings.rows == "ids":

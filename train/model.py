@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,39 +18,47 @@ from tokenmill.errors import RecipeError
 from tokenmill.settings_model import ModelSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import attention
-from tokenmill.train.attention import Documents
+from tokenmill.train.activations import keep_activations
+from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.world import ALONE, SequenceGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device."""
+    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's."""
 
     input_ids: Tensor
     labels: Tensor
     loss_weight: Tensor
     position_ids: Tensor
     documents: Documents
+    sequence: SequenceGroup = ALONE
 
     @classmethod
-    def of(cls, arrays: PackArrays, device: torch.device | str) -> Batch:
+    def of(cls, arrays: PackArrays, device: torch.device | str, sequence: SequenceGroup = ALONE) -> Batch:
+        """Move arrays to a device; where ranks share the sequence, they are what `part_of` gives."""
         return cls(
             torch.from_numpy(arrays.input_ids).to(device),
             torch.from_numpy(arrays.labels).to(device),
             torch.from_numpy(arrays.loss_weight).to(device),
             torch.from_numpy(arrays.position_ids).to(device),
             Documents.at(arrays.cu_seqlens.tolist(), device),
+            sequence,
         )
 
 
 class PackedModel(nn.Module):
     """A causal model of transformers, taught to read packs."""
 
-    def __init__(self, causal: nn.Module, dropout: float, loss_chunk_tokens: int) -> None:
+    def __init__(
+        self, causal: nn.Module, dropout: float, loss_chunk_tokens: int, attention_kernel: Kernel = "auto"
+    ) -> None:
         super().__init__()
         self.causal: Any = causal
         self.dropout = dropout
+        self.attention_kernel: Kernel = attention_kernel
         self.causal.set_output_embeddings(LossLinear.around(causal.get_output_embeddings(), loss_chunk_tokens))  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -70,6 +78,8 @@ class PackedModel(nn.Module):
             position_ids=batch.position_ids[None],
             use_cache=False,
             documents=batch.documents,
+            kernel=self.attention_kernel,
+            sequence=batch.sequence,
         )
         hidden: Tensor = outputs.last_hidden_state[0]
         return hidden
@@ -96,14 +106,15 @@ def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context:
     from tokenmill.train.given_model import read_config
 
     given = settings.from_path
-    config = read_config(given).get_text_config() if given else model_config(settings, vocabulary, context)
+    config = read_config(given) if given else model_config(settings, vocabulary, context)
     with torch.device("meta"):
         return PackedModel(causal_class(config.to_dict())(config), 0.0, 1).attention_share
 
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
-    checkpointing: bool = False, seed: int = 0, like: Mapping[str, Any] | None = None
+    checkpointing: Literal["none", "device", "cpu"] = "none", seed: int = 0, attention_kernel: Kernel = "auto",
+    like: Mapping[str, Any] | None = None
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 
@@ -121,9 +132,8 @@ def build_model(
         causal = given_model(settings, vocabulary, context, seed)
     else:
         causal = _shaped(model_config(settings, vocabulary, context), settings)
-    if checkpointing:
-        causal.activation_checkpointing_enable({"use_reentrant": False})
-    return PackedModel(causal, embedding_dropout(causal.config, settings), loss_chunk_tokens)
+    keep_activations(causal, checkpointing)
+    return PackedModel(causal, embedding_dropout(causal.config, settings), loss_chunk_tokens, attention_kernel)
 
 
 def model_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:

@@ -48,7 +48,7 @@ class StoredTensors:
         file = self._files.get(name)
         if file is None:
             raise ManifestError(f"{self._folder}: has no tensor {name}")
-        path = f"{self._folder}/{file}"
+        path = file if "://" in file else f"{self._folder}/{file}"  # elsewhere: train.checkpoints
         if file not in self._headers:
             self._headers[file] = read_header(self._store, path)
         header = self._headers[file]

@@ -32,7 +32,7 @@ def widen(causal: Any, kept_V: NDArray[np.int64], seed: int) -> None:
     inner.padding_idx = None  # an id that no longer pads would get no gradient
     outer.weight = inner.weight if is_tied else nn.Parameter(widened(outer.weight, kept_V, seed + 1))
     outer.out_features = len(kept_V)
-    causal.config.get_text_config().vocab_size = len(kept_V)
+    causal.config.vocab_size = len(kept_V)
 
 
 def widened(rows_RD: Tensor, kept_V: NDArray[np.int64], seed: int) -> Tensor:

@@ -7,11 +7,12 @@ beside the wrong texts teaches worse than one page fewer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.raw_document import RawPart, RawPicture, RawText
+from tokenmill.tokenize.segments import ANSWERS
 
 MOST_PICTURES = 1024  # of a document
 MOST_BYTES = 512 * 2**20  # of a document's pictures, encoded
@@ -117,10 +118,28 @@ def check_laid_out(laid: LaidOut) -> LaidOut:
         if isinstance(part, RawText):
             _check_text(part.text)
     _check_shown(laid)
-    _check_turns(laid.parts)
+    for parts in documents_of(laid.parts):
+        _check_turns(parts)
     if not any(part.learn for part in laid.parts):
         raise SampleError("nothing_to_learn", "none of its parts is to be learned")
     return laid
+
+
+def documents_of(parts: Sequence[RawPart]) -> list[Sequence[RawPart]]:
+    """Return the documents that parts make: of a preference pair two, the prompt with either answer.
+
+    Raises SampleError `no_pair` where an answer is missing, `equal_answers` where both are the same.
+    """
+    answers = [[part for part in parts if part.answer == answer] for answer in ANSWERS]
+    if not any(answers):
+        return [parts]
+    for name, found in zip(ANSWERS, answers, strict=True):
+        if not found:
+            raise SampleError("no_pair", f"a preference pair needs two answers; {name} is missing")
+    if [replace(part, answer=None) for part in answers[0]] == [replace(part, answer=None) for part in answers[1]]:
+        raise SampleError("equal_answers", f"{' and '.join(ANSWERS)} are the same, which prefers nothing")
+    prompt = [part for part in parts if part.answer is None]
+    return [[*prompt, *answer] for answer in answers]
 
 
 def _check_text(text: str) -> None:

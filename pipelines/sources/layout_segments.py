@@ -4,17 +4,19 @@
      "variant": 1}], "images": ["box.png"]}
 
 `images` may be left out: picture n is then the n-th member of the sample. Documents that ingest packs have this layout.
+Segments of a preference pair say `"answer": "chosen"` or `"rejected"`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.laid_out import MOST_PICTURES, Gallery, LaidOut, Reference, learn_of, list_at
 from tokenmill.pipelines.sources.raw_document import RawPart, RawPicture, RawText
-from tokenmill.tokenize.segments import ROLES, SPEAKERS, Role
+from tokenmill.tokenize.segments import ANSWERS, ROLES, SPEAKERS, Answer, Role
 
 _ALLOWED = tuple(role for role in ROLES if role != "stretch")  # that one is a clip's, and has seconds
 _LAST_VARIANT = 2**15
@@ -34,11 +36,15 @@ def segments(value: Mapping[str, Any]) -> LaidOut:
 def segments_json(parts: Sequence[RawPart]) -> list[dict[str, Any]]:
     """Return a document's parts in this layout."""
     return [
-        {"image": part.number, "learn": part.learn, **({"role": part.role} if part.role else {})}
+        {"image": part.number, "learn": part.learn, **({"role": part.role} if part.role else {}), **_answer_json(part)}
         if isinstance(part, RawPicture)
-        else {"text": part.text, "role": part.role, "learn": part.learn, "variant": part.variant}
+        else {"text": part.text, "role": part.role, "learn": part.learn, "variant": part.variant, **_answer_json(part)}
         for part in parts
     ]
+
+
+def _answer_json(part: RawPart) -> dict[str, Any]:
+    return {} if part.answer is None else {"answer": part.answer}
 
 
 def _part(item: Any) -> RawPart:
@@ -53,7 +59,7 @@ def _part(item: Any) -> RawPart:
         role = item.get("role")
         if role is not None and role not in SPEAKERS:
             raise SampleError("unknown_role", f"a picture has role {str(role)[:40]!r}")
-        return RawPicture(number=number, learn=learn_of(item, role != "user"), role=role)
+        return RawPicture(number=number, learn=learn_of(item, role != "user"), role=role, answer=_answer(item))
     return _text(item, text)
 
 
@@ -64,7 +70,14 @@ def _text(item: Mapping[str, Any], text: Any) -> RawText:
     if type(variant) is not int or not 0 <= variant < _LAST_VARIANT or not isinstance(text, str):
         raise SampleError("bad_lists", "a segment's text is none, or its variant no number")
     learn = learn_of(item, role not in ("user", "system"))
-    return RawText(text=text, role=cast(Role, role), learn=learn, variant=variant)
+    return RawText(text=text, role=cast(Role, role), learn=learn, variant=variant, answer=_answer(item))
+
+
+def _answer(item: Mapping[str, Any]) -> Answer | None:
+    answer = item.get("answer")
+    if answer is not None and answer not in ANSWERS:
+        raise SampleError("bad_lists", f"a segment has answer {str(answer)[:40]!r}")
+    return answer
 
 
 def _by_list(parts: Sequence[RawPart], images: Sequence[Any]) -> tuple[tuple[RawPart, ...], list[Reference]]:
@@ -78,6 +91,6 @@ def _by_list(parts: Sequence[RawPart], images: Sequence[Any]) -> tuple[tuple[Raw
         number = numbers[part.number] if part.number < len(numbers) else None
         if number is None:
             raise SampleError("missing_picture", f"it shows picture {part.number} of {len(numbers)}")
-        return RawPicture(number=number, learn=part.learn, role=part.role)
+        return replace(part, number=number)
 
     return tuple(map(named, parts)), gallery.references

@@ -34,7 +34,7 @@ def messages(value: Mapping[str, Any]) -> LaidOut:
 
 
 @dataclass(slots=True)
-class _Pictures:
+class Pictures:
     """The pictures of a conversation; `listed` are those that placeholders show, one after the other."""
 
     gallery: Gallery = field(default_factory=Gallery)
@@ -45,21 +45,25 @@ class _Pictures:
         self.shown += 1
         return self.listed[self.shown - 1] if self.shown <= len(self.listed) else 0
 
+    def check(self) -> None:
+        """Raise SampleError unless every listed picture was shown."""
+        if self.shown != len(self.listed):
+            raise SampleError("placeholder_count", f"{self.shown} placeholders for {len(self.listed)} pictures")
+
 
 def _conversation(value: Mapping[str, Any], key: str) -> LaidOut:
     if value.get("video"):
         raise SampleError("has_video", "a conversation about a video cannot be read yet")
-    pictures = _listed(value)
-    parts = [part for turn in list_at(value, key) for part in _turn(turn, pictures)]
-    if pictures.shown != len(pictures.listed):
-        told = f"{pictures.shown} placeholders for {len(pictures.listed)} pictures"
-        raise SampleError("placeholder_count", told)
+    pictures = listed_pictures(value)
+    parts = [part for turn in list_at(value, key) for part in turn_parts(turn, pictures)]
+    pictures.check()
     used = frozenset((key, "image", "images"))
     return LaidOut(parts=tuple(parts), references=tuple(pictures.gallery.references), used=used)
 
 
-def _listed(value: Mapping[str, Any]) -> _Pictures:
-    pictures = _Pictures()
+def listed_pictures(value: Mapping[str, Any]) -> Pictures:
+    """Read the pictures of `image` or `images`; raises SampleError as `Gallery.add`, `bad_lists`."""
+    pictures = Pictures()
     found = value.get("images") if value.get("image") is None else value["image"]
     if not isinstance(found, list | tuple):
         found = [found] if found else []
@@ -71,7 +75,8 @@ def _listed(value: Mapping[str, Any]) -> _Pictures:
     return pictures
 
 
-def _turn(turn: Any, pictures: _Pictures) -> list[RawPart]:
+def turn_parts(turn: Any, pictures: Pictures) -> list[RawPart]:
+    """Read one turn, a mapping of speaker and what is said; raises SampleError."""
     if not isinstance(turn, Mapping):
         raise SampleError("bad_lists", f"a turn is {type(turn).__name__}")
     speaker = turn.get("from") or turn.get("role")
@@ -81,7 +86,7 @@ def _turn(turn: Any, pictures: _Pictures) -> list[RawPart]:
     learn = learn_of(turn, role == "assistant")
     content = turn.get("content") if turn.get("value") is None else turn["value"]
     if isinstance(content, str):
-        parts = list(_inline(content, role, learn, pictures))
+        parts = list(inline_parts(content, role, learn, pictures))
     elif isinstance(content, list | tuple):
         parts = [_piece(piece, role, learn, pictures) for piece in content]
     else:
@@ -91,7 +96,7 @@ def _turn(turn: Any, pictures: _Pictures) -> list[RawPart]:
     return parts
 
 
-def _inline(text: str, role: Role, learn: bool, pictures: _Pictures) -> Iterator[RawPart]:
+def inline_parts(text: str, role: Role, learn: bool, pictures: Pictures) -> Iterator[RawPart]:
     """Cut a text at its placeholders; blanks and line breaks beside one belong to it."""
     pieces = text.split(PLACEHOLDER)
     last = len(pieces) - 1
@@ -104,7 +109,7 @@ def _inline(text: str, role: Role, learn: bool, pictures: _Pictures) -> Iterator
             yield RawText(text=piece, role=role, learn=learn)
 
 
-def _piece(piece: Any, role: Role, learn: bool, pictures: _Pictures) -> RawPart:
+def _piece(piece: Any, role: Role, learn: bool, pictures: Pictures) -> RawPart:
     """Read one part of a content list."""
     if not isinstance(piece, Mapping):
         raise SampleError("bad_lists", f"a part of a turn is {type(piece).__name__}")

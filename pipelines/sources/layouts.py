@@ -8,6 +8,7 @@ from typing import Any
 from tokenmill.errors import SampleError
 from tokenmill.pipelines.sources.laid_out import LaidOut, check_laid_out
 from tokenmill.pipelines.sources.layout_pages import mmc4, obelics
+from tokenmill.pipelines.sources.layout_preference import preference
 from tokenmill.pipelines.sources.layout_segments import segments
 from tokenmill.pipelines.sources.layout_turns import llava, messages
 
@@ -16,6 +17,7 @@ _READ: Mapping[str, Callable[[Mapping[str, Any]], LaidOut]] = {
     "mmc4": mmc4,
     "llava": llava,
     "messages": messages,
+    "preference": preference,
     "segments": segments,
 }
 _KEYS = {
@@ -24,6 +26,7 @@ _KEYS = {
     "llava": ("conversations",),
     "messages": ("messages",),
     "obelics": ("texts", "images"),
+    "preference": ("chosen", "rejected"),
 }
 LAYOUTS = ("auto", *_READ)
 

@@ -21,6 +21,8 @@ DEFAULT_TEMPLATES: dict[str, dict[str, float]] = {
     "text": {"language": 1.0},
     "document": {"interleaved": 0.5, "chat": 0.5},
 }
+PAIRS = "pair"  # of preference, of any modality: what the recipe's templates call them
+PAIR_TEMPLATES: dict[str, float] = {"preference": 1.0}  # where a recipe says nothing of them
 SUM_OF_SHARES = 1e-6  # by which shares may miss what they have to add up to: 1/3 is written 0.333333
 
 

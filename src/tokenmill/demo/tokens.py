@@ -22,6 +22,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageConfig, StageDir, table_bytes
 from tokenmill.manifests.storage import Store
 from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, segments_to_json
+from tokenmill.tokenize.segments import ANSWERS
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 INDEX_SCHEMA = {
@@ -37,6 +38,7 @@ INDEX_SCHEMA = {
     "json_offset": pl.Int64,
     "json_length": pl.Int64,
 }
+RED, BLUE = 1, 2  # codes of a preference pair's pictures
 _WORDS = ("the", "a", "red", "blue", "small", "large", "square", "circle", "stands", "lies", "near", "over", "under")
 
 
@@ -47,6 +49,7 @@ class Amounts:
     images: int = 0
     clips: int = 0
     texts: int = 0
+    pairs: int = 0  # of preference: of two pictures the one with more of code RED
     side: int = 8  # codes along each side of a picture
     latent_frames: int = 3
     text_words: int = 40  # on average
@@ -94,6 +97,8 @@ def _samples(source: str, vocabulary: Vocabulary, amounts: Amounts, rng: np.rand
         words = rng.choice(_WORDS, size=max(1, int(rng.lognormal(np.log(amounts.text_words), 0.8))))
         ids = np.array(vocabulary.text.encode(" ".join(words) + "."), np.uint32)
         yield f"{source}-text-{number:06d}", "text", [TextSegment(0, len(ids), "body")], ids, np.empty(0, np.uint16)
+    for number in range(amounts.pairs):
+        yield _pair(f"{source}-pair-{number:06d}", vocabulary, amounts.side, rng)
 
 
 def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.random.Generator) -> TokenSample:
@@ -110,6 +115,18 @@ def _picture(key: str, vocabulary: Vocabulary, side: int, frames: int, rng: np.r
         VisionSegment(frames, side, side, 0, fps=fps, seconds=seconds),
     ]
     return key, "video" if frames > 1 else "image", segments, ids, codes_THW.reshape(-1)
+
+
+def _pair(key: str, vocabulary: Vocabulary, side: int, rng: np.random.Generator) -> TokenSample:
+    """Give two pictures for one caption: three quarters of the codes of the chosen one are RED, the other's BLUE."""
+    kind = np.uint16 if vocabulary.codebook_size <= 2**16 else np.uint32
+    places = rng.permuted(np.tile(np.arange(side * side), (2, 1)), axis=1)
+    codes = np.where(places < (side * side * np.array([[3], [1]])) // 4, RED, BLUE).astype(kind)
+    ids = np.array(vocabulary.text.encode(f"picture {rng.integers(10)}"), np.uint32)
+    chosen, rejected = (
+        VisionSegment(1, side, side, number * side * side, answer=answer) for number, answer in enumerate(ANSWERS)
+    )
+    return key, "image", [TextSegment(0, len(ids), "caption", learn=False), chosen, rejected], ids, codes.reshape(-1)
 
 
 def _shard(folder: StageDir, number: int, samples: Sequence[TokenSample]) -> Commit:
