@@ -145,7 +145,9 @@ def test_model_from_weights_of_another_vocabulary_is_refused(model: PackedModel,
 
     again = build_model(ModelSettings.model_validate({"from": str(tmp_path)}), VOCABULARY, 128)
     assert torch.equal(again.causal.lm_head.weight, model.causal.lm_head.weight)
-    with pytest.raises(RecipeError, match="has 330 ids, the plan's vocabulary 331"):
+    with pytest.raises(
+        RecipeError, match="has 330 ids and no tokenizer beside it, the plan's vocabulary bytes has 331"
+    ):
         build_model(ModelSettings.model_validate({"from": str(tmp_path)}), byte_vocabulary(65), 128)
 
 

@@ -39,11 +39,11 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()
     export = None
+    dist.barrier()  # not behind the export, which may take longer than ranks wait for each other
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
-            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"))
-    dist.barrier()
+            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 
 
@@ -145,9 +145,18 @@ class Loop:
 def _left_out(run: Run, step: Step) -> Taken:
     """Give the row of a step that is not taken."""
     number = run.first_step + step.number
-    row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
-           "loss_by_template": {}, "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None,
-           "weight": 0.0, "tokens": 0, "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+    nothing = dict.fromkeys(("loss", "loss_text", "loss_vision", "grad_norm"))
+    row: dict[str, Any] = {
+        "step": number + 1,
+        "epoch": step.epoch,
+        **nothing,
+        "loss_by_template": {},
+        "lr": learning_rate(number, run.total_steps, run.settings),
+        "weight": 0.0,
+        "tokens": 0,
+        "unreadable": 0,
+        "skipped": "left out after a roll back",
+    }
     return Taken(row, False, False, None)
 
 

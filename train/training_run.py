@@ -19,6 +19,7 @@ from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
 from tokenmill.train.evaluation import Evaluation
+from tokenmill.train.first_weights import find_first_weights, shape_to_take, take_weights
 from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
@@ -68,6 +69,8 @@ def start(job: TrainJob) -> Run:
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
+    folder = run_folder(store, settings.run, settings.checkpoints)
+    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
     model = build_model(
         settings.model,
         vocabulary,
@@ -75,8 +78,11 @@ def start(job: TrainJob) -> Run:
         loss_chunk_tokens=settings.loss_chunk_tokens,
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
+        like=shape_to_take(first, settings),
         attention_kernel=settings.attention,
     )
+    if first is not None and first.is_other:
+        take_weights(first, model, folder)
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     if settings.compile:
         compile_layers(model.causal)
@@ -95,7 +101,7 @@ def start(job: TrainJob) -> Run:
     )
     return Run(
         settings=settings,
-        folder=run_folder(store, settings.run, settings.checkpoints),
+        folder=folder,
         loader=loader,
         model=model,
         engine=start_engine(model, settings, loader.micro_steps),
