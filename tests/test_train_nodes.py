@@ -39,7 +39,10 @@ CASES: Mapping[str, tuple[Mapping[str, Any], str | None]] = {
     "optimizer-3": ({"zero_stage": 3, "offload": "optimizer"}, "optimizer-2"),
     "parameters": ({"zero_stage": 3, "offload": "parameters", "activation_checkpointing": "cpu"}, None),
     "brought-back": ({"zero_stage": 1, "activation_checkpointing": "device"}, "parameters"),
-    "compiled": ({"zero_stage": 2, "compile": True, "activation_checkpointing": "cpu"}, "parameters"),
+    "shared": (
+        {"zero_stage": 3, "offload": "parameters", "activation_checkpointing": "cpu", "sequence_parallel": 2},
+        "brought-back",
+    ),
     "bf16": ({"zero_stage": 2, "offload": "optimizer", "precision": "bf16"}, None),
     "bf16-parameters": ({"zero_stage": 3, "offload": "parameters", "precision": "bf16"}, "bf16"),
 }
