@@ -61,7 +61,20 @@ def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) 
     )
     for name, buffer in model.named_buffers():
         buffer.data = buffers[name].to(buffer.device)
+    set_timeouts(settings.timeout_s)
     return engine
+
+
+def set_timeouts(seconds: float) -> None:
+    """Say how long this rank waits for others, in every group it belongs to.
+
+    DeepSpeed exchanges weights and gradients in a group of its own, which has torch's defaults: ten minutes over NCCL,
+    thirty over gloo.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        torch.distributed.set_timeout(timedelta(seconds=seconds), group)
 
 
 def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:
