@@ -10,6 +10,7 @@ from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.ranks import OnRow, RankGroup, num_nodes, run_ranks
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_ranks
+from tokenmill.train.trackers import check_trackers
 
 
 def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
@@ -19,6 +20,7 @@ def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
     save and stop. A run that is finished and exported is left as it is, without starting any rank. Raises RecipeError
     or RunError with the ranks' own message, or the end of their log.
     """
+    check_trackers(job.settings)
     finished = _finished(job)
     if finished is not None:
         return finished

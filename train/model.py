@@ -104,11 +104,20 @@ def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context:
 
     Raises RecipeError where `train.model.from` names no model.
     """
+    return weightless(described_config(settings, vocabulary, context)).attention_share
+
+
+def described_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
+    """Give the configuration of the model that a recipe means; raises RecipeError where it names none."""
+    return _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
+
+
+def weightless(config: Any, dropout: float = 0.0) -> PackedModel:
+    """Build a model of shapes alone, on torch's meta device."""
     from transformers import Emu3ForCausalLM
 
-    config = _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
     with torch.device("meta"):
-        return PackedModel(Emu3ForCausalLM(config), 0.0, 1).attention_share
+        return PackedModel(Emu3ForCausalLM(config), dropout, 1)
 
 
 def _described(path: str) -> Any:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -25,7 +24,7 @@ from typing import Any
 
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.train.checkpoints import RunFolder
-from tokenmill.train.rows import read_rows
+from tokenmill.train.rows import RowTail
 from tokenmill.train.stopping import LAUNCHER_VARIABLE, RENDEZVOUS_VARIABLE
 
 _POLL_S = 0.1
@@ -59,11 +58,11 @@ def run_ranks(group: RankGroup, on_row: OnRow | None = None) -> dict[str, Any]:
         folder = Path(scratch)
         (folder / "job.json").write_text(group.job, encoding="utf-8")
         with _started(group, folder) as processes, _forwarding_signals(processes):
-            handed_on = 0
+            rows = RowTail(folder / "rows.jsonl")
             while _watch(processes):
-                handed_on += _hand_on(folder / "rows.jsonl", handed_on, on_row)
+                _hand_on(rows, on_row)
                 time.sleep(_POLL_S)
-            _hand_on(folder / "rows.jsonl", handed_on, on_row)
+            _hand_on(rows, on_row)
         _keep_logs(group, folder)
         return _outcome(group.title, folder, [process.returncode for process in processes])
 
@@ -127,14 +126,11 @@ def _end(processes: Sequence[Process]) -> None:
             process.wait()
 
 
-def _hand_on(rows: Path, start: int, on_row: OnRow | None) -> int:
-    """Hand on the rows of metrics from number `start` on; returns how many there were."""
-    if on_row is None:
-        return 0
-    new = list(islice(read_rows(rows), start, None))
-    for row in new:
-        on_row(row)
-    return len(new)
+def _hand_on(rows: RowTail, on_row: OnRow | None) -> None:
+    """Hand on the rows of metrics that are new."""
+    if on_row is not None:
+        for row in rows.new():
+            on_row(row)
 
 
 @contextmanager

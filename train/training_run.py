@@ -14,7 +14,9 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
 from tokenmill.train.checkpoints import RunFolder, run_folder
+from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
@@ -30,7 +32,8 @@ class Run:
     """Everything the steps of a run share.
 
     `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there. The
-    ranks of a `sequence` read the same packs, and each computes a part of them.
+    ranks of a `sequence` read the same packs, and each computes a part of them. `peak_flops`
+    is what one device can do in a second, where that is known.
     """
 
     settings: TrainSettings
@@ -44,6 +47,8 @@ class Run:
     sequence: SequenceGroup
     total_steps: int
     guard: Guard
+    flops: ModelFlops
+    peak_flops: float | None
     first_step: int = 0
 
 
@@ -66,6 +71,7 @@ def start(job: TrainJob) -> Run:
         seed=settings.seed,
         attention_kernel=settings.attention,
     )
+    flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
     sequence = sequence_group(settings.sequence_parallel)
     loader = PlanLoader(
@@ -90,5 +96,7 @@ def start(job: TrainJob) -> Run:
         sequence=sequence,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
         guard=Guard(settings.guard),
+        flops=flops,
+        peak_flops=settings.peak_tflops * 1e12 if settings.peak_tflops else peak_flops_here(settings.precision),
         first_step=first_step(plan.description),
     )

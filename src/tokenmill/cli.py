@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_tokenizer
+from tokenmill import commands_tokenizer, training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -112,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
     _simulate_arguments(stages["plan"])
+    training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)

@@ -25,6 +25,7 @@ from tokenmill.settings_mix import (
     TemplateShares,
     check_shares,
 )
+from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -293,9 +294,13 @@ class TrainSettings(_Settings):
     )
     restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
+    wandb: WandbSettings | None = Field(default=None, description="send the metrics to Weights & Biases too")
+    trackio: TrackioSettings | None = Field(default=None, description="send the metrics to trackio too")
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="of one device, to log the share of it that is used (MFU)"
+        default=None,
+        gt=0,
+        description="of one device, to log the share of it that is used (MFU); absent: by the GPU's name",
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
 
