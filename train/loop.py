@@ -107,31 +107,38 @@ class Loop:
 
     def _goes_on(self, row: dict[str, Any], verdict: Verdict) -> bool:
         """Do what the recipe wants about a refused step; says whether the run goes on behind it."""
-        is_over = self._run.guard.refused()
-        if verdict.action == "stop" or (is_over and verdict.action == "skip"):
-            self._guard_log.add(row, verdict)
-            raise DivergedError(f"train: step {row['step']} is refused: {verdict.reason}; {_advice(verdict)}")
-        if verdict.action == "roll_back":
-            self._note_return(row, verdict)
-            return False
-        self._guard_log.add(row, verdict)
-        row.update(finite(row), skipped=verdict.reason)
-        return True
-
-    def _note_return(self, row: dict[str, Any], verdict: Verdict) -> None:
-        """Note which steps are left out from now on, before going back; what is still written comes to exist first."""
-        self._saver.finish()
         run = self._run
+        if verdict.action == "roll_back":
+            self._saver.finish()  # what is still written comes to exist first
+        told = self._why_over(row["step"], verdict)
+        if told:
+            self._guard_log.add(row, Verdict(verdict.reason, "stop"))
+            raise DivergedError(f"train: step {row['step']} is refused{told}")
+        run.guard.discarded += 1
+        if verdict.action == "skip":
+            self._guard_log.add(row, verdict)
+            row.update(finite(row), skipped=verdict.reason)
+            return True
         checkpoint = run.folder.steps()[-1]
         window = (run.guard.first_left_out(row["step"], checkpoint), row["step"])
-        if self._guard_log.returns_to(checkpoint) >= run.settings.guard.patience:
-            raise DivergedError(
-                f"train: step {row['step']} is refused after {run.settings.guard.patience} returns to the checkpoint "
-                f"of step {checkpoint}: {verdict.reason}; {_advice(verdict)}"
-            )
         run.guard.leave_out(*window)
         self._guard_log.add(row, verdict, to=checkpoint, left_out=list(window))
-        dist.barrier()
+        dist.barrier()  # nobody looks for the newest checkpoint before the window is noted
+        return False
+
+    def _why_over(self, step: int, verdict: Verdict) -> str:
+        """Say why a refused step ends the run; empty if it does not."""
+        patience, advice = self._run.settings.guard.patience, "lower train.lr, or look at the data"
+        if verdict.action == "stop":
+            return f": {verdict.reason}; {advice}, or let train.guard skip it or roll back (docs/training.md)"
+        if self._guard_log.refused_before(step) >= patience:
+            return f" like the {patience} before it: {verdict.reason}; {advice}"
+        if verdict.action == "skip":
+            return ""
+        newest = self._run.folder.steps()[-1]
+        if self._guard_log.returns_to(newest) < patience:
+            return ""
+        return f" after {patience} returns to the checkpoint of step {newest}: {verdict.reason}; {advice}"
 
     def _go_back(self) -> None:
         self._done = restore_newest(self._run)
@@ -158,12 +165,6 @@ def _left_out(run: Run, step: Step) -> Taken:
         "skipped": "left out after a roll back",
     }
     return Taken(row, False, False, None)
-
-
-def _advice(verdict: Verdict) -> str:
-    if verdict.action == "stop":
-        return "lower train.lr, look at the data, or let train.guard skip it or roll back (docs/training.md)"
-    return "lower train.lr, look at the data, or go on from an older checkpoint"
 
 
 def _steps_ahead(run: Run, done: int) -> Generator[Step, None, None]:
