@@ -360,6 +360,16 @@ class TrainSettings(TrainPhase):
         return self
 
     @model_validator(mode="after")
+    def _attention_is_fit_for_the_rest(self) -> TrainSettings:
+        if self.attention in ("varlen", "flex") and self.device == "cpu":
+            raise ValueError(f"attention {self.attention} trains on CUDA devices alone, found device cpu; take auto")
+        if self.attention == "varlen" and self.precision != "bf16":
+            raise ValueError(
+                f"attention varlen takes 16-bit numbers alone, found precision {self.precision}; take auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stage_is_fit_for_the_rest(self) -> TrainSettings:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
