@@ -12,6 +12,7 @@ from tokenmill.train.ranks import OnRow, RankGroup, num_nodes
 from tokenmill.train.restarts import run_ranks_again
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_ranks
+from tokenmill.train.trackers import check_trackers
 
 
 def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
@@ -22,6 +23,7 @@ def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
     that is finished and exported is left as it is, without starting any rank. Raises RecipeError or RunError with the
     ranks' own message, or the end of their log.
     """
+    check_trackers(job.settings)
     finished = _finished(job)
     if finished is not None:
         return finished
@@ -70,7 +72,11 @@ def _finished(job: TrainJob) -> TrainResult | None:
         and checkpoint.loader["global_packs"] == job.settings.global_packs_per_step
         and checkpoint.settings["model"] == job.settings.model.model_dump(mode="json")
     )
-    if not is_same or checkpoint.step < total or exported_step(folder) != checkpoint.step:
+    if (
+        not is_same
+        or checkpoint.step < total
+        or exported_step(folder, job.settings.export.precision) != checkpoint.step
+    ):
         return None
     return TrainResult(step=checkpoint.step, total_steps=total, stopped=False, export=folder.at("export"))
 

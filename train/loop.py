@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -24,10 +23,9 @@ from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
 from tokenmill.train.stop_file import StopFile
 from tokenmill.train.stopping import StopRequest
+from tokenmill.train.tally import finite
 from tokenmill.train.training_run import Run, start
 from tokenmill.train.training_step import Taken, speed_of, take_step
-
-_MEASURED = ("loss", "loss_text", "loss_vision", "grad_norm")
 
 
 def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
@@ -41,11 +39,11 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()
     export = None
+    dist.barrier()  # not behind the export, which may take longer than ranks wait for each other
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
-            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"))
-    dist.barrier()
+            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 
 
@@ -86,6 +84,8 @@ class Loop:
                 self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
                 self._done = row["step"]
                 is_last = taken.stopping or self._done == run.total_steps
+                if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
+                    self._log.add_evaluation(run.evaluation.row(run.engine, run.device, self._done))
                 if is_last or self._saver.is_due(self._done):
                     self._save(last=is_last)
                     self._log.publish()
@@ -117,8 +117,7 @@ class Loop:
         run.guard.discarded += 1
         if verdict.action == "skip":
             self._guard_log.add(row, verdict)
-            row |= {name: None for name in _MEASURED if row[name] is not None and not math.isfinite(row[name])}
-            row["skipped"] = verdict.reason
+            row.update(finite(row), skipped=verdict.reason)
             return True
         checkpoint = run.folder.steps()[-1]
         window = (run.guard.first_left_out(row["step"], checkpoint), row["step"])
@@ -153,9 +152,18 @@ class Loop:
 def _left_out(run: Run, step: Step) -> Taken:
     """Give the row of a step that is not taken."""
     number = run.first_step + step.number
-    row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
-           "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None, "weight": 0.0, "tokens": 0,
-           "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+    nothing = dict.fromkeys(("loss", "loss_text", "loss_vision", "grad_norm"))
+    row: dict[str, Any] = {
+        "step": number + 1,
+        "epoch": step.epoch,
+        **nothing,
+        "loss_by_template": {},
+        "lr": learning_rate(number, run.total_steps, run.settings),
+        "weight": 0.0,
+        "tokens": 0,
+        "unreadable": 0,
+        "skipped": "left out after a roll back",
+    }
     return Taken(row, False, False, None)
 
 

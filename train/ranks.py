@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +23,7 @@ from tokenmill.errors import DivergedError, RecipeError, RunError
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.end_signals import EndRequest, Process, held_back, listening
 from tokenmill.train.rank_process import error_name
-from tokenmill.train.rows import read_rows
+from tokenmill.train.rows import RowTail
 from tokenmill.train.stopping import LAUNCHER_VARIABLE, RENDEZVOUS_VARIABLE
 
 _POLL_S = 0.1
@@ -66,12 +65,12 @@ def run_ranks(group: RankGroup, on_row: OnRow | None = None, request: EndRequest
         folder = Path(scratch)
         (folder / "job.json").write_text(group.job, encoding="utf-8")
         with _started(group, folder) as processes, request.passed_on(processes):
-            handed_on = 0
+            rows = RowTail(folder / "rows.jsonl")
             while _watch(processes):
-                handed_on += _hand_on(folder / "rows.jsonl", handed_on, on_row)
+                _hand_on(rows, on_row)
                 time.sleep(_POLL_S)
             codes = [process.poll() for process in processes]  # before the others are ended for it
-            _hand_on(folder / "rows.jsonl", handed_on, on_row)
+            _hand_on(rows, on_row)
         _keep_logs(group, folder)
         return _outcome(group, folder, codes)
 
@@ -137,14 +136,11 @@ def _end(processes: Sequence[Process]) -> None:
             process.wait()
 
 
-def _hand_on(rows: Path, start: int, on_row: OnRow | None) -> int:
-    """Hand on the rows of metrics from number `start` on; returns how many there were."""
-    if on_row is None:
-        return 0
-    new = list(islice(read_rows(rows), start, None))
-    for row in new:
-        on_row(row)
-    return len(new)
+def _hand_on(rows: RowTail, on_row: OnRow | None) -> None:
+    """Hand on the rows of metrics that are new."""
+    if on_row is not None:
+        for row in rows.new():
+            on_row(row)
 
 
 def _keep_logs(group: RankGroup, folder: Path) -> None:

@@ -47,7 +47,7 @@ if [ "$drained" -eq 0 ]; then
         wait "$step" || code=$?
     fi
 fi
-if [ "$drained" -eq 1 ]; then # training that has saved ends with 0; what is finished already ends at once
+if [ "$drained" -eq 1 ]; then  # also after 0: saved, or just finished, which the next start sees at once
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
