@@ -145,9 +145,11 @@ class Loop:
 def _left_out(run: Run, step: Step) -> Taken:
     """Give the row of a step that is not taken."""
     number = run.first_step + step.number
-    row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
-           "loss_by_template": {}, "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None,
-           "weight": 0.0, "tokens": 0, "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+    row: dict[str, Any] = {
+        "step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
+        "loss_by_template": {}, "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None,
+        "weight": 0.0, "tokens": 0, "unreadable": 0, "skipped": "left out after a roll back",
+    }  # fmt: skip
     return Taken(row, False, False, None)
 
 
