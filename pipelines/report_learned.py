@@ -30,10 +30,10 @@ class Learned:
 
 def read_learned(store: Store, recipe: Recipe) -> Learned:
     """Read what there is of the recipe's run; nothing is an answer too."""
-    run = f"checkpoints/{recipe.train.run}"
+    run = f"checkpoints/{recipe.train.last.run}"
     metrics, held_out = _metrics(store, f"{run}/metrics.jsonl"), _metrics(store, f"{run}/evaluation.jsonl")
     try:
-        exported = find_export(store, recipe.train.run)
+        exported = find_export(store, recipe.train.last.run)
     except (RunError, ManifestError):
         return Learned(metrics=metrics, held_out=held_out)
     drawn = generated_name(exported, recipe.generate)
