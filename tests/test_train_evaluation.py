@@ -174,6 +174,7 @@ def test_held_out_plan_that_could_hold_what_is_trained_on_is_refused(tmp_path: P
             "pretrain only 0.1",
         ),
         ({"held_out": 0.1, "phases": {"pretrain": {}, "held": {"part": "held_out"}}}, None),
+        ({"held_out": 0.1, "phases": {"pretrain": {}, "held": {"part": "held_out", "context": 2048}}}, "of 2048 ids"),
     ],
 )
 def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told: str | None) -> None:
@@ -188,6 +189,28 @@ def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told
         return
     with pytest.raises(RecipeError, match=told):
         check_recipe(recipe, "recipe.yaml")
+
+
+def test_recipe_with_phases_checks_the_evaluation_of_each() -> None:
+    recipe: dict[str, Any] = {
+        "root": "root",
+        "sources": {"text": {"kind": "jsonl", "url": "text"}},
+        "plan": {
+            "held_out": 0.1,
+            "phases": {
+                "one": {"context": 512},
+                "two": {"held_out": 0.05},
+                "held": {"part": "held_out", "context": 512},
+            },
+        },
+        "train": {"phases": {"one": {}, "two": {}}, "evaluation": {"phase": "held"}},
+    }
+    with pytest.raises(RecipeError, match=r"two only 0\.05: it would be evaluated on what is trained on"):
+        check_recipe(recipe, "recipe.yaml")
+
+    recipe["train"]["phases"]["two"] = {"evaluation": None}
+    found = check_recipe(recipe, "recipe.yaml").train.resolved()
+    assert [one.evaluation is not None for one in found.values()] == [True, False]
 
 
 def test_recipe_hands_the_held_out_phase_to_the_trainer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
