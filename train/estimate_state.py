@@ -121,10 +121,6 @@ def _partitioned_optimizer(
     own = sum(size // ranks for size in flat)
     weights, states = sum(flat) * width, own * 12
     bucket = int(zero["reduce_bucket_size"]) * width * (2 if zero.get("overlap_comm") else 1)
-    if _offloaded(zero, "optimizer"):  # through the buffer of one parameter into the host's fp32 gradients
-        largest = max(shapes.all) * width
-        gradients = GradientBytes(for_step=largest, between_micro_steps=largest * accumulates)
-        return StateBytes(weights=weights, optimizer=0, gradients=gradients, bucket=bucket, host=states + own * 4)
     if zero["stage"] == 1 and summed != width:  # DeepSpeed's BF16_Optimizer: all sums, in fp32, for ever
         lasting, during = sum(flat) * summed, sum(flat) * summed + sum(shapes.all) * width
         gradients = GradientBytes(for_step=during, between_micro_steps=during, between_steps=lasting)
@@ -133,11 +129,36 @@ def _partitioned_optimizer(
         _touched(group, rank * (size // ranks), (rank + 1) * (size // ranks))
         for group, size in zip(shapes.groups, flat, strict=True)
     )
+    if _offloaded(zero, "optimizer"):
+        return _offloaded_optimizer(
+            shapes, own, touched, (weights, width, bucket), zero["stage"], accumulates=accumulates
+        )
     for_step = own * summed if summed != width else touched * width
     all_of_them = sum(shapes.all) * width if zero["stage"] == 1 else 0
     held = (all_of_them or for_step) * accumulates
     gradients = GradientBytes(for_step=for_step, between_micro_steps=held, in_backward=all_of_them)
     return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=bucket)
+
+
+def _offloaded_optimizer(
+    shapes: _Shapes, own: int, touched: int, device: tuple[int, int, int], stage: int, *, accumulates: bool
+) -> StateBytes:
+    """Stages 1 and 2 with Adam on the host: gradients pass through a buffer of one parameter on either side.
+
+    The host has moments, master weights and their gradients in fp32, its part of the weights on their way back, and
+    under ZeRO 2 the gradients of whole parameters between micro-steps.
+    """
+    weights, width, bucket = device
+    one = max(shapes.all) * width
+    all_of_them = sum(shapes.all) * width if stage == 1 else 0
+    gradients = GradientBytes(
+        for_step=one,
+        between_micro_steps=(one + all_of_them) * accumulates,
+        between_steps=one,
+        in_backward=one + all_of_them,
+    )
+    host = own * (16 + width) + one + (touched * width if stage == 2 and accumulates else 0)
+    return StateBytes(weights=weights, optimizer=0, gradients=gradients, bucket=bucket, host=host)
 
 
 def _partitioned_weights(shapes: _Shapes, zero: Mapping[str, Any], ranks: int, width: int, summed: int) -> StateBytes:
@@ -149,7 +170,7 @@ def _partitioned_weights(shapes: _Shapes, zero: Mapping[str, Any], ranks: int, w
     gathered = min(sum(shapes.all) - persistent, at_once)
     weights, states, sums, host = own * width, own * 12, own * summed, 0
     if _offloaded(zero, "optimizer"):
-        states, sums, host = 0, 0, states + sums
+        states, sums, host = 0, 0, states + own * 4 + sums  # with fp32 gradients for Adam
     if _offloaded(zero, "param"):
         weights, host = 0, host + weights
     return StateBytes(
