@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, stages["plan"], stages["train"]):
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    text = "train on all machines that this file names, over ssh; a line each, HOST [slots=ranks]"
+    stages["train"].add_argument("--hostfile", metavar="FILE", help=text)
     _simulate_arguments(stages["plan"])
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"

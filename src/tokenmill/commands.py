@@ -58,6 +58,10 @@ def stage(options: argparse.Namespace) -> int:
         if training_estimate.asked_for(options):
             return _estimate_training(options)
     recipe = load_recipe(options.recipe, options.overrides)
+    if getattr(options, "hostfile", None) is not None:
+        from tokenmill.stage_training import train_on_hosts
+
+        return train_on_hosts(options)
     chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
     names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
     rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
