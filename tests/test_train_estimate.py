@@ -28,17 +28,25 @@ from tokenmill.train.engine import deepspeed_config
 from tokenmill.train.estimate import Machines, Workload, estimate, logits_bytes
 from tokenmill.train.estimate_activations import SavedTensors, activation_bytes
 from tokenmill.train.estimate_state import heaviest_rank, state_bytes
-from tokenmill.train.model import Batch, build_model, described_config, model_config, weightless
+from tokenmill.train.model import (
+    Batch,
+    build_model,
+    described_config,
+    embedding_dropout,
+    model_config,
+    weightless,
+)
 from tokenmill.train.world import sequence_group
 
 VOCABULARY = byte_vocabulary(33)
 CONTEXT = 128
 SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
-CASES = [  # ZeRO stage, precision, that of sums of gradients where it is another, what is offloaded
+CASES = [  # ZeRO stage, precision, that of sums of gradients where it is not the usual one, what is offloaded
     (0, "fp32", None, "none"), (1, "fp32", None, "none"), (2, "fp32", None, "none"), (3, "fp32", None, "none"),
-    (1, "bf16", None, "none"), (2, "bf16", None, "none"), (3, "bf16", None, "none"), (1, "bf16", "fp32", "none"),
-    (2, "bf16", "fp32", "none"), (3, "bf16", "fp32", "none"), (1, "bf16", None, "optimizer"),
-    (2, "bf16", None, "optimizer"), (3, "bf16", None, "optimizer"), (3, "bf16", None, "parameters"),
+    (1, "bf16", None, "none"), (2, "bf16", None, "none"), (3, "bf16", None, "none"), (1, "bf16", "bf16", "none"),
+    (2, "bf16", "bf16", "none"), (3, "bf16", "bf16", "none"), (1, "bf16", None, "optimizer"),
+    (2, "bf16", None, "optimizer"), (2, "bf16", "bf16", "optimizer"), (3, "bf16", None, "optimizer"),
+    (3, "bf16", None, "parameters"),
 ]  # fmt: skip
 KEY_HEADS = (2, 1)  # of a model whose sequence two ranks share
 SMALLEST_BYTES = 33  # Adam's step counts and rotary frequencies lie below
@@ -59,10 +67,11 @@ def test_state_bytes_are_those_of_all_tensors_alive_on_two_ranks(tmp_path: Path)
             model = weightless(model_config(settings.model, VOCABULARY, CONTEXT))
             found = state_bytes(model, deepspeed_config(settings, MICRO_STEPS), ranks=2, rank=rank)
             lasting = found.weights + found.optimizer + found.host + (found.bucket if settings.zero_stage == 3 else 0)
-            between = found.bucket if settings.zero_stage == 1 else 0  # ZeRO 1 gives it back with the last backward
+            bucket = found.bucket if settings.zero_stage == 1 else 0  # ZeRO 1 gives it back with the last backward,
+            late = bucket if row["case"][1:3] == ["bf16", None] else 0  # or, where it sums in fp32, with the step
             assert row["alive"] == {
-                "between_micro_steps": lasting + between + found.gradients.between_micro_steps,
-                "for_step": lasting + found.gradients.for_step,
+                "between_micro_steps": lasting + bucket + found.gradients.between_micro_steps,
+                "for_step": lasting + late + found.gradients.for_step,
                 "between_steps": lasting + found.gradients.between_steps,
             }, (rank, row["case"])
         for heads, saved in json.loads((tmp_path / f"saved-{rank}.json").read_text()).items():
@@ -90,7 +99,7 @@ def test_activations_are_within_15_percent_of_what_hooks_count(
         model.hidden(_batch(length, (0, 100, 300, 384)))
 
     config = described_config(settings, VOCABULARY, length)
-    found = activation_bytes(config, settings.dropout, dtype, length, cuda=False)
+    found = activation_bytes(config, embedding_dropout(config, settings), dtype, length, cuda=False)
 
     assert found.kept(checkpointing) == pytest.approx(saved.bytes, rel=0.15)
     if checkpointing == "none":
@@ -119,8 +128,7 @@ def test_logits_bytes_are_about_what_the_loss_holds_at_most(precision: str) -> N
 
     peak = _peak_bytes(lambda: output(hidden, batch.labels, batch.loss_weight))
 
-    assert 0.8 * logits_bytes(settings, model.causal.config, CONTEXT) < peak
-    assert peak < 1.1 * logits_bytes(settings, model.causal.config, CONTEXT)
+    assert peak == pytest.approx(logits_bytes(settings, model.causal.config, CONTEXT), rel=0.15)
 
 
 def test_estimate_of_an_8b_llama_on_8_h100_is_near_what_was_measured() -> None:
@@ -198,6 +206,14 @@ def test_train_estimate_without_data_tells_from_the_recipe_alone(
     assert main(["train", str(recipe), "--estimate", "train.steps=null"]) == 0
     told = capsys.readouterr().out
     assert "days: unknown" in told and "fits" in told
+
+    phases = ["plan.phases={a: {}, b: {context: 1024}}", "train.phases={a: {steps: 5}, b: {zero_stage: 1}}"]
+    assert main(["train", str(recipe), "--estimate", "--json", *phases]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert [one["steps"] for one in both["phases"].values()] == [5, 100]
+    assert both["days"] == pytest.approx(sum(one["days"] for one in both["phases"].values()))
+    assert main(["train", str(recipe), "--estimate", *phases]) == 0
+    assert "phase b:" in capsys.readouterr().out
 
     assert main(["train", str(recipe), "--gpus", "4"]) == 2
     assert "--gpus: goes with --estimate" in capsys.readouterr().err
