@@ -71,6 +71,16 @@ def test_phases_of_emu3_hold_about_as_many_ids_a_gpu() -> None:
     assert first.root == second.root
 
 
+def test_phases_alone_and_in_one_recipe_are_trained_alike() -> None:
+    together = load_recipe(RECIPES.parents[1] / "pipelines" / "recipes" / "emu3.yaml").train.resolved()
+
+    for name, phase in (("8b-phase1", "first"), ("8b-phase2", "second")):
+        own = {"run", "start_from", "evaluation", "phases"}
+        alone = recipe_of(name).train
+        assert alone.model_dump(exclude=own) == together[phase].model_dump(exclude=own)
+    assert together["second"].start_from == together["first"].run
+
+
 @pytest.mark.parametrize("name", TUNING)
 def test_tuning_starts_from_another_run_of_the_same_root(name: str) -> None:
     recipe = recipe_of(name)

@@ -16,8 +16,9 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 from tests import tiny_clip
+from tests.conversations import conversations
 
-from tokenmill.demo.tokens import Amounts, TokenSample, write_shards, write_token_source
+from tokenmill.demo.tokens import Amounts, write_shards, write_token_source
 from tokenmill.manifests.archive import ArchiveWriter
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
@@ -25,7 +26,6 @@ from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.recipe import load_recipe
 from tokenmill.settings_train import PlanSettings
-from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import NO_LABEL
@@ -77,27 +77,6 @@ def plan_of(recipe: str, **changes: object) -> PlanSettings:
 
 def loader_over(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> PlanLoader:
     return PlanLoader(write_plan(store, snapshots, settings), VOCABULARY, global_packs=4, threads=0)
-
-
-def conversations(count: int) -> list[TokenSample]:
-    """Conversations about a picture, of one to three turns; every third opens with words of its own for the system."""
-    rng = np.random.default_rng(3)
-    samples: list[TokenSample] = []
-    for number in range(count):
-        texts = [("system", "Be short.")] if number % 3 == 0 else []
-        for turn in range(1 + number % 3):
-            texts += [("user", f"What is at {turn}, {number}?"), ("assistant", f"A box of {number + turn}, I think.")]
-        segments: list[Segment] = []
-        ids: list[int] = []
-        for role, text in texts:
-            encoded = list(VOCABULARY.text.encode(text))
-            if role == "user" and not any(isinstance(one, VisionSegment) for one in segments):
-                segments.append(VisionSegment(1, 4, 4, 0, learn=False, role="user"))
-            segments.append(TextSegment(len(ids), len(ids) + len(encoded), role, learn=role == "assistant"))  # type: ignore[arg-type]
-            ids += encoded
-        codes = rng.integers(0, VOCABULARY.codebook_size, 16).astype(np.uint16)
-        samples.append((f"chat-{number:04d}", "document", segments, np.array(ids, np.uint32), codes))
-    return samples
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +150,9 @@ def small_enough(folder: Path) -> list[str]:
 
 
 def test_instruction_tuning_supervises_every_answer_and_nothing_of_questions_pictures_and_system(store: Store) -> None:
-    chats = write_shards(store, "chats", VOCABULARY, [conversations(40), conversations(60)[40:]])
+    chats = write_shards(
+        store, "chats", VOCABULARY, [conversations(VOCABULARY, 40), conversations(VOCABULARY, 60)[40:]]
+    )
     settings = plan_of("instruct", context=512)
 
     turns = []
