@@ -16,8 +16,10 @@ from typing import Any
 def loaded() -> Any:
     """Load everything heavy; returns the function that trains."""
     os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
     from transformers import Emu3ForCausalLM  # noqa: F401
 
+    import tokenmill.train.export
     import tokenmill.train.loop  # noqa: F401
 
     return train
