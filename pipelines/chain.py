@@ -379,13 +379,11 @@ class Chain:
     @cached_property
     def plan(self) -> Plan:
         """The plan that is trained on, last if there are several."""
-        return self.trained_plans[self.recipe.train.last.phase]
+        return self.plan_of(self.recipe.train.last.phase)
 
-    @cached_property
-    def trained_plans(self) -> dict[str, Plan]:
-        """The plan of every phase that is trained on; where nothing may be planned, others need not be there."""
-        phases = list(dict.fromkeys(train.phase for train in self.recipe.train.resolved().values()))
-        return self.plans if "plan" in self.options.work else self._planned(phases)
+    def plan_of(self, phase: str) -> Plan:
+        """Return the plan of one phase; where nothing may be planned, those of others need not be there."""
+        return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
 
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:
         return plan_phases(self.store, list(self.tokenize.values()), self.recipe, phases, self._run_options("plan"))

@@ -109,6 +109,10 @@ def test_export_of_each_phase_is_made_for_its_context(whole: Bench) -> None:
     assert [config["attention_dropout"] for config in configs] == [0.1, 0.0]
 
 
+def chain_of(whole: Bench) -> SimpleNamespace:
+    return SimpleNamespace(plan_of=whole.plans.__getitem__, options=SimpleNamespace(quiet=True))
+
+
 def test_phases_killed_and_resumed_have_every_loss_of_those_that_were_not(whole: Bench) -> None:
     killed = -signal.SIGKILL
     assert killed in whole.train("first", "broken", fault="checkpoint:between-files:2")
@@ -116,7 +120,7 @@ def test_phases_killed_and_resumed_have_every_loss_of_those_that_were_not(whole:
     assert killed in whole.train("second", "broken", fault="checkpoint:before-record:2")
     assert RunFolder(open_store(str(whole.root)), "broken-second").steps() == [2]
 
-    chain = SimpleNamespace(trained_plans=whole.plans)
+    chain = chain_of(whole)
     row = train_model(recipe(whole, "broken"), chain)
 
     assert row["export"] == "checkpoints/broken-second/export"
@@ -129,7 +133,7 @@ def test_phases_killed_and_resumed_have_every_loss_of_those_that_were_not(whole:
 def test_phases_that_are_finished_start_no_rank(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "no such program")
 
-    row = train_model(recipe(whole, "whole"), SimpleNamespace(trained_plans=whole.plans))
+    row = train_model(recipe(whole, "whole"), chain_of(whole))
 
     assert [one["step"] for one in row["phases"].values()] == [4, 4]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -14,8 +15,9 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.loader import ReadSample, Step
-from tokenmill.train.rows import RowFile, read_rows
+from tokenmill.train.rows import RowFile, RowTail, read_rows
 from tokenmill.train.run_log import RunLog
+from tokenmill.train.step_documents import StepDocuments
 
 
 @pytest.fixture
@@ -26,11 +28,15 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+NO_DOCUMENTS = StepDocuments(templates=[], packs=np.zeros((0, 1), np.int64), weight=np.zeros(0))
+
+
 def step(number: int, fault: str | None = None) -> Step:
     sample = ReadSample(pack=number, slot=0, key="k", shard="s.tar", sample=7, start=0, length=9, template="language",
                         fault=fault)  # fmt: skip
     return Step(number=number, epoch=0, micro_batches=[], weight=1.0, num_tokens=9, squares=81,
-                faults=[sample] if fault else [], tell_samples=lambda: [sample])  # fmt: skip
+                faults=[sample] if fault else [], tell_samples=lambda: [sample],
+                tell_documents=lambda: NO_DOCUMENTS)  # fmt: skip
 
 
 def log_steps(folder: RunFolder, settings: TrainSettings, start: int, stop: int, **row: Any) -> None:
@@ -49,6 +55,19 @@ def test_rows_cut_back_to_a_step_drop_later_ones_and_a_torn_line(tmp_path: Path)
     file.close()
 
     assert list(read_rows(path)) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_row_tail_gives_each_whole_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    tail = RowTail(path)
+    assert tail.new() == []
+
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.new() == [{"step": 1}, {"step": 2}]
+    with path.open("a") as file:
+        file.write('ep": 3}\n')
+    assert tail.new() == [{"step": 3}]
+    assert tail.new() == []
 
 
 def test_run_log_on_a_remote_store_is_published_and_continued(alone: None) -> None:

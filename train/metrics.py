@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "data_wait_s", "memory_gib", "mfu")
+SHOWN = ("loss", "loss_text", "loss_vision", "loss_by_template", "z_loss", "lr", "grad_norm", "tokens_per_s",
+         "data_wait_s", "memory_gib", "mfu")  # fmt: skip
 
 
 class Board:
@@ -24,12 +25,18 @@ class Board:
 
             self._writer = SummaryWriter(str(folder), purge_step=upto_step + 1)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], group: str = "train") -> None:
+        """Show what is among the figures to show; a mapping is a curve for each of its names."""
         if self._writer is None:
             return
         for name in self._shown:
-            if row.get(name) is not None:
-                self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+            value = row.get(name)
+            values = (
+                {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+            for key, one in values.items():
+                if one is not None:
+                    self._writer.add_scalar(f"{group}/{key}", one, row["step"])
 
     def flush(self) -> None:
         if self._writer is not None:
@@ -46,11 +53,3 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def training_flops(num_matmul_parameters: int, layers: int, attention_width: int, tokens: int, squares: int) -> float:
-    """Count the floating-point operations of forward and backward over packed documents.
-
-    6 for each parameter and id, and for causal attention 6 · layers · width · Σ len² over documents (not packs).
-    """
-    return 6.0 * num_matmul_parameters * tokens + 6.0 * layers * attention_width * squares

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tokenmill.settings_evaluation import EvaluationSettings
 from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import (
     DEFAULT_TEMPLATES,
@@ -26,6 +27,7 @@ from tokenmill.settings_mix import (
     check_shares,
 )
 from tokenmill.settings_model import ExportSettings, ModelSettings
+from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -242,12 +244,22 @@ class TrainPhase(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "parameters"] = Field(
-        default="none", description="kept in the host's memory: Adam's states and the master weights, or all weights"
+        default="none", description="to the host's memory: Adam with its states and master weights, or the weights too"
     )
     activation_checkpointing: Checkpointing = Field(
-        default="none", description="keep only what enters each layer and compute the rest again: on the device, or cpu"
+        default="none", description="keep only what enters each layer, on the device or in the host's memory (cpu)"
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
+    loss_kernel: Literal["auto", "chunked", "liger"] = Field(
+        default="auto", description="of the loss; auto = Liger's on CUDA where it is installed, torch's elsewhere"
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="times log² of the softmax's normaliser, beside the loss; 1e-4 in PaLM"
+    )
+    evaluation: EvaluationSettings | None = Field(default=None, description="losses on held-out packs while training")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
     export: ExportSettings = Field(default_factory=ExportSettings)
@@ -273,9 +285,13 @@ class TrainPhase(_Settings):
     )
     restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
+    wandb: WandbSettings | None = Field(default=None, description="send the metrics to Weights & Biases too")
+    trackio: TrackioSettings | None = Field(default=None, description="send the metrics to trackio too")
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="of one device, to log the share of it that is used (MFU)"
+        default=None,
+        gt=0,
+        description="of one device, to log the share of it that is used (MFU); absent: by the GPU's name",
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
 
@@ -344,13 +360,12 @@ class TrainSettings(TrainPhase):
         return self
 
     @model_validator(mode="after")
-    def _offload_has_a_stage(self) -> TrainSettings:
+    def _stage_is_fit_for_the_rest(self) -> TrainSettings:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
-            raise ValueError(
-                f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}"
-            )
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile with zero_stage 3 compiles the hooks that gather weights, not the layers: take 2")
         return self
 
     @model_validator(mode="after")
