@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.model import Batch
 from tokenmill.train.packs import filler_pack
 from tokenmill.train.parameters import wake_optimizer
+from tokenmill.train.preference import open_preference
 from tokenmill.train.run_log import RunLog
 from tokenmill.train.saving import restore, save
 from tokenmill.train.steps import Step
@@ -36,6 +38,13 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
+    if job.settings.preference is not None:
+        preference = open_preference(run.engine, run.model, run.loader, run.folder, run.settings, run.packs, run.device,
+                                     lambda: bool(stop))  # fmt: skip
+        if preference is None:
+            done = max(run.folder.steps(), default=run.first_step)
+            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
+        run = replace(run, preference=preference)
     done = resume(run)
     if done < run.total_steps:
         done = _steps(run, done, stop, progress)

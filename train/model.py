@@ -21,19 +21,21 @@ from tokenmill.train import attention
 from tokenmill.train.attention import Documents
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.preference_loss import Pairs
 
 EMU3_8B = {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "ffn": 14336, "dropout": 0.1, "rope_base": 1e6}
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device."""
+    """One flat sequence of packed documents on the device; of a preference run also their pairs."""
 
     input_ids: Tensor
     labels: Tensor
     loss_weight: Tensor
     position_ids: Tensor
     documents: Documents
+    pairs: Pairs | None = None
 
     @classmethod
     def of(cls, arrays: PackArrays, device: torch.device | str) -> Batch:
@@ -57,7 +59,8 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of cross-entropies, and each position's own without gradient."""
-        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
+        reweigh = None if batch.pairs is None else batch.pairs.weights
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight, reweigh)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits (L, V); for evaluation and tests."""

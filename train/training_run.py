@@ -18,6 +18,7 @@ from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import PackedModel, build_model
+from tokenmill.train.preference import Preference, check_preference
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.world import world
 
@@ -39,6 +40,13 @@ class Run:
     ranks: int
     total_steps: int
     first_step: int = 0
+    preference: Preference | None = None
+
+    @property
+    def packs(self) -> range:
+        """The packs of the plan that the run reads, once or more often."""
+        steps = self.total_steps - self.first_step
+        return range(min(steps * self.loader.global_packs, self.loader.plan.num_packs))
 
 
 def start(job: TrainJob) -> Run:
@@ -48,6 +56,7 @@ def start(job: TrainJob) -> Run:
     rank, ranks = world()
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
+    check_preference(settings.preference, plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
     model = build_model(
         settings.model,

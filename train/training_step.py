@@ -18,6 +18,7 @@ from tokenmill.train.engine import gradient_norm, set_learning_rate
 from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.preference_loss import PairMeasures
 from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
 from tokenmill.train.training_run import Run
@@ -31,9 +32,16 @@ def take_step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], 
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
     sums = torch.zeros(6, dtype=torch.float64)  # loss and weight of text, loss and weight of vision, stop, faults
     norm = None
+    paired = run.preference and run.preference.of(step, run.loader.packs_of(step.number))
+    step = paired.step if paired else step
+    pair_sums = torch.zeros(len(PairMeasures._fields), dtype=torch.float64)
     for number, arrays in enumerate(step.micro_batches):
-        total, losses = run.engine(Batch.of(arrays, run.device))
-        run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
+        batch = Batch.of(arrays, run.device)
+        batch = paired.batch(number, batch) if paired else batch
+        total, losses = run.engine(batch)
+        weight = 1.0 if paired else max(step.weight, 1e-9)
+        run.engine.backward(total * (run.ranks / weight), scale_wrt_gas=False)
+        pair_sums += paired.measured(batch, losses) if paired else 0.0
         if run.settings.zero_stage == 0 and number == len(step.micro_batches) - 1:
             norm = gradient_norm(run.engine, run.settings)
         run.engine.step()
@@ -54,7 +62,15 @@ def take_step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], 
         "tokens": step.num_tokens,
         "unreadable": int(faults),
     }
+    if paired:
+        row |= paired.row(_over_ranks(pair_sums, run.device), row["loss"])
     return row, stops > 0
+
+
+def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
+    summed = sums.to(device)
+    dist.all_reduce(summed)
+    return summed.cpu()
 
 
 def speed_of(run: Run, step: Step, seconds: float) -> dict[str, Any]:

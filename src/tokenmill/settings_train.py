@@ -24,6 +24,7 @@ from tokenmill.settings_mix import (
     TemplateShares,
     check_shares,
 )
+from tokenmill.settings_preference import PreferenceSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -243,6 +244,9 @@ class TrainSettings(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     activation_checkpointing: bool = False
+    preference: PreferenceSettings | None = Field(
+        default=None, description="DPO on the plan's preference pairs; needed where a plan has some"
+    )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
