@@ -13,7 +13,7 @@ from tokenmill.manifests.verify_files import digest_fault, size_fault
 
 CHECKPOINT_RECORD = "checkpoint.json"
 EXPORT_RECORD = "tokenmill.json"  # beside an exported model
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 _HINT = "remove the checkpoint's folder to go on from the one before it"
 
 
@@ -28,8 +28,8 @@ def examine_checkpoint(store: Store, folder: str, sizes: Mapping[str, int], find
         return
     findings.records += 1
     for entry in entries:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        found = size_fault(path, entry, sizes.get(entry.name), _HINT)
+        path = entry.name if entry.is_outside or not folder else f"{folder}/{entry.name}"
+        found = size_fault(path, entry, _size(store, path) if entry.is_outside else sizes.get(entry.name), _HINT)
         if found is None and deep:
             found = digest_fault(store, path, entry, _HINT)
         findings.add([found] if found else [])
@@ -37,6 +37,10 @@ def examine_checkpoint(store: Store, folder: str, sizes: Mapping[str, int], find
         findings.bytes += entry.bytes
     for extra in sorted(sizes.keys() - {entry.name for entry in entries} - {CHECKPOINT_RECORD}):
         findings.note(f"{folder}/{extra}" if folder else extra, "no record names it")
+
+
+def _size(store: Store, path: str) -> int | None:
+    return store.size(path) if store.exists(path) else None
 
 
 def read_checkpoint_files(store: Store, name: str) -> list[FileEntry]:

@@ -1,10 +1,11 @@
-"""Starts ranks by forking, with torch and transformers loaded once: `python -m tests.rank_server`.
+"""Starts ranks by forking, with torch and transformers loaded once: `python -m tests.rank_server WORKER`.
 
 A rank of the launcher's costs seven seconds of imports; a run that is killed twice on two ranks starts six. What the
-fork then does is what `tokenmill.train.vision_worker` does, in a process of its own that can be killed like any other.
+fork then does is what the worker (`tokenmill.train.vision_worker`, say) does, in a process of its own that can be
+killed like any other.
 
-A line `{"job": path, "report": path, "ranks": n}` on stdin starts ranks; their process ids come back as one line, and a
-line with their exit codes (negative: the signal) once all have ended.
+A line `{"job": path, "report": path, "ranks": n, "environment": {}}` on stdin starts ranks; their process ids come back
+as one line, and a line with their exit codes (negative: the signal) once all have ended.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,27 +23,24 @@ from typing import Any
 
 def main() -> None:
     import torch
-    from transformers.models.emu3 import Emu3VQVAE  # noqa: F401
 
-    import tokenmill.train.vision_loop  # noqa: F401
-
+    train = import_module(sys.argv[1]).loaded()
     torch.set_num_threads(1)
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        pids = [_forked(request, rank) for rank in range(request["ranks"])]
+        pids = [_forked(request, rank, train) for rank in range(request["ranks"])]
         print(json.dumps(pids), flush=True)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(codes), flush=True)
 
 
-def _forked(request: dict[str, Any], rank: int) -> int:
+def _forked(request: dict[str, Any], rank: int, train: Any) -> int:
     pid = os.fork()
     if pid:
         return pid
     from tokenmill.train.rank_process import rank_main
     from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
-    from tokenmill.train.vision_worker import train
 
     report = request["report"]
     log = os.open(f"{report}/log-{rank:02d}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -49,6 +48,7 @@ def _forked(request: dict[str, Any], rank: int) -> int:
     os.dup2(log, 2)
     ranks = request["ranks"]
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    os.environ |= request["environment"]
     os.environ[RENDEZVOUS_VARIABLE] = f"file://{report}/rendezvous"
     code = 70
     try:
@@ -60,8 +60,8 @@ def _forked(request: dict[str, Any], rank: int) -> int:
 class RankServer:
     """The server as a test sees it."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.rank_server"]
+    def __init__(self, worker: str = "tests.vision_ranks") -> None:
+        command = [sys.executable, "-m", "tests.rank_server", worker]
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -72,11 +72,11 @@ class RankServer:
         self._process.kill()
         self._process.communicate()
 
-    def start(self, job: str, report: Path, ranks: int) -> list[int]:
-        """Start ranks; returns their process ids."""
+    def start(self, job: str, report: Path, ranks: int, **environment: str) -> list[int]:
+        """Start ranks with additions to their environment; returns their process ids."""
         report.mkdir(parents=True)
         (report / "job.json").write_text(job)
-        self._tell({"job": str(report / "job.json"), "report": str(report), "ranks": ranks})
+        self._tell({"job": str(report / "job.json"), "report": str(report), "ranks": ranks, "environment": environment})
         found = self._heard()
         return list(json.loads(self._heard() if found == "ready" else found))
 

@@ -4,13 +4,25 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenmill.errors import ManifestError, RecipeError, SampleError
 from tokenmill.tokenize.documents import document_spans, segments_from_json, segments_to_json
-from tokenmill.tokenize.layouts import LOSS_NONE, LOSS_TEXT, LOSS_VISION, MARKER, TEXT, VISION, lay_out_many
+from tokenmill.tokenize.layouts import (
+    LOSS_NONE,
+    LOSS_TEXT,
+    LOSS_VISION,
+    MARKER,
+    TEXT,
+    VISION,
+    join_scanned,
+    lay_out_many,
+    lay_out_scanned,
+    scan_segments,
+)
 from tokenmill.tokenize.segments import ANSWERS, TextSegment, VisionSegment
 from tokenmill.tokenize.templates import PAIR_TEMPLATES, TEMPLATES, Marker, lay_out
 from tokenmill.tokenize.vocabulary import byte_vocabulary
@@ -53,6 +65,25 @@ def test_layouts_of_any_samples_are_those_of_the_reference(found, template, vari
         json.dumps(segments_to_json(one), **WRITTEN[data.draw(st.sampled_from(sorted(WRITTEN)))]) for one in found
     ]
     _check(written, template, variants)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(samples, max_size=2), min_size=1, max_size=3), st.data())
+def test_layouts_of_strings_scanned_apart_are_those_of_the_strings_they_stand_for(groups, data):
+    taken, expected = [], []
+    for group in groups:
+        written = [json.dumps(segments_to_json(one)) for one in group]
+        places = data.draw(st.lists(st.integers(0, len(group) - 1), max_size=6)) if group else []
+        taken.append(scan_segments(pa.array(written, pa.large_string())).taken(np.array(places, np.int64)))
+        expected += [written[place] for place in places]
+
+    joined, _ = lay_out_scanned(join_scanned(taken), np.arange(len(expected)), "interleaved", 0, V)
+
+    whole, _ = lay_out_many(expected, "interleaved", 0, V)
+    np.testing.assert_array_equal(joined.offsets, whole.offsets)
+    assert [_told(joined, place) for place in range(whole.offsets[-1])] == [
+        _told(whole, place) for place in range(whole.offsets[-1])
+    ]
 
 
 def _check(written, template, variants):

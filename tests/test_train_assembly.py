@@ -24,17 +24,18 @@ from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.settings_train import PlanSettings
+from tokenmill.settings_train import LoaderSettings, PlanSettings
 from tokenmill.tokenize.documents import Assembled, assemble, assembled_length
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.templates import TEMPLATES
 from tokenmill.tokenize.vocabulary import byte_vocabulary
-from tokenmill.train.assembly_kernel import header_fits
+from tokenmill.train.assembly_reading import header_fits
 from tokenmill.train.assembly_tables import HEADER_BYTES
 from tokenmill.train.dealing import deal
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import PackArrays, build_pack, filler_pack, join_packs
 from tokenmill.train.samples import SampleReader
+from tokenmill.train.shard_bytes import StoreBytes
 
 VOCABULARY = byte_vocabulary(64)
 CONTEXT = 256
@@ -106,10 +107,15 @@ def packed(rows: Sequence[Row]) -> list[list[Row]]:
     seed=st.integers(0, 2**32),
     weights=st.sampled_from([(1.0, 0.5), (0.0, 1.0), (1.0, 0.0), (0.3, 0.7)]),
     micro_packs=st.integers(1, 3),
+    memory_map=st.booleans(),
 )
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_assembly_of_any_pieces_is_that_of_the_reference(
-    seed: int, weights: tuple[float, float], micro_packs: int, tmp_path_factory: pytest.TempPathFactory
+    seed: int,
+    weights: tuple[float, float],
+    micro_packs: int,
+    memory_map: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     rng = np.random.default_rng(seed)
     store = open_store(str(tmp_path_factory.mktemp("store")))
@@ -117,7 +123,9 @@ def test_assembly_of_any_pieces_is_that_of_the_reference(
     snapshot = write_shards(store, "hand", VOCABULARY, groups)
     plan = write_plan_of(store, [snapshot], packed(pieces_of(rng, snapshot, groups)), VOCABULARY, CONTEXT,
                          weights=weights)  # fmt: skip
-    loader = PlanLoader(plan, VOCABULARY, global_packs=5, micro_packs=micro_packs, world=2, rank=1, threads=0)
+    source = StoreBytes(store, settings=LoaderSettings(memory_map=memory_map))
+    loader = PlanLoader(plan, VOCABULARY, global_packs=5, micro_packs=micro_packs, world=2, rank=1, threads=0,
+                        source=source)  # fmt: skip
 
     for number in range(loader.steps_per_epoch):
         step = loader.step(number)

@@ -82,7 +82,7 @@ def test_prune_keeps_the_newest_and_removes_what_killed_runs_left(folder: RunFol
 def test_checkpoint_of_a_newer_schema_is_refused(folder: RunFolder) -> None:
     folder.publish(written(folder, 4))
     name = f"{folder.step_folder(4)}/checkpoint.json"
-    folder.store.put(name, folder.store.read_bytes(name).replace(b'"schema": 1', b'"schema": 99'))
+    folder.store.put(name, folder.store.read_bytes(name).replace(b'"schema": 2', b'"schema": 99'))
 
     with pytest.raises(ManifestError, match="schema 99"):
         folder.read(4)

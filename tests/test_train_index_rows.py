@@ -16,9 +16,11 @@ from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.stagedir import parse_table, table_bytes
 from tokenmill.manifests.storage import Store, open_store
+from tokenmill.settings_train import LoaderSettings
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader, Step
+from tokenmill.train.shard_bytes import StoreBytes
 
 VOCABULARY = byte_vocabulary(64)
 SAMPLES, LENGTH = 5, 12
@@ -60,6 +62,11 @@ def index_of(plan: Plan) -> pl.DataFrame:
     return parse_table(plan.folder.store.read_bytes(name))
 
 
+def step_of(plan: Plan, memory_map: bool) -> Step:
+    source = StoreBytes(plan.folder.store, settings=LoaderSettings(memory_map=memory_map))
+    return PlanLoader(plan, VOCABULARY, global_packs=SAMPLES, source=source).step(0)
+
+
 def assert_only_lost(plan: Plan, step: Step, victim: int) -> None:
     """Documents of a step are as with the plan's own index, but for those of one sample that are told as lost."""
     good = PlanLoader(plan, VOCABULARY, global_packs=SAMPLES).step(0)
@@ -79,6 +86,7 @@ def assert_only_lost(plan: Plan, step: Step, victim: int) -> None:
             np.testing.assert_array_equal(found.labels[here], expected.labels[here])
 
 
+@pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -95,7 +103,7 @@ def assert_only_lost(plan: Plan, step: Step, victim: int) -> None:
     ],
 )
 def test_loader_row_that_is_not_as_planned_loses_its_sample_alone(
-    plan: Plan, changes: dict[str, object], reason: str | None
+    plan: Plan, changes: dict[str, object], reason: str | None, memory_map: bool
 ) -> None:
     index = index_of(plan)
     is_victim = pl.int_range(pl.len()) == 2
@@ -104,7 +112,7 @@ def test_loader_row_that_is_not_as_planned_loses_its_sample_alone(
         for name, value in changes.items()
     }
 
-    step = PlanLoader(with_index(plan, index.with_columns(**columns)), VOCABULARY, global_packs=SAMPLES).step(0)
+    step = step_of(with_index(plan, index.with_columns(**columns)), memory_map)
 
     if reason is None:  # the archive has all that is needed: the reference reads it
         assert step.faults == []
@@ -120,14 +128,17 @@ def test_loader_index_with_fewer_rows_than_planned_loses_those_samples_alone(pla
     assert_only_lost(plan, step, 4)
 
 
+@pytest.mark.parametrize("memory_map", [False, True])
 @pytest.mark.parametrize("missing", [1, 10**9])
-def test_loader_shard_short_by_a_byte_or_by_all_loses_what_is_missing_alone(plan: Plan, missing: int) -> None:
+def test_loader_shard_short_by_a_byte_or_by_all_loses_what_is_missing_alone(
+    plan: Plan, missing: int, memory_map: bool
+) -> None:
     (shard,) = plan.index_of
     index, store = index_of(plan), plan.folder.store
     ends = (index["codes_offset"] + index["codes_length"]).max(), (index["text_offset"] + index["text_length"]).max()
     store.put(shard, store.read_bytes(shard)[: max(0, max(map(int, ends)) - missing)])  # type: ignore[arg-type]
 
-    step = PlanLoader(plan, VOCABULARY, global_packs=SAMPLES).step(0)
+    step = step_of(plan, memory_map)
 
     assert {fault.sample for fault in step.faults} == ({SAMPLES - 1} if missing == 1 else set(range(SAMPLES)))
     assert all("truncated or replaced" in str(fault.fault) for fault in step.faults)

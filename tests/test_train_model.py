@@ -168,7 +168,7 @@ def test_dropout_is_on_the_embeddings_in_training_alone() -> None:
 
 def test_activation_checkpointing_changes_no_gradient(model: PackedModel) -> None:
     model.train()
-    saving = build_model(SMALL, VOCABULARY, 128, loss_chunk_tokens=24, checkpointing=True).train()
+    saving = build_model(SMALL, VOCABULARY, 128, loss_chunk_tokens=24, checkpointing="device").train()
     batch = Batch.of(build_pack(documents(40, 30, 50), 128, VOCABULARY.pad), "cpu")
 
     ours, theirs = gradients_of(saving, saving(batch)[0]), gradients_of(model, model(batch)[0])

@@ -90,6 +90,34 @@ class Scanned:
     numbers: NDArray[np.int32]
     numbers_ends: NDArray[np.int64]
 
+    @property
+    def num_bytes(self) -> int:
+        arrays = self.signature.nbytes + self.numbers.nbytes + self.numbers_ends.nbytes
+        return arrays + sum(map(len, self.signatures))
+
+    def taken(self, places: NDArray[np.integer[Any]]) -> Scanned:
+        """Give the strings at some places, which may come again."""
+        ends = self.numbers_ends[places]
+        counts = ends - np.where(places > 0, self.numbers_ends[places - 1], 0) if len(places) else ends
+        behind = np.cumsum(counts)
+        numbers = self.numbers[np.repeat(ends - behind, counts) + np.arange(counts.sum())]
+        used, signature = distinct_of(self.signature[places])
+        signatures = [self.signatures[number] for number in used.tolist()]
+        return Scanned(signature=signature, signatures=signatures, numbers=numbers, numbers_ends=behind)
+
+
+def join_scanned(parts: Sequence[Scanned]) -> Scanned:
+    """Put strings that were scanned apart behind one another; there is at least one part."""
+    known: dict[bytes, int] = {}
+    places = [np.array([known.setdefault(one, len(known)) for one in part.signatures], np.int64) for part in parts]
+    before = np.cumsum([0, *(len(part.numbers) for part in parts)])
+    return Scanned(
+        signature=np.concatenate([own[part.signature] for own, part in zip(places, parts, strict=True)]),
+        signatures=list(known),
+        numbers=np.concatenate([part.numbers for part in parts]),
+        numbers_ends=np.concatenate([part.numbers_ends + shift for part, shift in zip(parts, before, strict=False)]),
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class Structure:

@@ -93,8 +93,8 @@ class Assembler:
             assemble_packs(
                 slots.table, block.rows, block.first_pack, low,
                 block.documents, block.extents, block.offsets, block.parts, block.marker_ids,
-                pieces.descriptors, pieces.fetched, pieces.fetched_at, np.empty(block.scratch_bytes, np.uint8),
-                self._names, self._class_weights,
+                pieces.descriptors, pieces.addresses, pieces.wholes, pieces.fetched, pieces.fetched_at,
+                np.empty(block.scratch_bytes, np.uint8), self._names, self._class_weights,
                 arrays.ids, arrays.labels, arrays.weights, arrays.positions, arrays.borders,
                 arrays.errors,
             )

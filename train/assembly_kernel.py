@@ -2,8 +2,7 @@
 
 For each document: read the bytes that its piece needs, check the headers of its arrays, copy ids and codes to where the
 model reads them, with labels, weights and positions, in one pass (5 µs for 4,096 codes). What is not as expected is an
-error and becomes padding; the reference then says why. Plain `pread`, never a memory map: a file that is cut off while
-it is read gives a short answer and not a signal.
+error and becomes padding; the reference then says why.
 
 Labels and weights are written one place to the left of ids. The arrays for them here begin one place earlier instead,
 so that `labels[i]` belongs to position i - 1.
@@ -16,28 +15,24 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from tokenmill.compiled import compiled
 from tokenmill.train.assembly_places import codes_before, documents_of
+from tokenmill.train.assembly_reading import bytes_of, items_at
 from tokenmill.train.assembly_tables import (
-    AT,
     BASE,
     BEGIN,
     BORDER,
     CODEBOOK_SIZE,
     CODES,
     COLUMNS,
-    COUNT,
     EOF,
     EOL,
     ERROR,
-    EXTENTS,
     FILE,
     FIRST,
     GOOD,
-    HEADER_BYTES,
     KIND,
     KIND_MARKER,
     KIND_TEXT,
@@ -58,97 +53,11 @@ from tokenmill.train.assembly_tables import (
     TEXT_BASE,
     TEXT_IDS,
     TEXT_SIZE,
-    UNREAD,
     VISION_BASE,
     WIDTH,
     Numbers,
     Parts,
 )
-
-_TRIES = 8  # of an interrupted read
-_BEFORE = np.frombuffer(b"\x93NUMPY\x01\x00v\x00{'descr': '<u2', 'fortran_order': False, 'shape': (", np.uint8).copy()
-_WIDTH_PLACE = 23
-_BEHIND = np.frombuffer(b",), }", np.uint8).copy()
-_ZERO, _COMMA, _SPACE, _LINE = ord("0"), ord(","), ord(" "), ord("\n")
-_LAST_DIGIT = HEADER_BYTES - 8  # of a shape, what ends a header stands behind it
-_pread: Any = types.ExternalFunction("pread", types.intp(types.intc, types.uintp, types.uintp, types.int64))
-
-
-@compiled
-def padded(length: int) -> int:
-    """Round up, so that every stretch in the buffer begins where numbers may."""
-    return (length + 7) & ~7
-
-
-@compiled
-def read_extents(descriptor: int, extents: Numbers, buffer: NDArray[np.uint8]) -> bool:
-    """Read a document's stretches of a file behind one another."""
-    place = 0
-    for number in range(EXTENTS):
-        start, length = extents[2 * number], extents[2 * number + 1]
-        got, tries = 0, 0
-        while got < length:
-            now = _pread(descriptor, buffer.ctypes.data + place + got, length - got, start + got)
-            tries += 1
-            if now == 0 or tries > _TRIES + length // 4096:
-                return False
-            got += max(now, 0)  # interrupted: again; what lasts is told by the reference
-        place += padded(length)
-    return True
-
-
-@compiled
-def place_of(extents: Numbers, offset: int) -> int:
-    """Say where a byte of the file lies in the buffer; it is there, by `find_extents`."""
-    place = 0
-    for number in range(EXTENTS):
-        start, length = extents[2 * number], extents[2 * number + 1]
-        if start <= offset < start + length:
-            return int(place + offset - start)
-        place += padded(length)
-    return -1
-
-
-@compiled
-def header_fits(header: NDArray[np.uint8], width: int, count: int) -> bool:
-    """Compare with the header that numpy writes for `count` numbers of uint16 or uint32, in one row or a grid."""
-    size = len(_BEFORE)
-    for place in range(size):
-        expected = _ZERO + width if place == _WIDTH_PLACE else _BEFORE[place]
-        if header[place] != expected:
-            return False
-    place, items, dimensions = size, 1, 0
-    while dimensions == 0 or (header[place] == _COMMA and header[place + 1] == _SPACE):
-        place += 2 if dimensions else 0
-        first, number = place, 0
-        while place < _LAST_DIGIT and number <= count and _ZERO <= header[place] <= _ZERO + 9:
-            number = number * 10 + header[place] - _ZERO
-            place += 1
-        items *= number
-        if place == first or header[first] == _ZERO or items > count:
-            return False
-        dimensions += 1
-    skipped = 0 if dimensions == 1 else 1  # (3,) has a comma, (3, 4) none
-    for number in range(skipped, len(_BEHIND)):
-        if header[place + number - skipped] != _BEHIND[number]:
-            return False
-    for number in range(place + len(_BEHIND) - skipped, HEADER_BYTES - 1):
-        if header[number] != _SPACE:
-            return False
-    return bool(items == count and header[HEADER_BYTES - 1] == _LINE)
-
-
-@compiled
-def items_at(document: Numbers, member: int, extents: Numbers, buffer: NDArray[np.uint8]) -> int:
-    """Return where a member's first needed item lies in the buffer; -1 if its header is not as expected."""
-    if document[member + LAST] == 0:
-        return 0
-    header = place_of(extents, document[member + AT])
-    width = document[member + WIDTH]
-    if not header_fits(buffer[header : header + HEADER_BYTES], width, document[member + COUNT]):
-        return -1
-    place = place_of(extents, document[member + AT] + HEADER_BYTES + document[member + FIRST] * width)
-    return place if place % width == 0 else -1
 
 
 @compiled
@@ -305,6 +214,8 @@ def assemble_packs(
     parts: Parts,
     marker_ids: Parts,
     descriptors: Numbers,
+    addresses: Numbers,
+    wholes: Numbers,
     fetched: NDArray[np.uint8],
     fetched_at: Numbers,
     scratch: NDArray[np.uint8],
@@ -320,8 +231,8 @@ def assemble_packs(
     """Write the packs of `slots` that are taken from a block; returns how many documents could not be.
 
     `errors` tells it one by one. `rows`, first_pack and `low` say which packs (assembly_places.documents_of).
-    Bytes of a document come from its file's descriptor, or from `fetched` where that is negative: fetched_at[e] is its
-    place there, -1 where it did not come. `labels` and `weights` begin one place before ids.
+    Bytes of a document come as assembly_reading.bytes_of says; fetched_at[e] is its place in `fetched`. `labels` and
+    `weights` begin one place before ids.
     """
     failed = 0
     for number in range(len(slots)):
@@ -336,14 +247,9 @@ def assemble_packs(
             length, layout = row[LENGTH], row[LAYOUT]
             outcome, buffer = NO_LAYOUT, scratch
             if layout >= 0:
-                outcome = GOOD
-                descriptor = descriptors[row[FILE]]
-                if descriptor >= 0:
-                    outcome = GOOD if read_extents(descriptor, stretches, scratch) else UNREAD
-                elif fetched_at[error] >= 0:
-                    buffer = fetched[fetched_at[error] :]
-                else:
-                    outcome = UNREAD
+                file, at = row[FILE], fetched_at[error] if len(fetched_at) else -1
+                outcome, buffer, stretches = bytes_of(stretches, descriptors[file], addresses[file], wholes[file],
+                                                      fetched, at, scratch)  # fmt: skip
             if outcome == GOOD:
                 own = parts[offsets[layout] : offsets[layout + 1]]
                 outcome = copy_piece(ids, labels, weights, place, row, stretches, own, marker_ids, buffer, names,

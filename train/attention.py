@@ -3,8 +3,9 @@
 transformers finds packed documents on its own only without a mask *and* without a cache; with either, attention leaks
 across them in silence (logits off by 0.26, PEERS.md §3). So the borders are given here, once a pack, and one function
 is registered with transformers for every layer: on CUDA `torch.nn.attention.varlen` (one kernel, bf16), elsewhere and
-in fp32 SDPA per document. Attention probabilities are not dropped out: no fast kernel does it, and Emu3's dropout stays
-on embeddings and residual branches.
+in fp32 SDPA per document; FlexAttention where a recipe asks for it. Ranks that share a sequence exchange heads for ids
+around it (`sequence_parallel.py`), whichever it is. Attention probabilities are not dropped out: no fast kernel does
+it, and Emu3's dropout stays on embeddings and residual branches.
 
 Shape suffixes: B = 1 batch, H heads, L ids of all documents, K width of a head.
 """
@@ -13,17 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenmill.errors import RecipeError
+from tokenmill.train.sequence_parallel import with_all_heads, with_all_ids
+from tokenmill.train.world import ALONE, SequenceGroup
+
 NAME = "tokenmill_packed"
+Kernel = Literal["auto", "varlen", "sdpa", "flex"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Documents:
     """Where the documents of a sequence begin and end; made once a sequence, read by every layer."""
 
@@ -40,6 +47,13 @@ class Documents:
             raise ValueError(f"borders of documents must ascend from 0, found {ends[:8]}")
         return cls(ends, torch.tensor(ends, dtype=torch.int32, device=device), max(lengths))
 
+    @cached_property
+    def block_mask(self) -> Any:
+        """What FlexAttention wants to know of them, made when the first layer asks."""
+        from tokenmill.train.attention_flex import document_mask
+
+        return document_mask(self.borders, self.cu_seqlens.device)
+
 
 def packed_attention(
     module: torch.nn.Module,
@@ -49,23 +63,37 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     documents: Documents | None = None,
+    kernel: Kernel = "auto",
+    sequence: SequenceGroup = ALONE,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally inside each document; the signature is that of transformers' attention functions.
 
-    Keys and values may have fewer heads than queries. Returns (B, L, H, K). Raises ValueError when borders are missing
-    or are not those of the sequence: never fall back to attending across documents.
+    Keys and values may have fewer heads than queries. Of a sequence that ranks share, L is this rank's part and the
+    borders are those of the whole. Returns (B, L, H, K). Raises ValueError when borders are missing or are not those of
+    the sequence: never fall back to attending across documents.
     """
-    length = query_BHLK.shape[2]
+    length = query_BHLK.shape[2] * sequence.size
     if documents is None or documents.borders[-1] != length or query_BHLK.shape[0] != 1 or attention_mask is not None:
         found = None if documents is None else documents.borders[-1]
         raise ValueError(
             f"packed attention needs one flat sequence, its documents' borders and no mask; got shape "
-            f"{tuple(query_BHLK.shape)}, borders up to {found}"
+            f"{tuple(query_BHLK.shape)} on {sequence.size} ranks, borders up to {found}"
         )
-    if query_BHLK.is_cuda and query_BHLK.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(query_BHLK, key_BHLK, value_BHLK, documents, scaling), None
-    return _per_document(query_BHLK, key_BHLK, value_BHLK, documents, scaling), None
+    if sequence.size == 1:
+        return _attended(query_BHLK, key_BHLK, value_BHLK, documents, scaling, kernel), None
+    query_BHLK, key_BHLK, value_BHLK = with_all_ids(query_BHLK, key_BHLK, value_BHLK, sequence)
+    return with_all_heads(_attended(query_BHLK, key_BHLK, value_BHLK, documents, scaling, kernel), sequence), None
+
+
+def check_kernel(kernel: Kernel, device: torch.device, precision: str) -> None:
+    """Refuse a kernel that cannot train on a device in a precision; raises RecipeError."""
+    if kernel in ("varlen", "flex") and device.type != "cuda":
+        raise RecipeError(f"train.attention: {kernel} trains on CUDA devices alone, and this is {device.type}; "
+                          "set it to auto")  # fmt: skip
+    if kernel == "varlen" and precision != "bf16":
+        raise RecipeError(f"train.attention: varlen takes 16-bit numbers alone, and train.precision is {precision}; "
+                          "set it to bf16, or train.attention to auto")  # fmt: skip
 
 
 def register() -> None:
@@ -73,6 +101,18 @@ def register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None, kernel: Kernel
+) -> Tensor:
+    if kernel == "flex":
+        from tokenmill.train.attention_flex import flex
+
+        return flex(query, key, value, documents.block_mask, scaling).transpose(1, 2)
+    if kernel == "varlen" or (kernel == "auto" and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)):
+        return _varlen(query, key, value, documents, scaling)
+    return _per_document(query, key, value, documents, scaling)
 
 
 def _per_document(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:

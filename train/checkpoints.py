@@ -2,31 +2,36 @@
 
     checkpoints/<run>/step-00000100/tensors-00-<sha8>.safetensors    every rank writes its share of the parameters
                                     checkpoint.json                  published last: it makes the checkpoint exist
+                      latest                                         name of the newest, for people and other tools
 
-The same idea as a unit's commit record, so a kill at any point leaves the previous checkpoint, on object storage too,
-and there is no `latest` file to disagree with what is there. Parameters are whole and in fp32 (`parameters.py`): any
+The same idea as a unit's commit record, so a kill at any point leaves the previous checkpoint, on object storage too.
+`latest` follows the record and is never trusted over it. The tensors may lie at another URL (`train.checkpoints`): the
+record, always in the root, then names them by whole URLs. Parameters are whole and in fp32 (`parameters.py`): any
 number of ranks and any ZeRO stage can go on from them. Random numbers need no state: they are drawn from (seed, step,
 rank).
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenmill.errors import ManifestError, StorageError
+from tokenmill.errors import ManifestError, OutageError, StorageError
 from tokenmill.faults import fault_point
 from tokenmill.manifests.records import FileEntry, check_schema
-from tokenmill.manifests.storage import Store
+from tokenmill.manifests.storage import Store, open_store
+from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, CHECKPOINT_SCHEMA
+from tokenmill.train.tensor_writer import bytes_of, write_tensors
 
-CHECKPOINT_SCHEMA = 1
-_RECORD = "checkpoint.json"
+_LATEST = "latest"
+_DAMAGED = "damaged.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +44,7 @@ class Checkpoint:
         vocabulary, vision: specs from the plan, for whoever generates with the model.
         settings: the training settings, for people.
         tensors: tensor → the file that holds it.
+        guard: what the guard of losses knows (`Guard.state`); empty where there is none.
     """
 
     step: int
@@ -49,6 +55,7 @@ class Checkpoint:
     settings: Mapping[str, Any]
     tensors: Mapping[str, str]
     files: tuple[FileEntry, ...]
+    guard: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         value = {
@@ -60,6 +67,7 @@ class Checkpoint:
             "vision": self.vision,
             "settings": dict(self.settings),
             "tensors": dict(self.tensors),
+            "guard": dict(self.guard),
             "files": [entry.to_json() for entry in self.files],
         }
         return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
@@ -67,10 +75,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """`checkpoints/<run>` of a store."""
+    """`checkpoints/<run>` of a store; `elsewhere` gets the tensors, if it is another one."""
 
     store: Store
     run: str
+    elsewhere: Store | None = None
 
     def at(self, name: str) -> str:
         return f"checkpoints/{self.run}/{name}"
@@ -81,81 +90,150 @@ class RunFolder:
     def steps(self) -> list[int]:
         """Return the steps of all complete checkpoints, ascending."""
         names = [name for name in self.store.folders(self.at("").rstrip("/")) if name.startswith("step-")]
-        complete = [name for name in names if self.store.exists(self.at(f"{name}/{_RECORD}"))]
+        complete = [name for name in names if self.store.exists(self.at(f"{name}/{CHECKPOINT_RECORD}"))]
         return sorted(int(name.removeprefix("step-")) for name in complete)
 
     def read(self, step: int) -> Checkpoint:
         """Read a checkpoint's record; raises ManifestError if there is none or it is damaged."""
-        name = f"{self.step_folder(step)}/{_RECORD}"
+        name = f"{self.step_folder(step)}/{CHECKPOINT_RECORD}"
         try:
             value = json.loads(self.store.read_bytes(name))
             check_schema(value.pop("schema"), CHECKPOINT_SCHEMA, name)
             return Checkpoint(**{**value, "files": tuple(FileEntry(**entry) for entry in value["files"])})
+        except OutageError:
+            raise
         except StorageError as error:
             raise ManifestError(f"{self.step_folder(step)}: no complete checkpoint there") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{name}: not a checkpoint record ({error})") from error
 
     def write_tensors(self, step: int, share: int, tensors: Mapping[str, Any]) -> FileEntry:
-        """Publish one rank's share of the tensors; nothing refers to the file until `publish`."""
-        from safetensors.torch import save_file
+        """Publish one rank's share of the tensors; nothing refers to the file until `publish`.
 
-        folder = self.step_folder(step)
-        with self.store.staging(folder) as staged:
-            save_file(dict(tensors), str(staged))
-            digest, size = _sha256(staged), staged.stat().st_size
+        Raises StorageError naming the folder, the bytes that are needed and those that are free on a full disk.
+        """
+        store, folder = self._tensor_folder(step)
+        with self._told_when_full(store, folder, bytes_of(tensors)), store.staging(folder) as staged:
+            digest, size = write_tensors(staged, tensors)
             name = f"tensors-{share:02d}-{digest[:8]}.safetensors"
-            self.store.put_file(f"{folder}/{name}", staged)
+            fault_point("checkpoint:before-tensors")
+            store.put_file(f"{folder}/{name}", staged)
+        name = name if store is self.store else _url(store, f"{folder}/{name}")
         return FileEntry(name=name, role="tensors", bytes=size, sha256=digest)
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Make a checkpoint exist, once all its files are there."""
         fault_point("checkpoint:before-record")
-        self.store.put(f"{self.step_folder(checkpoint.step)}/{_RECORD}", checkpoint.to_bytes())
-        fault_point("checkpoint:after-record")
-
-    def verify(self, checkpoint: Checkpoint) -> None:
-        """Compare every file with its digest; raises ManifestError naming the first that differs."""
         folder = self.step_folder(checkpoint.step)
-        for entry in checkpoint.files:
-            name = f"{folder}/{entry.name}"
-            with self.store.local_copy(name) as path:
-                if not path.exists() or _sha256(path) != entry.sha256:
-                    raise ManifestError(
-                        f"{name}: missing, or its sha256 differs from {_RECORD}; remove {folder} to go on from the "
-                        "checkpoint before it"
-                    )
+        self.store.put(f"{folder}/{CHECKPOINT_RECORD}", checkpoint.to_bytes())
+        fault_point("checkpoint:after-record")
+        self.store.put(self.at(_LATEST), f"{folder.rpartition('/')[2]}\n".encode())
+
+    def verify(self, checkpoint: Checkpoint, entries: Iterable[FileEntry] | None = None) -> None:
+        """Compare files (all by default) with their digests; raises ManifestError naming the first that differs."""
+        folder = self.step_folder(checkpoint.step)
+        for entry in checkpoint.files if entries is None else entries:
+            name = self._place(checkpoint.step, entry)
+            if not self._is_whole(name, entry):
+                raise ManifestError(
+                    f"{name}: missing, or its sha256 differs from {CHECKPOINT_RECORD}; remove {folder} to go on from "
+                    "the checkpoint before it"
+                )
 
     @contextmanager
-    def tensors(self, checkpoint: Checkpoint) -> Iterator[Tensors]:
-        """Open a checkpoint's tensors, which are then read one at a time."""
+    def tensors(self, checkpoint: Checkpoint, entries: Iterable[FileEntry] | None = None) -> Iterator[Tensors]:
+        """Open a checkpoint's files (all by default), whose tensors are then read one at a time."""
         with ExitStack() as stack:
             paths = {
-                entry.name: stack.enter_context(
-                    self.store.local_copy(f"{self.step_folder(checkpoint.step)}/{entry.name}")
-                )
-                for entry in checkpoint.files
+                entry.name: stack.enter_context(self.store.local_copy(self._place(checkpoint.step, entry)))
+                for entry in (checkpoint.files if entries is None else entries)
             }
             yield Tensors(checkpoint, {name: str(path) for name, path in paths.items()}, stack)
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the newest checkpoints, and what killed runs left; each record goes before its files."""
-        steps = self.steps()
-        kept = {self.step_folder(step) for step in steps[-keep:]}
-        for name in self.store.folders(self.at("").rstrip("/")):
-            folder = self.at(name)
-            if name.startswith("step-") and folder not in kept:
-                self._remove(folder)
+    def prune(self, keep: int, milestone_every: int | None = None) -> None:
+        """Remove checkpoints but the newest and milestones, and what killed runs left before the newest.
 
-    def _remove(self, folder: str) -> None:
-        if self.store.exists(f"{folder}/{_RECORD}"):
-            self.store.delete(f"{folder}/{_RECORD}")
-        local = self.store.local_path(folder)
-        if local is not None:
-            shutil.rmtree(local)
+        What is not complete behind the newest stays: it may be the next one, on its way.
+        """
+        steps = self.steps()
+        kept = {step for step in steps if milestone_every and step % milestone_every == 0} | set(steps[-keep:])
+        for step in self._begun():
+            if steps and step < steps[-1] and step not in kept:
+                self.discard(step)
+
+    def discard_unfinished(self) -> None:
+        """Remove what killed runs left of checkpoints that never came to exist; only before a run begins."""
+        complete = self.steps()
+        for step in self._begun():
+            if step not in complete:
+                self.discard(step)
+
+    def discard(self, step: int) -> None:
+        """Remove a checkpoint, complete or not; its record goes first."""
+        folder = self.step_folder(step)
+        if self.store.exists(f"{folder}/{CHECKPOINT_RECORD}"):
+            self.store.delete(f"{folder}/{CHECKPOINT_RECORD}")
+        places = {(self.store, folder), self._tensor_folder(step)}
+        for store, place in places:
+            if (local := store.local_path(place)) is not None:
+                shutil.rmtree(local, ignore_errors=True)
+            else:
+                store.delete_many(entry.path for entry in store.files(place))
+
+    def set_aside(self, step: int) -> None:
+        """Make a damaged checkpoint exist no more; its record stays beside its files under another name."""
+        folder = self.step_folder(step)
+        self.store.put(f"{folder}/{_DAMAGED}", self.store.read_bytes(f"{folder}/{CHECKPOINT_RECORD}"))
+        self.store.delete(f"{folder}/{CHECKPOINT_RECORD}")
+
+    def _begun(self) -> list[int]:
+        """Return the steps that have a folder, complete or not, here or elsewhere."""
+        names = set(self.store.folders(self.at("").rstrip("/")))
+        if self.elsewhere is not None:
+            names |= set(self.elsewhere.folders(self.run))
+        return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+
+    def _tensor_folder(self, step: int) -> tuple[Store, str]:
+        """Return where a step's tensors are written: the store, and the folder there."""
+        if self.elsewhere is None:
+            return self.store, self.step_folder(step)
+        return self.elsewhere, f"{self.run}/step-{step:08d}"
+
+    def _place(self, step: int, entry: FileEntry) -> str:
+        """Return the path or URL of a file that a record names."""
+        return entry.name if entry.is_outside else f"{self.step_folder(step)}/{entry.name}"
+
+    def _is_whole(self, name: str, entry: FileEntry) -> bool:
+        try:
+            if self.store.size(name) != entry.bytes:
+                return False
+            with self.store.local_copy(name) as path:
+                return _sha256(path) == entry.sha256
+        except OutageError:
+            raise
+        except (StorageError, FileNotFoundError):
+            return False
+
+    @contextmanager
+    def _told_when_full(self, store: Store, folder: str, needed: int) -> Iterator[None]:
+        """Turn a full disk into an error that says how full, before as much as possible is written."""
+        local = store.local_path(folder)
+        if local is None:
+            yield
             return
-        for entry in self.store.files(folder):
-            self.store.delete(entry.path)
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(local).free < needed:
+                raise OSError(errno.ENOSPC, "too little is free")
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(f"{local}: cannot write a checkpoint there: {error.strerror}") from error
+            raise StorageError(f"{local}: {_fullness(local, needed)}") from error
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageError(f"{local}: {_fullness(local, needed)}") from error
+            raise
 
 
 class Tensors:
@@ -179,6 +257,11 @@ class Tensors:
         return self._open[file].get_tensor(name)
 
 
+def run_folder(store: Store, run: str, tensors_url: str | None) -> RunFolder:
+    """Return a run's folder in the root, with the store of its tensors if that is another (`train.checkpoints`)."""
+    return RunFolder(store, run, open_store(tensors_url, store.options) if tensors_url else None)
+
+
 def exported_step(folder: RunFolder) -> int | None:
     """Return the step whose model was exported last, or None if none was."""
     name = folder.at("export/tokenmill.json")
@@ -196,6 +279,19 @@ def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
         split[least].append(name)
         loads[least] += sizes[name]
     return split
+
+
+def _url(store: Store, path: str) -> str:
+    return f"{store.url}/{path}" if "://" in store.url else f"file://{store.url}/{path}"
+
+
+def _fullness(folder: Path, needed: int) -> str:
+    """Say how much a rank's part of a checkpoint needs, and how much there is."""
+    free = shutil.disk_usage(folder).free
+    return (
+        f"the disk is full: this rank's part of the checkpoint needs {needed:,} bytes, {free:,} are free; free some "
+        "space, keep fewer (train.keep) or put them elsewhere (train.checkpoints)"
+    )
 
 
 def _sha256(path: Path) -> str:

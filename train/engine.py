@@ -8,7 +8,9 @@ frequencies too, after which positions beyond a few hundred blur; those are put 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,7 +18,6 @@ import torch
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.model import PackedModel, parameter_groups
 from tokenmill.train.stopping import RENDEZVOUS_VARIABLE
-from tokenmill.train.world import TIMEOUT
 
 
 def start_distributed(settings: TrainSettings) -> torch.device:
@@ -34,7 +35,7 @@ def start_distributed(settings: TrainSettings) -> torch.device:
         "gloo" if device.type == "cpu" else "nccl",
         auto_mpi_discovery=False,
         verbose=False,
-        timeout=TIMEOUT,
+        timeout=timedelta(seconds=settings.timeout_s),
         init_method=os.environ.get(RENDEZVOUS_VARIABLE, "env://"),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
@@ -64,8 +65,8 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
         "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": settings.clip,
         "steps_per_print": 10**9,
-        "zero_optimization": {"stage": settings.zero_stage},
-        "bf16": {"enabled": settings.precision == "bf16"},
+        "zero_optimization": {"stage": settings.zero_stage} | _offload(settings),
+        "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": True},
         "communication_data_type": "fp32",
         "optimizer": {
             "type": "AdamW",
@@ -75,6 +76,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
                 "eps": settings.eps,
                 "weight_decay": settings.weight_decay,
                 "torch_adam": True,
+                **({"fused": True} if settings.offload != "none" else {}),
             },
         },
     }
@@ -86,6 +88,35 @@ def set_learning_rate(engine: Any, lr: float) -> None:
         group["lr"] = lr
 
 
+@contextmanager
+def discarding(engine: Any) -> Iterator[None]:
+    """Make the engine's next `step` drop the gradients and change nothing else; every rank has to.
+
+    With ZeRO that is DeepSpeed's own way with a gradient that is no number, which it is told here of any. It clears
+    what the stage has gathered, on the host too if the optimizer is there. Without ZeRO it steps a plain optimizer.
+    """
+    optimizer = engine.optimizer
+    lost = torch.tensor(float("nan"), device=engine.device)
+    replaced = {
+        "step": lambda: None,
+        "scaled_global_norm": lambda norm_type=2: lost,  # ZeRO 1 and 2
+        "_get_norm_groups": lambda: [lost],  # ZeRO 3
+    }
+    if hasattr(optimizer, "overflow"):
+        del replaced["step"]
+    vars(optimizer).update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            del vars(optimizer)[name]
+
+
+def has_discarded(engine: Any) -> bool:
+    """Say whether DeepSpeed dropped the last step because its gradient was no number."""
+    return bool(getattr(engine.optimizer, "overflow", False))
+
+
 def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
     """Return the norm of the step's gradient; asked before the last micro-step's `step` without ZeRO, else after."""
     if settings.zero_stage == 0:
@@ -95,11 +126,22 @@ def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
     return None if norm is None else float(norm)
 
 
+def _offload(settings: TrainSettings) -> dict[str, Any]:
+    """Say what lies in the host's memory; Adam then runs there, as one fused loop of torch's that needs no compiler."""
+    place = {"device": "cpu", "pin_memory": _wanted_device(settings) == "cuda"}
+    parts = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[settings.offload]
+    return {f"offload_{part}": place for part in parts}
+
+
 def _device(settings: TrainSettings) -> torch.device:
-    wanted = settings.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if wanted == "cuda" else torch.device("cpu")
+    is_cuda = _wanted_device(settings) == "cuda"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if is_cuda else torch.device("cpu")
+
+
+def _wanted_device(settings: TrainSettings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,12 @@ from numpy.typing import NDArray
 from tokenmill.errors import ManifestError, SampleError
 from tokenmill.manifests.plan_rows import DocumentRows
 from tokenmill.tokenize.frames import take_frames
+from tokenmill.tokenize.layouts import Scanned, distinct_of, join_scanned, scan_segments
 from tokenmill.tokenize.segments import segments_from_json, segments_to_json
 from tokenmill.train import assembly_tables as tables
 from tokenmill.train.shard_index import ShardIndex
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_FROM_INDEX = 3  # columns of a member that its index tells: AT, COUNT, WIDTH
 
 
 @dataclass(slots=True)
@@ -35,16 +34,18 @@ class JoinedDocuments:
     has_string: NDArray[np.bool_]
     order: NDArray[np.int64]  # documents by shard, and within it as they came
     bounds: NDArray[np.int64]
-    _segments: list[Any]  # of the shards that were read: strings of their documents
+    _scanned: list[Scanned]  # of the shards that were read: strings of their documents
     _read: list[NDArray[np.int64]]  # and which documents these are
+    _runs: dict[int, str]  # documents of some frames of a clip, with the strings of the whole clip
 
     @classmethod
     def of(cls, placed: DocumentRows) -> JoinedDocuments:
-        distinct, files = np.unique(placed.shard, return_inverse=True)
+        distinct, files = distinct_of(placed.shard.astype(np.int64))
         documents = np.zeros((len(placed), tables.DOCUMENT_COLUMNS), np.int64)
         documents[:, tables.FILE], documents[:, tables.LAYOUT] = files, -1
         documents[:, tables.START], documents[:, tables.LENGTH] = placed.start, placed.length
-        order = np.argsort(files, kind="stable")
+        sortable = files.astype(np.uint16) if len(distinct) <= 2**16 else files  # which numpy sorts by digits
+        order = np.argsort(sortable, kind="stable")
         return cls(
             shards=tuple(placed.shards[place] for place in distinct),
             ends=[0] * len(distinct),
@@ -53,8 +54,9 @@ class JoinedDocuments:
             has_string=np.zeros(len(placed), np.bool_),
             order=order,
             bounds=np.searchsorted(files[order], np.arange(len(distinct) + 1)),
-            _segments=[],
+            _scanned=[],
             _read=[],
+            _runs={},
         )
 
     def add(self, place: int, placed: DocumentRows, index: ShardIndex) -> None:
@@ -62,56 +64,40 @@ class JoinedDocuments:
         own = self.order[self.bounds[place] : self.bounds[place + 1]]
         samples = placed.sample[own]
         is_there = (samples >= 0) & (samples < len(index.members))
-        own, samples = own[is_there], samples[is_there]
+        if not is_there.all():
+            own, samples = own[is_there], samples[is_there]
         members = index.members[samples]
-        for column, (at, length, count) in ((tables.CODES, members[:, :3].T), (tables.TEXT_IDS, members[:, 3:].T)):
-            self.documents[own, column + tables.AT] = at
-            self.documents[own, column + tables.COUNT] = count
-            self.documents[own, column + tables.WIDTH] = _widths(length, count)
+        self.documents[own, tables.CODES : tables.CODES + _FROM_INDEX] = members[:, :_FROM_INDEX]
+        self.documents[own, tables.TEXT_IDS : tables.TEXT_IDS + _FROM_INDEX] = members[:, _FROM_INDEX:]
         self.ends[place] = index.end
-        self._segments.append(index.segments.take(_arrow(samples.astype(np.int64))))
+        self._add_strings(own, index.strings[samples], placed.frames[own] > 0, index)
+
+    def _add_strings(
+        self, own: NDArray[np.int64], strings: NDArray[np.int32], is_run: NDArray[np.bool_], index: ShardIndex
+    ) -> None:
+        """Take the strings of documents, by their places in an index."""
+        is_known = strings >= 0
+        if is_run.any():
+            for document, string in zip(own[is_run & is_known].tolist(), strings[is_run & is_known], strict=True):
+                self._runs[document] = index.segments[int(string)].as_py()
+            is_known &= ~is_run
+        if not is_known.all():
+            own, strings = own[is_known], strings[is_known]
+        self._scanned.append(index.scanned.taken(strings))
         self._read.append(own)
 
-    def strings(self, placed: DocumentRows) -> pa.Array:
-        """Give each document's segments as a string, "" where they are not known; fills `has_string`."""
+    def scanned(self, placed: DocumentRows) -> tuple[Scanned, NDArray[np.int64]]:
+        """Give all documents' strings and the place of each document's among them; fills `has_string`."""
         import pyarrow as pa
 
-        known = [part.cast(pa.large_string()) for part in self._segments]
-        strings = pa.concat_arrays([*known, _empty_string()])
-        read = np.concatenate([*self._read, np.empty(0, np.int64)])
-        self.has_string[read] = True
-        if strings.null_count:
-            self.has_string[read] = strings.is_valid().to_pylist()[:-1]
-            strings = strings.fill_null("")
-        places = np.full(len(placed), len(strings) - 1, np.int64)
+        runs = list(self._runs)
+        taken = [_taken(self._runs[row], int(placed.frame[row]), int(placed.frames[row])) for row in runs]
+        scanned = join_scanned([*self._scanned, scan_segments(pa.array(taken, pa.large_string()))])
+        read = np.concatenate([*self._read, np.array(runs, np.int64)])
+        places = np.full(len(placed), -1, np.int64)
         places[read] = np.arange(len(read))
-        strings = strings.take(_arrow(places))
-        runs = np.flatnonzero((placed.frames > 0) & self.has_string)
-        if len(runs):
-            told = strings.to_pylist()
-            for row in runs.tolist():
-                told[row] = _taken(told[row], int(placed.frame[row]), int(placed.frames[row]))
-            strings = pa.array(told, pa.large_string())
-        return strings
-
-
-def _empty_string() -> pa.Array:
-    import pyarrow as pa
-
-    return pa.Array.from_buffers(pa.large_string(), 1, [None, pa.py_buffer(np.zeros(2, np.int64)), pa.py_buffer(b"")])
-
-
-def _arrow(places: NDArray[np.int64]) -> pa.Array:
-    """Give whole numbers to Arrow by their memory: `pa.array` would import pandas (half a second) to look at them."""
-    import pyarrow as pa
-
-    return pa.Array.from_buffers(pa.int64(), len(places), [None, pa.py_buffer(np.ascontiguousarray(places))])
-
-
-def _widths(length: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tell the bytes of an item from the lengths of arrays; 0 where the array is not as numpy writes it."""
-    wide = length - tables.HEADER_BYTES
-    return np.where(count < 1, 0, np.where(wide == 2 * count, 2, np.where(wide == 4 * count, 4, 0)))
+        self.has_string[read] = True
+        return scanned, places
 
 
 @lru_cache(maxsize=65_536)

@@ -7,8 +7,9 @@ from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.train.checkpoints import RunFolder, exported_step
 from tokenmill.train.job import TrainJob, TrainResult
-from tokenmill.train.ranks import OnRow, RankGroup, run_ranks
+from tokenmill.train.ranks import OnRow, RankGroup, num_nodes, run_ranks
 from tokenmill.train.schedule import total_steps
+from tokenmill.train.sequence_checks import check_ranks
 
 
 def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
@@ -21,6 +22,7 @@ def launch(job: TrainJob, on_row: OnRow | None = None) -> TrainResult:
     finished = _finished(job)
     if finished is not None:
         return finished
+    check_ranks(job.settings.sequence_parallel, num_nodes() * job.settings.ranks)
     group = RankGroup(
         module="tokenmill.train.worker",
         job=job.model_dump_json(by_alias=True),

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
-from tokenmill.errors import RunError
+from tokenmill.errors import DivergedError
+from tokenmill.train.checkpoint_saver import CheckpointSaver
 from tokenmill.train.checkpoints import Checkpoint
-from tokenmill.train.continuing import check_begun
 from tokenmill.train.export import export_checkpoint
+from tokenmill.train.guard import Verdict
+from tokenmill.train.guard_log import GuardLog
 from tokenmill.train.job import TrainJob, TrainResult
-from tokenmill.train.model import Batch
-from tokenmill.train.packs import filler_pack
-from tokenmill.train.parameters import wake_optimizer
-from tokenmill.train.preference import open_preference
+from tokenmill.train.resuming import restore_newest, resume
 from tokenmill.train.run_log import RunLog
-from tokenmill.train.saving import restore, save
+from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
+from tokenmill.train.stop_file import StopFile
 from tokenmill.train.stopping import StopRequest
 from tokenmill.train.training_run import Run, start
-from tokenmill.train.training_step import speed_of, take_step
-
-log = logging.getLogger(__name__)
+from tokenmill.train.training_step import Taken, speed_of, take_step
 
 
 def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
@@ -38,16 +35,9 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
-    if job.settings.preference is not None:
-        preference = open_preference(run.engine, run.model, run.loader, run.folder, run.settings, run.packs, run.device,
-                                     lambda: bool(stop))  # fmt: skip
-        if preference is None:
-            done = max(run.folder.steps(), default=run.first_step)
-            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
-        run = replace(run, preference=preference)
     done = resume(run)
     if done < run.total_steps:
-        done = _steps(run, done, stop, progress)
+        done = Loop(run, done, stop, progress).to_end()
     export = None
     if done >= run.total_steps:
         export = run.folder.at("export")
@@ -57,41 +47,115 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 
 
-def resume(run: Run) -> int:
-    """Restore the newest checkpoint, if there is one, and return the number of steps done."""
-    steps = run.folder.steps()
-    if not steps:
-        check_begun(run.loader.plan, run.settings.run)
-        return run.first_step
-    checkpoint = run.folder.read(steps[-1])
-    done = run.first_step + run.loader.step_of(checkpoint.loader)
-    wake_optimizer(run.engine, Batch.of(filler_pack(run.loader.vocabulary.pad), run.device), run.loader.micro_steps)
-    restore(run.engine, run.model, run.folder, checkpoint)
-    log.info("going on from step %d of %d", done, run.total_steps)
-    return done
+class Loop:
+    """One launch of a run, from the step where it goes on."""
+
+    def __init__(self, run: Run, done: int, stop: StopRequest, progress: Path | None) -> None:
+        self._run, self._done, self._stop = run, done, stop
+        self._stop_file = StopFile(run.folder, run.rank)
+        self._saver = CheckpointSaver(run.folder, run.settings)
+        self._guard_log = GuardLog(run.folder, run.rank)
+        self._guard_log.begin(run.guard, done)
+        self._log = RunLog(run.folder, run.settings, done, progress)
+
+    def to_end(self) -> int:
+        """Take steps until the last, or until asked to stop; returns how many are done."""
+        self._run.engine.train()
+        with closing(self._log), closing(self._saver):
+            if "roll_back" in self._run.settings.guard.actions and not self._run.folder.steps():
+                self._save()  # there has to be something to go back to
+            while not self._stretch():
+                self._go_back()
+            self._saver.finish(needed=True)
+        self._stop_file.obeyed()
+        return self._done
+
+    def _stretch(self) -> bool:
+        """Take steps until the end or a stop (true), or until the guard wants to go back to a checkpoint (false)."""
+        run = self._run
+        with closing(_steps_ahead(run, self._done)) as steps:
+            for step, waited_s in _timed(steps):
+                started = time.perf_counter()
+                taken = self._taken(step)
+                if taken.written:
+                    self._saver.finish()
+                if taken.refused and not self._goes_on(taken.row, taken.refused):
+                    return False
+                row = taken.row | {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
+                self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
+                self._done = row["step"]
+                if taken.stopping or self._done == run.total_steps or self._saver.is_due(self._done):
+                    self._save()
+                    self._log.publish()
+                if taken.stopping:
+                    break
+        return True
+
+    def _taken(self, step: Step) -> Taken:
+        """Take a step, or pass over it if it is left out."""
+        run = self._run
+        if run.guard.leaves_out(run.first_step + step.number + 1):
+            run.guard.discarded += 1
+            return _left_out(run, step)
+        stopping = bool(self._stop) or bool(self._stop_file)
+        taken = take_step(run, step, stopping=stopping, written=self._saver.is_written)
+        if taken.refused is None:
+            run.guard.took(taken.row["loss"])
+        return taken
+
+    def _goes_on(self, row: dict[str, Any], verdict: Verdict) -> bool:
+        """Do what the recipe wants about a refused step; says whether the run goes on behind it."""
+        is_over = self._run.guard.refused()
+        if verdict.action == "stop" or (is_over and verdict.action == "skip"):
+            self._guard_log.add(row, verdict)
+            raise DivergedError(f"train: step {row['step']} is refused: {verdict.reason}; {_advice(verdict)}")
+        if verdict.action == "roll_back":
+            self._note_return(row, verdict)
+            return False
+        self._guard_log.add(row, verdict)
+        for name in ("loss", "loss_text", "loss_vision", "grad_norm"):
+            if row[name] is not None and not math.isfinite(row[name]):
+                row[name] = None
+        row["skipped"] = verdict.reason
+        return True
+
+    def _note_return(self, row: dict[str, Any], verdict: Verdict) -> None:
+        """Note which steps are left out from now on, before going back; what is still written comes to exist first."""
+        self._saver.finish()
+        run = self._run
+        checkpoint = run.folder.steps()[-1]
+        window = (run.guard.first_left_out(row["step"], checkpoint), row["step"])
+        if self._guard_log.returns_to(checkpoint) >= run.settings.guard.patience:
+            raise DivergedError(
+                f"train: step {row['step']} is refused after {run.settings.guard.patience} returns to the checkpoint "
+                f"of step {checkpoint}: {verdict.reason}; {_advice(verdict)}"
+            )
+        run.guard.leave_out(*window)
+        self._guard_log.add(row, verdict, to=checkpoint, left_out=list(window))
+        dist.barrier()
+
+    def _go_back(self) -> None:
+        self._done = restore_newest(self._run)
+        self._guard_log.begin(self._run.guard, self._done)
+        self._log.go_back(self._done)
+
+    def _save(self) -> None:
+        self._saver.save(self._run.engine, self._run.model, _checkpoint(self._run, self._done))
 
 
-def _steps(run: Run, done: int, stop: StopRequest, progress: Path | None) -> int:
-    """Run the steps from `done` on; returns how many are done when it ends."""
-    run.engine.train()
-    run_log = RunLog(run.folder, run.settings, done, progress)
-    with closing(run_log), closing(_steps_ahead(run, done)) as steps:
-        for step, waited_s in _timed(steps):
-            started = time.perf_counter()
-            row, stopping = take_step(run, step, stopping=bool(stop))
-            if not math.isfinite(row["loss"]):
-                raise RunError(
-                    f"train: the loss of step {row['step']} is {row['loss']}; lower train.lr, or look at the data"
-                )
-            row |= {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
-            run_log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
-            done = row["step"]
-            if stopping or done == run.total_steps or done % run.settings.checkpoint_every == 0:
-                save(run.engine, run.model, run.folder, _checkpoint(run, done), run.settings.keep)
-                run_log.publish()
-            if stopping:
-                break
-    return done
+def _left_out(run: Run, step: Step) -> Taken:
+    """Give the row of a step that is not taken."""
+    number = run.first_step + step.number
+    row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
+           "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None, "weight": 0.0, "tokens": 0,
+           "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+    return Taken(row, False, False, None)
+
+
+def _advice(verdict: Verdict) -> str:
+    if verdict.action == "stop":
+        return "lower train.lr, look at the data, or let train.guard skip it or roll back (docs/training.md)"
+    return "lower train.lr, look at the data, or go on from an older checkpoint"
 
 
 def _steps_ahead(run: Run, done: int) -> Generator[Step, None, None]:
@@ -110,6 +174,7 @@ def _checkpoint(run: Run, done: int) -> Checkpoint:
         settings=run.settings.model_dump(mode="json"),
         tensors={},
         files=(),
+        guard=run.guard.state(),
     )
 
 

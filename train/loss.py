@@ -10,7 +10,6 @@ Shape suffixes: N ids, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -103,21 +102,7 @@ class LossLinear(nn.Linear):
         taken.chunk = chunk
         return taken
 
-    def forward(
-        self,
-        hidden_ND: Tensor,
-        labels_N: Tensor | None = None,
-        weights_N: Tensor | None = None,
-        reweigh: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> Any:
-        """Return logits, or with labels and weights the loss of these.
-
-        `reweigh` makes other weights of these and each id's own loss, which costs the logits a second time.
-        """
+    def forward(self, hidden_ND: Tensor, labels_N: Tensor | None = None, weights_N: Tensor | None = None) -> Any:
         if labels_N is None or weights_N is None:
             return super().forward(hidden_ND)
-        if reweigh is not None:
-            with torch.no_grad():
-                _, losses_N = chunked_loss(hidden_ND.detach(), self.weight.detach(), labels_N, weights_N, self.chunk)
-                weights_N = reweigh(weights_N, losses_N)
         return chunked_loss(hidden_ND, self.weight, labels_N, weights_N, self.chunk)

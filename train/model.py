@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,49 +18,54 @@ from tokenmill.errors import RecipeError
 from tokenmill.settings_train import ModelSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import attention
-from tokenmill.train.attention import Documents
+from tokenmill.train.activations import keep_activations
+from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
-from tokenmill.train.preference_loss import Pairs
+from tokenmill.train.world import ALONE, SequenceGroup
 
 EMU3_8B = {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "ffn": 14336, "dropout": 0.1, "rope_base": 1e6}
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device; of a preference run also their pairs."""
+    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's."""
 
     input_ids: Tensor
     labels: Tensor
     loss_weight: Tensor
     position_ids: Tensor
     documents: Documents
-    pairs: Pairs | None = None
+    sequence: SequenceGroup = ALONE
 
     @classmethod
-    def of(cls, arrays: PackArrays, device: torch.device | str) -> Batch:
+    def of(cls, arrays: PackArrays, device: torch.device | str, sequence: SequenceGroup = ALONE) -> Batch:
+        """Move arrays to a device; where ranks share the sequence, they are what `part_of` gives."""
         return cls(
             torch.from_numpy(arrays.input_ids).to(device),
             torch.from_numpy(arrays.labels).to(device),
             torch.from_numpy(arrays.loss_weight).to(device),
             torch.from_numpy(arrays.position_ids).to(device),
             Documents.at(arrays.cu_seqlens.tolist(), device),
+            sequence,
         )
 
 
 class PackedModel(nn.Module):
     """A causal model of transformers, taught to read packs."""
 
-    def __init__(self, causal: nn.Module, dropout: float, loss_chunk_tokens: int) -> None:
+    def __init__(
+        self, causal: nn.Module, dropout: float, loss_chunk_tokens: int, attention_kernel: Kernel = "auto"
+    ) -> None:
         super().__init__()
         self.causal: Any = causal
         self.dropout = dropout
+        self.attention_kernel: Kernel = attention_kernel
         self.causal.set_output_embeddings(LossLinear.around(causal.get_output_embeddings(), loss_chunk_tokens))  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of cross-entropies, and each position's own without gradient."""
-        reweigh = None if batch.pairs is None else batch.pairs.weights
-        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight, reweigh)  # type: ignore[no-any-return]
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits (L, V); for evaluation and tests."""
@@ -75,6 +80,8 @@ class PackedModel(nn.Module):
             position_ids=batch.position_ids[None],
             use_cache=False,
             documents=batch.documents,
+            kernel=self.attention_kernel,
+            sequence=batch.sequence,
         )
         hidden: Tensor = outputs.last_hidden_state[0]
         return hidden
@@ -116,7 +123,7 @@ def _described(path: str) -> Any:
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
-    checkpointing: bool = False, seed: int = 0
+    checkpointing: Literal["none", "device", "cpu"] = "none", seed: int = 0, attention_kernel: Kernel = "auto"
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 
@@ -128,9 +135,8 @@ def build_model(
         causal = _loaded(settings.from_path, vocabulary, context)
     else:
         causal = _fresh(settings, vocabulary, context)
-    if checkpointing:
-        causal.activation_checkpointing_enable({"use_reentrant": False})
-    return PackedModel(causal, settings.dropout, loss_chunk_tokens)
+    keep_activations(causal, checkpointing)
+    return PackedModel(causal, settings.dropout, loss_chunk_tokens, attention_kernel)
 
 
 def model_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:

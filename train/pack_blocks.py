@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenmill.errors import ManifestError, OutageError, StorageError
 from tokenmill.manifests.plan_rows import DocumentRows, PlanWindow
 from tokenmill.manifests.plans import Plan
-from tokenmill.tokenize.layouts import Layouts, Scanned, lay_out_scanned, scan_segments
+from tokenmill.tokenize.layouts import Layouts, Scanned, lay_out_scanned
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import assembly_tables as tables
 from tokenmill.train.assembly_places import find_extents
@@ -152,23 +152,23 @@ class PackBlocks:
 
     def _layouts(self, placed: DocumentRows, joined: JoinedDocuments) -> Layouts:
         """Lay the documents out, one template after the other; writes their LAYOUT."""
-        scanned = scan_segments(joined.strings(placed))
+        scanned, strings = joined.scanned(placed)
         found = []
         behind = 0
         for place, template in enumerate(placed.templates):
             chosen = np.flatnonzero((placed.template == place) & joined.has_string)
             if not len(chosen):
                 continue
-            layouts = self._laid_out(scanned, chosen, template, placed.variant[chosen])
+            layouts = self._laid_out(scanned, strings[chosen], template, placed.variant[chosen])
             joined.documents[chosen, tables.LAYOUT] = behind + np.arange(len(chosen))
             behind += len(chosen)
             found.append(layouts)
         return _joined_layouts(found)
 
     def _laid_out(
-        self, scanned: Scanned, chosen: NDArray[np.int64], template: str, variants: NDArray[np.int32]
+        self, scanned: Scanned, strings: NDArray[np.int64], template: str, variants: NDArray[np.int32]
     ) -> Layouts:
-        return lay_out_scanned(scanned, chosen, template, variants, self._vocabulary)[0]
+        return lay_out_scanned(scanned, strings, template, variants, self._vocabulary)[0]
 
 
 def _joined_layouts(layouts: list[Layouts]) -> Layouts:

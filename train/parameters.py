@@ -16,8 +16,11 @@ from torch import Tensor, nn
 PARTS = ("weight", "exp_avg", "exp_avg_sq")
 
 
-def whole(engine: Any, parameter: nn.Parameter, part: str) -> Tensor:
-    """Return one part of a parameter in full, fp32; every rank must call this in the same order."""
+def whole(engine: Any, parameter: nn.Parameter, part: str, *, wanted: bool = True) -> Tensor | None:
+    """Return one part of a parameter in full, fp32, on the host; every rank must call this in the same order.
+
+    A rank that does not want it takes part and gets None.
+    """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if _is_plain(parameter):
@@ -26,8 +29,10 @@ def whole(engine: Any, parameter: nn.Parameter, part: str) -> Tensor:
         found = safe_get_full_fp32_param(parameter)
     else:
         found = safe_get_full_optimizer_state(parameter, part)
-    full: Tensor = found.float().cpu().clone()
-    return full
+    if not wanted:
+        return None
+    full: Tensor = found.detach().to("cpu", torch.float32, copy=True)  # the next step changes what it was copied from
+    return full.contiguous()
 
 
 @torch.no_grad()
@@ -43,7 +48,7 @@ def set_whole(engine: Any, parameter: nn.Parameter, part: str, value: Tensor) ->
 
 
 def set_step(engine: Any, step: int) -> None:
-    """Tell Adam how many steps it has taken (its bias correction depends on it)."""
+    """Tell Adam how many steps it has taken (its bias correction depends on it); discarded ones are none."""
     for state in engine.basic_optimizer.state.values():
         state["step"] = torch.full_like(state["step"], step) if torch.is_tensor(state["step"]) else step
 

@@ -68,6 +68,11 @@ def run_ranks(group: RankGroup, on_row: OnRow | None = None) -> dict[str, Any]:
         return _outcome(group.title, folder, [process.returncode for process in processes])
 
 
+def num_nodes() -> int:
+    """Return how many machines take part; the same command is started on each."""
+    return int(os.environ.get("NNODES", "1"))
+
+
 @contextmanager
 def _started(group: RankGroup, folder: Path) -> Iterator[list[Process]]:
     """Start this machine's ranks; none of them outlives the block."""
@@ -86,7 +91,7 @@ def _started(group: RankGroup, folder: Path) -> Iterator[list[Process]]:
 
 def _environment(group: RankGroup, folder: Path, local: int) -> dict[str, str]:
     ranks = group.ranks
-    nodes, node = int(os.environ.get("NNODES", "1")), int(os.environ.get("NODE_RANK", "0"))
+    nodes, node = num_nodes(), int(os.environ.get("NODE_RANK", "0"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
         **os.environ,

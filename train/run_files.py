@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -41,10 +42,11 @@ class RunFiles:
         self._folder, self._first, self._started = folder, done, time.monotonic()
         local = folder.store.local_path(folder.at("").rstrip("/"))
         self._scratch = None if local else _fetched(folder, (_METRICS, *names))
-        here = local or self._scratch or Path()
-        self._rows = {name: RowFile(here / name, done) for name in (_METRICS, *names)}
+        self._here = local or self._scratch or Path()
+        self._rows = {name: RowFile(self._here / name, done) for name in (_METRICS, *names)}
         self._progress = RowFile(progress, 0) if progress else None
-        self._board = Board(here / "tensorboard", done, enabled=tensorboard, shown=shown)
+        self._open_board = partial(Board, self._here / "tensorboard", enabled=tensorboard, shown=shown)
+        self._board = self._open_board(done)
 
     def add_metrics(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write a step's row, with the seconds that are left at this launch's pace."""
@@ -58,6 +60,15 @@ class RunFiles:
         """Write rows into the file of that name."""
         for row in rows:
             self._rows[name].add(row)
+
+    def go_back(self, done: int) -> None:
+        """Cut everything but the progress back to a step from which the run goes on anew."""
+        self._first, self._started = done, time.monotonic()
+        for name, file in self._rows.items():
+            file.close()
+            self._rows[name] = RowFile(self._here / name, done)
+        self._board.close()
+        self._board = self._open_board(done)
 
     def publish(self) -> None:
         """Put the files where they belong, if that is elsewhere."""

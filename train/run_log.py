@@ -26,6 +26,7 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, settings: TrainSettings, done: int, progress: Path | None) -> None:
         self._wants_samples = settings.log_samples
+        self._tells = world()[0] % settings.sequence_parallel == 0  # ranks that share packs have read the same
         names = (_FAULTS, _SAMPLES) if settings.log_samples else (_FAULTS,)
         self._files: RunFiles | None = None
         if world()[0] == 0:
@@ -33,13 +34,18 @@ class RunLog:
 
     def add(self, step: Step, row: Mapping[str, Any], total_steps: int) -> None:
         """Write a step's metrics and what was read in it."""
-        samples = _gathered(step, everything=self._wants_samples, faults=row["unreadable"] > 0)
+        samples = _gathered(step, everything=self._wants_samples, faults=row["unreadable"] > 0, tells=self._tells)
         if self._files is None:
             return
         self._files.add_metrics(row, total_steps)
         self._files.add(_FAULTS, ({"step": row["step"], **sample} for sample in samples if sample["fault"]))
         if self._wants_samples:
             self._files.add(_SAMPLES, [{"step": row["step"], "samples": samples}])
+
+    def go_back(self, done: int) -> None:
+        """Cut the rows back to a step that the run goes on from anew."""
+        if self._files is not None:
+            self._files.go_back(done)
 
     def publish(self) -> None:
         """Put the files where they belong, if that is elsewhere."""
@@ -51,10 +57,11 @@ class RunLog:
             self._files.close()
 
 
-def _gathered(step: Step, *, everything: bool, faults: bool) -> list[dict[str, Any]]:
+def _gathered(step: Step, *, everything: bool, faults: bool, tells: bool) -> list[dict[str, Any]]:
     """Collect what all ranks read, in the plan's order; only when it will be written, since it costs a gather."""
     if not everything and not faults:
         return []
     collected: list[Any] = [None] * world()[1]
-    dist.all_gather_object(collected, [asdict(s) for s in (step.samples if everything else step.faults)])
+    mine = (step.samples if everything else step.faults) if tells else []
+    dist.all_gather_object(collected, [asdict(sample) for sample in mine])
     return sorted((s for samples in collected for s in samples), key=lambda s: (s["pack"], s["slot"]))

@@ -7,13 +7,17 @@ as soon as the cache holds it (docs/loader.md).
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from tokenmill.errors import StorageError
 from tokenmill.manifests.shard_cache import ShardCache
@@ -28,16 +32,28 @@ _TEND_S = 10.0
 
 
 class ShardFile:
-    """An open local file. Its descriptor lives as long as somebody holds this object, so nobody reads from a number
-    that has become another file's.
+    """An open local file, with `memory_map` also mapped. Its descriptor and memory live as long as somebody holds this
+    object, so nobody reads from a number or an address that has become another file's.
+
+    `address` is where its first `mapped` bytes lie in memory, 0 where it is not mapped (empty, or the system refused).
     """
 
-    __slots__ = ("_descriptor", "size")
+    __slots__ = ("_descriptor", "_map", "address", "mapped")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, memory_map: bool = False) -> None:
         self._descriptor = -1
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._descriptor).st_size
+        self._map, self.address, self.mapped = None, 0, 0
+        if memory_map:
+            with suppress(OSError, ValueError):
+                self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        if self._map is not None:
+            self.address, self.mapped = np.frombuffer(self._map, np.uint8).ctypes.data, len(self._map)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file as it is now."""
+        return os.fstat(self._descriptor).st_size
 
     def fileno(self) -> int:
         return self._descriptor
@@ -87,6 +103,7 @@ class StoreBytes:
         self._cache = ShardCache(store, settings.cache_folder, settings.cache_bytes) if cached else None
         self._downloads = Downloads(self._cache) if self._cache else None
         self._checks = ShardChecks(store, self._digests, self._cache) if settings.check_digests else None
+        self._memory_map = settings.memory_map
         self._files: OrderedDict[str, ShardFile] = OrderedDict()
         self._used: set[str] = set()
         self._tended_s = time.monotonic()
@@ -130,7 +147,7 @@ class StoreBytes:
         if path is None:
             return self._cached(shard)
         try:
-            return ShardFile(path)
+            return ShardFile(path, self._memory_map)
         except FileNotFoundError:
             raise StorageError(f"{path}: not there (cannot open it)") from None
         except OSError as error:
@@ -144,7 +161,7 @@ class StoreBytes:
         path = self._cache.find(sha256)
         if path is not None:
             try:
-                return ShardFile(path)
+                return ShardFile(path, self._memory_map)
             except FileNotFoundError:  # it went out between the two
                 pass
             except OSError as error:

@@ -1,7 +1,7 @@
 """Indexes of token shards as arrays: where the arrays of each sample lie, and its segments.
 
-A loader needs 60 bytes a row of an index (and the strings of distinct segments), not the keys, digests and captions
-beside them. The indexes used last are kept, up to 256 MiB in all.
+A loader needs 60 bytes a row of an index and the distinct strings of segments, which are scanned once, not the keys,
+digests and captions beside them. The indexes used last are kept, up to 256 MiB in all.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.named_tables import open_named_table
 from tokenmill.manifests.storage import Store
+from tokenmill.tokenize.layouts import Scanned, scan_segments
+from tokenmill.train import assembly_tables as tables
 from tokenmill.train.read_ahead import ahead
 
 if TYPE_CHECKING:
@@ -35,13 +36,18 @@ class ShardIndex:
     """An index of N rows.
 
     Attributes:
-        segments: Arrow dictionary of strings (N,), null for a sample that could not be tokenized.
-        members: int64 (N, 6): offset, bytes and items of the codes, offset, bytes and items of the text ids.
+        strings: int32 (N,), place of a row's segments in `segments`; -1 for a sample that could not be tokenized.
+        segments: Arrow array of distinct strings.
+        scanned: what they say.
+        members: int64 (N, 6): offset, items and bytes of an item of the codes, the same of the text ids; 0 bytes for an
+            array that is not as numpy writes it.
         end: the first byte behind the last array: a shard that is shorter was cut off.
         num_bytes: taken in memory.
     """
 
-    segments: pa.DictionaryArray
+    strings: NDArray[np.int32]
+    segments: pa.Array
+    scanned: Scanned
     members: NDArray[np.int64]
     end: int
     num_bytes: int
@@ -95,11 +101,21 @@ class ShardIndexes:
 def read_index(store: Store, index_of: Mapping[str, str], shard: str) -> ShardIndex:
     """Read a shard's index; raises as `ShardIndexes.of`."""
     table = open_named_table(store, index_name(index_of, shard))
-    (segments,) = table.codes(["segments"])
-    numbers = table.frame(_NUMBERS)
-    members = np.stack([numbers[name].fill_null(0).cast(pl.Int64).to_numpy() for name in _NUMBERS], axis=1)
-    ends = members[:, [0, 3]] + members[:, [1, 4]]
-    return ShardIndex(segments, members, int(ends.max(initial=0)), members.nbytes + segments.nbytes)
+    (segments,), numbers = table.arrays(["segments"], _NUMBERS)
+    codes = segments.indices.fill_null(-1) if segments.null_count else segments.indices
+    strings = np.frombuffer(codes.buffers()[1] or b"", np.int32)[codes.offset :][: len(codes)]
+    scanned = scan_segments(segments.dictionary)
+    ends = numbers[:, [0, 3]] + numbers[:, [1, 4]]
+    members = numbers[:, [0, 2, 0, 3, 5, 0]]
+    members[:, [2, 5]] = _widths(numbers[:, [1, 4]], numbers[:, [2, 5]])
+    num_bytes = members.nbytes + segments.nbytes + scanned.num_bytes
+    return ShardIndex(strings, segments.dictionary, scanned, members, int(ends.max(initial=0)), num_bytes)
+
+
+def _widths(length: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tell the bytes of an item from the lengths of arrays; 0 where the array is not as numpy writes it."""
+    wide = length - tables.HEADER_BYTES
+    return np.where(count < 1, 0, np.where(wide == 2 * count, 2, np.where(wide == 4 * count, 4, 0)))
 
 
 def index_name(index_of: Mapping[str, str], shard: str) -> str:

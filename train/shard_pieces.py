@@ -34,26 +34,49 @@ class Pieces:
     Attributes:
         files: held open as long as somebody reads from them.
         descriptors: int64, of each shard of the block; -1 where there is none.
+        addresses: int64, where each mapped shard lies in memory; 0 where it does not.
+        wholes: int64 (shards, 8), a mapped shard as one stretch, as in a block's extents.
         fetched: uint8, stretches of documents in remote shards.
         fetched_at: int64 (D,), where a document's stretches begin there; -1 where they are not.
     """
 
     files: Sequence[ShardFile]
     descriptors: NDArray[np.int64]
+    addresses: NDArray[np.int64]
+    wholes: NDArray[np.int64]
     fetched: NDArray[np.uint8]
     fetched_at: NDArray[np.int64]
 
 
 @dataclass(slots=True)
 class _HeldFiles:
-    """Open files of a block that need not be asked for until a time; descriptors as in `Pieces`."""
+    """Open files of a block that need not be asked for until a time; arrays as in `Pieces`."""
 
     block: Block
     until_s: float
     descriptors: NDArray[np.int64]
+    addresses: NDArray[np.int64]
+    wholes: NDArray[np.int64]
     files: list[ShardFile]
     told: str  # what is said to be waited for
     is_whole: bool = False  # every shard of the block is open
+
+    @classmethod
+    def none_of(cls, block: Block, until_s: float) -> _HeldFiles:
+        shards = len(block.shards)
+        wholes = np.zeros((shards, 2 * tables.EXTENTS), np.int64)
+        return cls(block, until_s, np.full(shards, -1, np.int64), np.zeros(shards, np.int64), wholes, [],
+                   _some_of(block.shards))  # fmt: skip
+
+    def take(self, place: int, file: ShardFile) -> None:
+        """Hold a shard's file; one that is shorter now than when it was mapped, or than planned, is not read there."""
+        self.files.append(file)
+        self.descriptors[place] = file.fileno()
+        if file.address and file.size >= max(file.mapped, self.block.ends[place]):
+            self.addresses[place], self.wholes[place, 1] = file.address, file.mapped
+
+    def pieces(self, fetched: NDArray[np.uint8], fetched_at: NDArray[np.int64]) -> Pieces:
+        return Pieces(self.files, self.descriptors, self.addresses, self.wholes, fetched, fetched_at)
 
 
 class PieceReader:
@@ -72,15 +95,14 @@ class PieceReader:
         held = self._held_of(block)
         if held.is_whole:
             self._waits(held.told)
-            return Pieces(held.files, held.descriptors, _NOTHING, _NOWHERE)
+            return held.pieces(_NOTHING, _NOWHERE)
         is_used = np.zeros(len(block.shards), np.bool_)
         mark_files(slots, block.rows, block.first_pack, low, block.documents, is_used)
         wanted: dict[int, list[_Stretch]] = {}
         for place in np.flatnonzero(is_used & (held.descriptors < 0)).tolist():
             file = self._file(block, place)
             if isinstance(file, ShardFile):
-                held.files.append(file)
-                held.descriptors[place] = file.fileno()
+                held.take(place, file)
             elif file is None:
                 wanted[place] = []
         held.is_whole = bool((held.descriptors >= 0).all())
@@ -89,15 +111,13 @@ class PieceReader:
             size = _list_stretches(block, low, slots, wanted)
             fetched = np.empty(size, np.uint8)
             self._fetch(block, wanted, fetched, fetched_at)
-        return Pieces(held.files, held.descriptors, fetched, fetched_at)
+        return held.pieces(fetched, fetched_at)
 
     def _held_of(self, block: Block) -> _HeldFiles:
         """Return the files of a block that are at hand; now and then none, so that the source hears what is in use."""
         held, now_s = self._held, time.monotonic()
         if held is None or held.block is not block or now_s > held.until_s or len(held.files) >= FILES_KEPT:
-            held = _HeldFiles(block, now_s + _HELD_S, np.full(len(block.shards), -1, np.int64), [],
-                              _some_of(block.shards))  # fmt: skip
-            self._held = held
+            self._held = held = _HeldFiles.none_of(block, now_s + _HELD_S)
         return held
 
     def _file(self, block: Block, place: int) -> ShardFile | StorageError | None:

@@ -12,22 +12,26 @@ from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
-from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.attention import check_kernel
+from tokenmill.train.checkpoints import RunFolder, run_folder
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import PackedModel, build_model
 from tokenmill.train.preference import Preference, check_preference
 from tokenmill.train.schedule import total_steps
-from tokenmill.train.world import world
+from tokenmill.train.sequence_checks import check_heads, check_ranks
+from tokenmill.train.world import SequenceGroup, sequence_group, world
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything the steps of a run share.
 
-    `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there.
+    `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there. The
+    ranks of a `sequence` read the same packs, and each computes a part of them.
     """
 
     settings: TrainSettings
@@ -38,7 +42,9 @@ class Run:
     device: torch.device
     rank: int
     ranks: int
+    sequence: SequenceGroup
     total_steps: int
+    guard: Guard
     first_step: int = 0
     preference: Preference | None = None
 
@@ -54,6 +60,8 @@ def start(job: TrainJob) -> Run:
     settings = job.settings
     device = start_distributed(settings)
     rank, ranks = world()
+    check_kernel(settings.attention, device, settings.precision)
+    check_ranks(settings.sequence_parallel, ranks)
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
     check_preference(settings.preference, plan)
@@ -65,26 +73,31 @@ def start(job: TrainJob) -> Run:
         loss_chunk_tokens=settings.loss_chunk_tokens,
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
+        attention_kernel=settings.attention,
     )
+    check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
+    sequence = sequence_group(settings.sequence_parallel)
     loader = PlanLoader(
         plan,
         vocabulary,
         global_packs=settings.global_packs_per_step,
-        rank=rank,
-        world=ranks,
+        rank=rank // sequence.size,
+        world=ranks // sequence.size,
         micro_packs=settings.micro_packs,
         attention_share=model.attention_share,
         **loading(plan, settings.loader),
     )
     return Run(
         settings=settings,
-        folder=RunFolder(store, settings.run),
+        folder=run_folder(store, settings.run, settings.checkpoints),
         loader=loader,
         model=model,
         engine=start_engine(model, settings, loader.micro_steps),
         device=device,
         rank=rank,
         ranks=ranks,
+        sequence=sequence,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
+        guard=Guard(settings.guard),
         first_step=first_step(plan.description),
     )

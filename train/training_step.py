@@ -2,75 +2,93 @@
 
     loss of a step = Σ weight · cross-entropy over the global batch ÷ Σ weight from the plan
 
-so it does not depend on how many ranks share the batch. DeepSpeed averages gradients over ranks; the factor `ranks`
-undoes that. Everything that is random in a step is drawn from (seed, step, rank), so a resumed run repeats itself.
+so it does not depend on how many ranks share the batch, nor on how many share a pack: each id is on one rank alone, and
+exchanges between ranks carry gradients back. DeepSpeed averages gradients over ranks; the factor `ranks` undoes that.
+Everything that is random in a step is drawn from (seed, step, rank), so a resumed run repeats itself.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from tokenmill.manifests.identity import digest_of
-from tokenmill.train.engine import gradient_norm, set_learning_rate
+from tokenmill.train.engine import discarding, gradient_norm, has_discarded, set_learning_rate
+from tokenmill.train.guard import Verdict
 from tokenmill.train.metrics import peak_memory_gib, training_flops
 from tokenmill.train.model import Batch
 from tokenmill.train.packs import PackArrays
-from tokenmill.train.preference_loss import PairMeasures
 from tokenmill.train.schedule import learning_rate
+from tokenmill.train.sequence_parallel import part_of
 from tokenmill.train.steps import Step
 from tokenmill.train.training_run import Run
 
 
-def take_step(run: Run, step: Step, *, stopping: bool) -> tuple[dict[str, Any], bool]:
-    """Take one optimizer step; returns its metrics, and whether any rank wants to stop."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What came of a step: its metrics, whether any rank wants to stop, whether all have written a checkpoint.
+
+    `refused` says why its gradients were dropped, if they were.
+    """
+
+    row: dict[str, Any]
+    stopping: bool
+    written: bool
+    refused: Verdict | None
+
+
+def take_step(run: Run, step: Step, *, stopping: bool, written: bool = False) -> Taken:
+    """Take one optimizer step, unless the guard refuses it."""
     number_in_run = run.first_step + step.number
     lr = learning_rate(number_in_run, run.total_steps, run.settings)
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
-    sums = torch.zeros(6, dtype=torch.float64)  # loss and weight of text, loss and weight of vision, stop, faults
-    norm = None
-    paired = run.preference and run.preference.of(step, run.loader.packs_of(step.number))
-    step = paired.step if paired else step
-    pair_sums = torch.zeros(len(PairMeasures._fields), dtype=torch.float64)
-    for number, arrays in enumerate(step.micro_batches):
-        batch = Batch.of(arrays, run.device)
-        batch = paired.batch(number, batch) if paired else batch
-        total, losses = run.engine(batch)
-        weight = 1.0 if paired else max(step.weight, 1e-9)
-        run.engine.backward(total * (run.ranks / weight), scale_wrt_gas=False)
-        pair_sums += paired.measured(batch, losses) if paired else 0.0
-        if run.settings.zero_stage == 0 and number == len(step.micro_batches) - 1:
-            norm = gradient_norm(run.engine, run.settings)
-        run.engine.step()
+    sums = torch.zeros(7, dtype=torch.float64)  # loss and weight of text and of vision, stop, faults, written
+    for number, whole in enumerate(step.micro_batches):
+        if number:
+            run.engine.step()
+        arrays = part_of(whole, run.sequence, run.loader.vocabulary.pad)
+        total, losses = run.engine(Batch.of(arrays, run.device, run.sequence))
+        run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
         sums[:4] += _by_modality(run, arrays, losses)
-    sums[4], sums[5] = float(stopping), float(len(step.faults))
+    faults_here = len(step.faults) if run.sequence.is_first else 0
+    sums[4:] = torch.tensor([float(stopping), float(faults_here), float(written)])
     summed = sums.to(run.device)
     dist.all_reduce(summed)
-    text, text_weight, vision, vision_weight, stops, faults = summed.tolist()
+    text, text_weight, vision, vision_weight, stops, faults, writers = summed.tolist()
+    loss = (text + vision) / max(step.weight, 1e-9)
+    norm, refused = _finish(run, loss)
     row = {
         "step": number_in_run + 1,
         "epoch": step.epoch,
-        "loss": (text + vision) / max(step.weight, 1e-9),
+        "loss": loss,
         "loss_text": text / text_weight if text_weight else None,
         "loss_vision": vision / vision_weight if vision_weight else None,
         "lr": lr,
-        "grad_norm": norm if run.settings.zero_stage == 0 else gradient_norm(run.engine, run.settings),
+        "grad_norm": norm,
         "weight": step.weight,
         "tokens": step.num_tokens,
         "unreadable": int(faults),
     }
-    if paired:
-        row |= paired.row(_over_ranks(pair_sums, run.device), row["loss"])
-    return row, stops > 0
+    return Taken(row, stops > 0, writers == run.ranks, refused)
 
 
-def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
-    summed = sums.to(device)
-    dist.all_reduce(summed)
-    return summed.cpu()
+def _finish(run: Run, loss: float) -> tuple[float | None, Verdict | None]:
+    """Step the optimizer with the gradients that are there, or drop them; returns their norm, and why not."""
+    is_plain = run.settings.zero_stage == 0
+    norm = gradient_norm(run.engine, run.settings) if is_plain else None
+    refused = run.guard.judge(loss, norm)
+    with discarding(run.engine) if refused else nullcontext():
+        run.engine.step()
+    if refused:
+        return norm, refused
+    if not is_plain:
+        norm = gradient_norm(run.engine, run.settings)
+    return norm, run.guard.judge_gradient(norm) if has_discarded(run.engine) else None
 
 
 def speed_of(run: Run, step: Step, seconds: float) -> dict[str, Any]:

@@ -17,11 +17,17 @@ from benchmarks.loader_peers.delivery import Epoch
 from benchmarks.loader_peers.packing import VOCABULARY
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
+from tokenmill.settings_train import LoaderSettings
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.shard_bytes import StoreBytes
 
 DISTRIBUTION = "tokenmill"
-SETTINGS = {"16 packs a step": 16, "64 packs a step": 64}
+SETTINGS = {
+    f"{packs} packs a step{', mapped' if memory_map else ''}": (packs, memory_map)
+    for packs in (4, 8, 16, 64)
+    for memory_map in (False, True)
+}
 IN_DATALOADER = "torch DataLoader"
 _PACKS_IN_DATALOADER = 16
 
@@ -39,17 +45,19 @@ def open_epoch(folder: Path, setting: str, workers: int, way: str) -> Epoch:
         )  # fmt: skip
         return Epoch(lambda: iter(steps))
 
-    def packs() -> Iterator[dict[str, Any]]:
-        loader = open_loader(where, SETTINGS[setting], threads=workers, read_ahead_steps=4)
+    def arrays() -> Iterator[dict[str, Any]]:
+        packs, memory_map = SETTINGS[setting]
+        loader = open_loader(where, packs, memory_map, threads=workers, read_ahead_steps=4)
         for step in loader.steps(0, loader.steps_per_epoch):
             yield from map(arrays_of, step.micro_batches)
 
-    return Epoch(packs)
+    return Epoch(arrays)
 
 
-def open_loader(where: dict[str, str], global_packs: int, **options: Any) -> PlanLoader:
-    plan = open_plan(open_store(where["root"]), where["plan"])
-    return PlanLoader(plan, VOCABULARY, global_packs=global_packs, **options)
+def open_loader(where: dict[str, str], global_packs: int, memory_map: bool = False, **options: Any) -> PlanLoader:
+    store = open_store(where["root"])
+    source = StoreBytes(store, settings=LoaderSettings(memory_map=memory_map))
+    return PlanLoader(open_plan(store, where["plan"]), VOCABULARY, global_packs=global_packs, source=source, **options)
 
 
 class _Steps(IterableDataset[Any]):

@@ -3,6 +3,8 @@
     TokenmillError
     ├── RecipeError      the recipe or the arguments are wrong          exit 2
     ├── RunError         a run failed (units failed, budget exhausted)  exit 1
+    │   └── DivergedError training does not recover; again is the same  exit 1
+    ├── StoppedError     training was asked to stop, and has saved      exit 0
     ├── StorageError     the store did not do what was asked            exit 1
     │   └── OutageError  nothing else it holds can be had either        exit 1
     ├── ManifestError    a record, index or archive is not as described exit 1
@@ -29,6 +31,16 @@ class RecipeError(TokenmillError):
 
 class RunError(TokenmillError):
     """A run ended without doing all that was asked."""
+
+
+class DivergedError(RunError):
+    """A loss is no number or stays too high: starting the run again would come to the same."""
+
+
+class StoppedError(TokenmillError):
+    """Training was asked to stop and has saved where it is: nothing failed, and nothing that comes after it is done."""
+
+    exit_code = 0
 
 
 class StorageError(TokenmillError):

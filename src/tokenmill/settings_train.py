@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import (
     DEFAULT_TEMPLATES,
     PAIR_TEMPLATES,
@@ -24,7 +25,6 @@ from tokenmill.settings_mix import (
     TemplateShares,
     check_shares,
 )
-from tokenmill.settings_preference import PreferenceSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -191,6 +191,14 @@ class ModelSettings(_Settings):
         return self
 
 
+def _checkpointing(value: Any) -> Any:
+    """Read `true` as on the device: there was no other place once."""
+    return {True: "device", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
+Checkpointing = Annotated[Literal["none", "device", "cpu"], BeforeValidator(_checkpointing)]
+
+
 class LoaderSettings(_Settings):
     """How a rank gets the bytes of its packs; nothing here changes what it reads."""
 
@@ -206,6 +214,11 @@ class LoaderSettings(_Settings):
     cache_bytes: int = Field(default=100 * 10**9, ge=1, description="what that folder may hold")
     check_digests: bool = Field(
         default=False, description="compare each shard's sha256 with the plan's before it is used"
+    )
+    memory_map: bool = Field(
+        default=False,
+        description="map local and cached shards instead of reading them: faster, but a shard that is cut off while it "
+        "is used, or a fault of the disk, ends the rank with SIGBUS",
     )
     timeout_s: float = Field(default=600.0, gt=0, description="how long a step may be waited for")
 
@@ -226,6 +239,12 @@ class TrainSettings(_Settings):
         default=2, ge=1, description="processes on this machine: one a GPU, or a share of the cores each"
     )
     threads_per_rank: int = Field(default=0, ge=0, description="CPU threads of a rank; 0 = cores ÷ ranks")
+    sequence_parallel: int = Field(
+        default=1, ge=1, description="neighbouring ranks that share each pack; divides the ranks and the model's heads"
+    )
+    attention: Literal["auto", "varlen", "sdpa", "flex"] = Field(
+        default="auto", description="kernel; auto = varlen on CUDA in bf16, else one document at a time"
+    )
     global_packs_per_step: int = Field(
         default=16, ge=1, description="packs in an optimizer step, whatever the number of ranks"
     )
@@ -243,13 +262,36 @@ class TrainSettings(_Settings):
     clip: float = Field(default=1.0, ge=0.0, description="largest norm of the gradient; 0 = no clipping")
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    activation_checkpointing: bool = False
-    preference: PreferenceSettings | None = Field(
-        default=None, description="DPO on the plan's preference pairs; needed where a plan has some"
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none", description="kept in the host's memory: Adam's states and the master weights, or all weights"
+    )
+    activation_checkpointing: Checkpointing = Field(
+        default="none", description="keep only what enters each layer and compute the rest again: on the device, or cpu"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    timeout_s: float = Field(
+        default=600.0, gt=0, description="how long ranks wait for each other, at the start and in each exchange"
+    )
+    milestone_every: int | None = Field(
+        default=None, ge=1, description="steps; the checkpoints of these steps are written and never removed"
+    )
+    save_in_background: bool = Field(
+        default=True, description="go on training while a checkpoint is written; it exists a few steps later"
+    )
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="when a checkpoint cannot be written (disk full): end the run, or try the next"
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        description="URL or folder for the checkpoints' tensors; absent = beside their records in the root",
+    )
+    guard: GuardSettings = Field(default_factory=GuardSettings)
+    restarts: int = Field(
+        default=0, ge=0, description="times the ranks are started anew after one died; a new checkpoint sets it back"
+    )
+    restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
@@ -263,6 +305,26 @@ class TrainSettings(_Settings):
         if run == TOKENIZER_RUNS:
             raise ValueError(f"checkpoints/{run}/ holds the runs of train-tokenizer; take another name")
         return run
+
+    @model_validator(mode="after")
+    def _ranks_share_packs_evenly(self) -> TrainSettings:
+        size = self.sequence_parallel
+        if self.ranks % size and size % self.ranks:  # several machines may make up a group
+            raise ValueError(f"sequence_parallel: groups of {size} ranks do not make up {self.ranks} ranks a machine")
+        is_described = self.model.preset is None and self.model.from_path is None
+        if is_described and self.model.heads % size:
+            raise ValueError(f"sequence_parallel: {size} ranks cannot share {self.model.heads} heads (model.heads)")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> TrainSettings:
+        least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.zero_stage < least:
+            what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
+            raise ValueError(
+                f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _bf16_has_master_weights(self) -> TrainSettings:

@@ -1,0 +1,138 @@
+"""Two nodes of one rank each, that meet over 127.0.0.1: whatever leaves the device comes back as it was.
+
+One launch of the launcher itself, twice, as on two machines. Run as a module, this file is a launcher or a rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.plan import write_plan
+from tokenmill.settings_train import PlanSettings
+from tokenmill.tokenize.vocabulary import byte_vocabulary
+
+ROOT = Path(__file__).parents[1]
+STEPS = 3
+SAVED_AT = 2
+# name → settings that differ, and the run whose checkpoint it goes on from
+CASES: Mapping[str, tuple[Mapping[str, Any], str | None]] = {
+    "plain": ({"zero_stage": 0}, None),
+    "optimizer-1": ({"zero_stage": 1, "offload": "optimizer"}, None),
+    "optimizer-2": ({"zero_stage": 2, "offload": "optimizer", "activation_checkpointing": "cpu"}, "optimizer-1"),
+    "optimizer-3": ({"zero_stage": 3, "offload": "optimizer"}, "optimizer-2"),
+    "parameters": ({"zero_stage": 3, "offload": "parameters", "activation_checkpointing": "cpu"}, None),
+    "brought-back": ({"zero_stage": 1, "activation_checkpointing": "device"}, "parameters"),
+    "bf16": ({"zero_stage": 2, "offload": "optimizer", "precision": "bf16"}, None),
+    "bf16-parameters": ({"zero_stage": 3, "offload": "parameters", "precision": "bf16"}, "bf16"),
+}
+
+
+@pytest.mark.slow
+def test_two_nodes_with_offload_and_checkpointing_train_as_without(tmp_path: Path) -> None:
+    vocabulary = byte_vocabulary(33)
+    store = open_store(str(tmp_path / "store"))
+    snapshot = write_token_source(store, "mixed", vocabulary, Amounts(images=30, texts=30, shards=1))
+    plan = write_plan(store, [snapshot], PlanSettings(context=128))
+    nodes = [_start_node(node, tmp_path, plan.folder.path) for node in (0, 1)]
+    told = [node.communicate()[0].decode() for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], told
+
+    rows = {case: _rows(tmp_path, case) for case in CASES}
+    for case, (changes, start) in CASES.items():
+        expected = rows["plain"] if start is None else rows["plain"][SAVED_AT:]
+        tolerance = 3e-3 if changes.get("precision") == "bf16" else 1e-5
+        assert [row["step"] for row in rows[case]] == [row["step"] for row in expected], case
+        for ours, theirs in zip(rows[case], expected, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance), case
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=3 * tolerance), case
+    assert {path.name for path in (tmp_path / "store/checkpoints/launch/logs").iterdir()} == {
+        "log-00.txt",
+        "log-01.txt",
+    }
+
+
+def _rows(folder: Path, run: str) -> list[dict[str, Any]]:
+    from tokenmill.train.rows import read_rows
+
+    return list(read_rows(folder / "store" / "checkpoints" / run / "metrics.jsonl"))
+
+
+def _start_node(node: int, folder: Path, plan: str) -> subprocess.Popen[bytes]:
+    """Start a launcher as a scheduler would on the machine with this number."""
+    port = folder / "port"
+    if not port.exists():
+        port.write_text(str(_free_port()))
+    environment = os.environ | {
+        "NNODES": "2", "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port.read_text(),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.test_train_nodes", "launch", str(folder), plan]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        found: int = one.getsockname()[1]
+        return found
+
+
+def _launch(folder: Path, plan: str) -> None:
+    from tokenmill.train.checkpoints import RunFolder
+    from tokenmill.train.ranks import RankGroup, run_ranks
+
+    store = open_store(str(folder / "store"))
+    group = RankGroup(module="tests.test_train_nodes", job=json.dumps([str(folder), plan]), ranks=1, threads_per_rank=1,
+                      folder=RunFolder(store, "launch"), device="cpu")  # fmt: skip
+    assert run_ranks(group)["step"] == STEPS
+
+
+def _rank(text: str, _rows: Path) -> Any:
+    folder, plan = json.loads(text)
+    for case in CASES:
+        result = _train(Path(folder), plan, case)
+        print(asdict(result), flush=True)
+    return result
+
+
+def _train(folder: Path, plan: str, case: str) -> Any:
+    """Train from the start, or from the checkpoint that another case left."""
+    from torch import distributed
+
+    from tokenmill.settings_train import TrainSettings
+    from tokenmill.train.job import TrainJob
+    from tokenmill.train.loop import train
+
+    changes, start = CASES[case]
+    settings = TrainSettings.model_validate({
+        "run": case, "device": "cpu", "steps": STEPS, "keep": 9, "timeout_s": 60.0, "checkpoint_every": SAVED_AT,
+        "global_packs_per_step": 3, "schedule": "constant", "tensorboard": False,
+        "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}, **changes,
+    })  # fmt: skip
+    runs, name = folder / "store" / "checkpoints", f"step-{SAVED_AT:08d}"
+    if start is not None and os.environ["RANK"] == "0":
+        shutil.copytree(runs / start / name, runs / case / name)
+    if distributed.is_initialized():
+        distributed.barrier()
+    return train(TrainJob(root=str(folder / "store"), plan=plan, settings=settings))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "launch":
+        _launch(Path(sys.argv[2]), sys.argv[3])
+    else:
+        from tokenmill.train.rank_process import rank_main
+
+        sys.exit(rank_main(sys.argv[1:], _rank))

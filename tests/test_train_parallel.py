@@ -1,0 +1,204 @@
+"""One run, however it is shared: by ranks, by ranks that share each pack, by accumulation, under every ZeRO stage.
+
+Run as a script, this file is the parent of all ranks: it loads torch and DeepSpeed once and forks them, for one, two
+and four ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tokenmill.demo.tokens import Amounts, write_token_source
+from tokenmill.manifests.storage import open_store
+from tokenmill.pipelines.plan import write_plan
+from tokenmill.settings_train import PlanSettings
+from tokenmill.tokenize.vocabulary import byte_vocabulary
+
+pytestmark = pytest.mark.slow
+
+VOCABULARY = byte_vocabulary(33)
+CONTEXT = 127  # neither 2 nor 4 ranks divide it
+SETTINGS: Mapping[str, Any] = {
+    "device": "cpu", "global_packs_per_step": 4, "micro_packs": 4, "schedule": "constant", "warmup_steps": 5,
+    "tensorboard": False, "log_samples": True, "checkpoint_every": 1000,
+    "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48},
+}  # fmt: skip
+SHORT, LONG = 10, 50
+FIGURES = ("loss", "loss_text", "loss_vision", "grad_norm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    ranks: int = 1
+    stage: int = 0
+    sequence: int = 1
+    micro_packs: int = 4
+    steps: int = SHORT
+
+    @property
+    def name(self) -> str:
+        return f"ranks{self.ranks}-zero{self.stage}-sp{self.sequence}-micro{self.micro_packs}"
+
+
+REFERENCE = Case(steps=LONG)
+CASES = [
+    REFERENCE,
+    Case(micro_packs=2, steps=LONG),
+    *(Case(stage=stage) for stage in (1, 2, 3)),
+    *(Case(ranks=2, stage=stage, steps=LONG if stage == 2 else SHORT) for stage in range(4)),
+    *(Case(ranks=2, stage=stage, sequence=2, steps=LONG if stage == 3 else SHORT) for stage in range(4)),
+    Case(ranks=2, stage=1, sequence=2, micro_packs=1),
+    Case(ranks=4, stage=1, sequence=2, micro_packs=1),
+    Case(ranks=4, stage=3, sequence=4),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    store = open_store(str(folder / "store"))
+    snapshot = write_token_source(store, "mixed", VOCABULARY, Amounts(images=30, texts=30, shards=1))
+    plan = write_plan(store, [snapshot], PlanSettings(context=CONTEXT))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, __file__, str(folder), plan.folder.path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES[1:], ids=lambda case: case.name)
+def test_run_shared_otherwise_has_the_losses_gradients_and_samples_of_one_rank(trained: Path, case: Case) -> None:
+    expected, found = rows_of(trained, REFERENCE)[: case.steps], rows_of(trained, case)
+
+    assert len(found) == case.steps
+    for ours, theirs in zip(found, expected, strict=True):
+        tolerance = 1e-5 if ours["step"] <= SHORT else 1e-4
+        figures = [name for name in FIGURES if theirs[name] is not None]  # a step may hold no picture
+        expect = pytest.approx({name: theirs[name] for name in figures}, rel=tolerance)
+        assert {name: ours[name] for name in figures} == expect, ours["step"]
+    samples = rows_of(trained, case, "samples")
+    assert samples == rows_of(trained, REFERENCE, "samples")[: case.steps]
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_packed_documents_have_their_own_logits_in_every_engine(trained: Path, stage: int, sequence: int) -> None:
+    packed, alone = (np.load(trained / f"{kind}-zero{stage}-sp{sequence}.npy") for kind in ("packed", "alone"))
+
+    assert packed.shape == (sum(LENGTHS), VOCABULARY.size)
+    assert np.ptp(packed) > 0.5
+    assert np.abs(packed - alone).max() <= 1e-5
+
+
+LENGTHS = (40, 1, 30, 2, 50)
+
+
+def rows_of(folder: Path, case: Case, kind: str = "metrics") -> list[dict[str, Any]]:
+    lines = (folder / "store" / "checkpoints" / case.name / f"{kind}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _be_all_ranks(folder: Path, plan: str) -> None:
+    import deepspeed  # noqa: F401
+    import torch
+    from transformers import Emu3ForCausalLM  # noqa: F401
+
+    torch.set_num_threads(1)
+    for ranks in (1, 2, 4):
+        children = [_forked(folder, plan, rank, ranks) for rank in range(ranks)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert not any(codes), f"{ranks} ranks ended with {codes}"
+
+
+def _forked(folder: Path, plan: str, rank: int, ranks: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                       "TOKENMILL_RENDEZVOUS": f"file://{folder}/rendezvous-{ranks}"}  # fmt: skip
+        _be_a_rank(folder, plan, ranks)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _be_a_rank(folder: Path, plan: str, ranks: int) -> None:
+    import traceback
+
+    from torch import distributed
+
+    from tokenmill.train.loop import train
+
+    try:
+        for case in CASES:
+            if case.ranks == ranks:
+                assert train(_job(folder, plan, case)).finished
+        if ranks == 2:
+            for stage in range(4):
+                for sequence in (1, 2):
+                    _write_logits(folder, plan, Case(ranks=2, stage=stage, sequence=sequence))
+        distributed.destroy_process_group()
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _job(folder: Path, plan: str, case: Case) -> Any:
+    from tokenmill.settings_train import TrainSettings
+    from tokenmill.train.job import TrainJob
+
+    own = {"run": case.name, "ranks": case.ranks, "zero_stage": case.stage, "sequence_parallel": case.sequence,
+           "micro_packs": case.micro_packs, "steps": case.steps}  # fmt: skip
+    return TrainJob(root=str(folder / "store"), plan=plan, settings=TrainSettings.model_validate({**SETTINGS, **own}))
+
+
+def _write_logits(folder: Path, plan: str, case: Case) -> None:
+    """Compute the logits of packed documents, and of each document alone, through one engine."""
+    import torch
+
+    from tokenmill.train.training_run import start
+
+    run = start(_job(folder, plan, case))
+    run.engine.eval()
+    packed = _logits(run, LENGTHS)
+    alone = torch.cat([_logits(run, (length,), number) for number, length in enumerate(LENGTHS)])
+    if run.rank == 0:
+        for kind, logits in (("packed", packed), ("alone", alone)):
+            np.save(folder / f"{kind}-zero{case.stage}-sp{case.sequence}.npy", logits.numpy())
+
+
+def _logits(run: Any, lengths: tuple[int, ...], first: int = 0) -> Any:
+    import torch
+
+    from tokenmill.tokenize.documents import Assembled
+    from tokenmill.train.model import Batch
+    from tokenmill.train.packs import build_pack
+    from tokenmill.train.sequence_parallel import part_of
+
+    documents = []
+    for number, length in enumerate(lengths, start=first):
+        ids = np.random.default_rng(number).integers(0, VOCABULARY.size, length).astype(np.int32)
+        documents.append(Assembled(ids, np.ones(length, np.float32)))
+    pack = build_pack(documents, sum(lengths), VOCABULARY.pad)
+    with torch.no_grad():
+        mine = run.model.logits(Batch.of(part_of(pack, run.sequence, VOCABULARY.pad), run.device, run.sequence))
+    parts = [torch.empty_like(mine) for _ in range(run.sequence.size)]
+    if run.sequence.size > 1:
+        torch.distributed.all_gather(parts, mine, group=run.sequence.group)
+    return torch.cat(parts if run.sequence.size > 1 else [mine])[: sum(lengths)]
+
+
+if __name__ == "__main__":
+    _be_all_ranks(Path(sys.argv[1]), sys.argv[2])
