@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import batched
+from itertools import islice
 from typing import Any
 
 from tokenmill.errors import RecipeError, RunError, SampleError
@@ -124,7 +124,9 @@ def _written(folder: PairFolder, pairs: Iterable[TokenPair]) -> dict[str, Any]:
 
 def _publish(folder: PairFolder, pairs: Iterable[TokenPair]) -> None:
     _check_empty(folder)
-    shards = [_shard(folder, number, part) for number, part in enumerate(batched(_samples(folder, pairs), _PER_SHARD))]
+    samples, shards = _samples(folder, pairs), list[tuple[str, int]]()
+    while part := list(islice(samples, _PER_SHARD)):
+        shards.append(_shard(folder, len(shards), part))
     if not shards:
         left_out = ", ".join(f"{reason} {number:,}" for reason, number in sorted(folder.left_out.items()))
         raise RunError(f"no pair is left: {left_out or 'there was none'}")

@@ -127,7 +127,7 @@ def test_votes_of_files_that_were_not_drawn_or_without_numbers_are_refused(root,
 def test_votes_are_added_up_over_judges_and_equal_pictures_make_no_pair(root):
     assert count_votes([{"file": "a/b.png", "votes": 1}, {"file": "b.png", "votes": "2.5"}], "x") == {"b.png": 3.5}
     drawn = drawn_of(root)
-    same = drawn.with_columns(ids=pl.lit(drawn["ids"][0]))
+    same = drawn.with_columns(ids=pl.Series([drawn["ids"][0].to_list()] * len(drawn)))
     pairs, _ = voted_pairs(same, {name: number for number, name in enumerate(drawn["file"])}, V)
     from tokenmill.pipelines.pair_samples import pair_sample
 
