@@ -23,6 +23,7 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
     if not learned.metrics:
         return section("training", "Training", note("No training has been logged yet."))
     rows = learned.metrics
+    taken = [row for row in rows if "skipped" not in row]
     spent = sum(row.get("step_s", 0.0) for row in rows)
     tokens = sum(row.get("tokens", 0) for row in rows)
     facts = (
@@ -34,7 +35,8 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
             "waiting for data",
             f"{100 * sum(row.get('data_wait_s', 0.0) for row in rows) / spent:.1f} %" if spent else "–",
         ),
-        ("last loss", f"{rows[-1]['loss']:.3f}"),
+        ("last loss", f"{taken[-1]['loss']:.3f}" if taken else "–"),
+        *((("steps passed over", count(len(rows) - len(taken))),) if len(taken) < len(rows) else ()),
         ("peak memory of a rank", f"{max(row.get('memory_gib', 0.0) for row in rows):.1f} GiB"),
     )
     charts = [

@@ -15,7 +15,6 @@ from tokenmill.tokenize.documents import Assembled
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.attention import Documents, packed_attention
 from tokenmill.train.loss import LossLinear, chunked_loss, plain_loss
-from tokenmill.train.metrics import training_flops
 from tokenmill.train.model import Batch, PackedModel, build_model, named_parameters, parameter_groups
 from tokenmill.train.packs import build_pack, filler_pack
 from tokenmill.train.schedule import learning_rate
@@ -214,10 +213,6 @@ def test_learning_rate_warms_up_and_ends_at_its_share() -> None:
     assert rates[4] == 1.0
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[100] == pytest.approx(0.1)
-
-
-def test_training_flops_count_attention_inside_documents_only() -> None:
-    assert training_flops(1_000, 2, 8, tokens=10, squares=4 * 4 + 6 * 6) == 6 * 1_000 * 10 + 6 * 2 * 8 * 52
 
 
 @pytest.mark.gpu

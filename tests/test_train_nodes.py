@@ -1,6 +1,7 @@
 """Two nodes of one rank each, that meet over 127.0.0.1: whatever leaves the device comes back as it was.
 
-One launch of the launcher itself, twice, as on two machines. Run as a module, this file is a launcher or a rank.
+One launch of the launcher itself, on both, through `--hostfile`'s way with this machine behind a stand-in for ssh. Run
+as a module, this file is a launcher or a rank.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stand_in_ssh import free_port, stand_in_for_ssh
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
+from tokenmill.train.hostfile import Hosts
+from tokenmill.train.hosts import run_on_hosts
 
 ROOT = Path(__file__).parents[1]
 STEPS = 3
@@ -35,20 +37,25 @@ CASES: Mapping[str, tuple[Mapping[str, Any], str | None]] = {
     "optimizer-3": ({"zero_stage": 3, "offload": "optimizer"}, "optimizer-2"),
     "parameters": ({"zero_stage": 3, "offload": "parameters", "activation_checkpointing": "cpu"}, None),
     "brought-back": ({"zero_stage": 1, "activation_checkpointing": "device"}, "parameters"),
+    "compiled": ({"zero_stage": 2, "compile": True, "activation_checkpointing": "cpu"}, "parameters"),
     "bf16": ({"zero_stage": 2, "offload": "optimizer", "precision": "bf16"}, None),
     "bf16-parameters": ({"zero_stage": 3, "offload": "parameters", "precision": "bf16"}, "bf16"),
 }
 
 
 @pytest.mark.slow
-def test_two_nodes_with_offload_and_checkpointing_train_as_without(tmp_path: Path) -> None:
+def test_two_nodes_with_offload_and_checkpointing_train_as_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vocabulary = byte_vocabulary(33)
     store = open_store(str(tmp_path / "store"))
     snapshot = write_token_source(store, "mixed", vocabulary, Amounts(images=30, texts=30, shards=1))
     plan = write_plan(store, [snapshot], PlanSettings(context=128))
-    nodes = [_start_node(node, tmp_path, plan.folder.path) for node in (0, 1)]
-    told = [node.communicate()[0].decode() for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], told
+    stand_in_for_ssh(tmp_path / "bin", monkeypatch)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    command = [sys.executable, "-m", "tests.test_train_nodes", "launch", str(tmp_path), plan.folder.path]
+    run_on_hosts(Hosts(("127.0.0.1", "localhost"), None), command)
 
     rows = {case: _rows(tmp_path, case) for case in CASES}
     for case, (changes, start) in CASES.items():
@@ -68,25 +75,6 @@ def _rows(folder: Path, run: str) -> list[dict[str, Any]]:
     from tokenmill.train.rows import read_rows
 
     return list(read_rows(folder / "store" / "checkpoints" / run / "metrics.jsonl"))
-
-
-def _start_node(node: int, folder: Path, plan: str) -> subprocess.Popen[bytes]:
-    """Start a launcher as a scheduler would on the machine with this number."""
-    port = folder / "port"
-    if not port.exists():
-        port.write_text(str(_free_port()))
-    environment = os.environ | {
-        "NNODES": "2", "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port.read_text(),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.test_train_nodes", "launch", str(folder), plan]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        found: int = one.getsockname()[1]
-        return found
 
 
 def _launch(folder: Path, plan: str) -> None:

@@ -14,7 +14,7 @@ from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.loader import ReadSample, Step
-from tokenmill.train.rows import RowFile, read_rows
+from tokenmill.train.rows import RowFile, RowTail, read_rows
 from tokenmill.train.run_log import RunLog
 
 
@@ -49,6 +49,19 @@ def test_rows_cut_back_to_a_step_drop_later_ones_and_a_torn_line(tmp_path: Path)
     file.close()
 
     assert list(read_rows(path)) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+def test_row_tail_gives_each_whole_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    tail = RowTail(path)
+    assert tail.new() == []
+
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.new() == [{"step": 1}, {"step": 2}]
+    with path.open("a") as file:
+        file.write('ep": 3}\n')
+    assert tail.new() == [{"step": 3}]
+    assert tail.new() == []
 
 
 def test_run_log_on_a_remote_store_is_published_and_continued(alone: None) -> None:

@@ -1,16 +1,20 @@
 """DeepSpeed, set up so that it runs anywhere: ZeRO 0–3, on CPU without a compiler, one process to many nodes.
 
-Two of its habits are worked around here. On CPU it builds a shared-memory extension at first use (250 s, needs ninja);
-the table of what it may build is emptied before, and gloo does the reductions. And bf16 casts every buffer, rotary
-frequencies too, after which positions beyond a few hundred blur; those are put back in fp32.
+Three of its habits are worked around here. On CPU it builds a shared-memory extension at first use (250 s, needs
+ninja); the table of what it may build is emptied before, and gloo does the reductions. bf16 casts every buffer, rotary
+frequencies too, after which positions beyond a few hundred blur; those are put back in fp32. And every rank would load
+torch's compiler (2.7 s of CPU without cached bytecode) for a function of an optimizer that is not used.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -47,6 +51,8 @@ def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) 
     """Wrap the model in a DeepSpeed engine; its weights are those of rank 0 from here on."""
     import deepspeed
 
+    if "muon" not in str(settings.deepspeed).lower():
+        _import_muon()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -131,6 +137,17 @@ def _offload(settings: TrainSettings) -> dict[str, Any]:
     place = {"device": "cpu", "pin_memory": _wanted_device(settings) == "cuda"}
     parts = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[settings.offload]
     return {f"offload_{part}": place for part in parts}
+
+
+def _import_muon() -> None:
+    """Import Muon, as DeepSpeed's `initialize` does for any optimizer, without what its `@torch.compile` drags in."""
+    name = "deepspeed.runtime.zero.muon.original_muon"
+    if name not in sys.modules and find_spec(name):
+        compiler, torch.compile = torch.compile, lambda function: function  # type: ignore[assignment]
+        try:
+            import_module(name)
+        finally:
+            torch.compile = compiler
 
 
 def _device(settings: TrainSettings) -> torch.device:

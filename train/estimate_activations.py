@@ -2,14 +2,14 @@
 
 The model's own code runs over tensors that have shapes and no memory (torch's meta device), under the hooks through
 which autograd saves; so whatever Llama-like model a recipe names is counted as it is written. Two things cannot run
-there and are stood in for: attention saves what the kernels save (queries, keys, values, what comes out and a
-normaliser for each head and id), and dropout on CUDA saves a mask of one byte. One layer and two are enough, the
-others are alike.
+there and are stood in for: attention saves what the kernels save (queries, keys, values, what comes out, a normaliser
+for each head and id), and dropout on CUDA saves a mask of bytes. One layer and two are enough, the others are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from tokenmill.settings_train import Checkpointing
 from tokenmill.train.attention import Documents
-from tokenmill.train.model import Batch, PackedModel
+from tokenmill.train.model import Batch, weightless
 
 _NAME = "tokenmill_counted"
 
@@ -41,13 +42,18 @@ class ActivationBytes:
     layer_input: int
     layers: int
 
-    def kept(self, *, checkpointing: bool) -> int:
-        """Give what lies there when the forward pass is over."""
-        return self.outside + self.layers * (self.layer_input if checkpointing else self.layer)
+    def kept(self, checkpointing: Checkpointing) -> int:
+        """Give what lies on the device after the forward pass; of inputs in the host's memory two, on their way."""
+        each = {"none": self.layer, "device": self.layer_input, "cpu": self.layer_input}[checkpointing]
+        return self.outside + each * (min(2, self.layers) if checkpointing == "cpu" else self.layers)
 
-    def recomputed(self, *, checkpointing: bool) -> int:
+    def on_host(self, checkpointing: Checkpointing) -> int:
+        """Give what lies in the host's memory then."""
+        return self.layers * self.layer_input if checkpointing == "cpu" else 0
+
+    def recomputed(self, checkpointing: Checkpointing) -> int:
         """Give what backward computes again, a layer at a time."""
-        return self.layer if checkpointing else 0
+        return 0 if checkpointing == "none" else self.layer
 
 
 class SavedTensors:
@@ -73,13 +79,15 @@ class SavedTensors:
         return tensor
 
 
-def activation_bytes(model: Callable[[Any], PackedModel], config: Any, tokens: int, *, cuda: bool) -> ActivationBytes:
-    """Count a model of transformers' configuration over one sequence of `tokens` ids.
+def activation_bytes(
+    config: Any, dropout: float, dtype: torch.dtype, tokens: int, *, cuda: bool, shared_by: int = 1
+) -> ActivationBytes:
+    """Count a model of transformers' configuration over `tokens` ids, on a GPU or a CPU.
 
-    `model` builds one of any configuration; it is called with the meta device as default.
+    `shared_by` is the number of ranks that share a sequence, of which `tokens` are this one's.
     """
-    one, two = (_saved(model, _shortened(config, layers), tokens, cuda=cuda) for layers in (1, 2))
-    dtype: torch.dtype = config.dtype
+    attention = _Attention(copies_out=not cuda or shared_by > 1, least_heads=shared_by)
+    one, two = (_saved(_shortened(config, layers), dropout, dtype, tokens, attention, cuda=cuda) for layers in (1, 2))
     return ActivationBytes(
         outside=one - (two - one),
         layer=two - one,
@@ -88,15 +96,14 @@ def activation_bytes(model: Callable[[Any], PackedModel], config: Any, tokens: i
     )
 
 
-def _saved(build: Callable[[Any], PackedModel], config: Any, tokens: int, *, cuda: bool) -> int:
+def _saved(config: Any, dropout: float, dtype: torch.dtype, tokens: int, attention: _Attention, *, cuda: bool) -> int:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention_on_cuda if cuda else _attention_on_cpu)
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
     config._attn_implementation = _NAME
-    with torch.device("meta"):
-        model = build(config).to(config.dtype).train()
-        ids = torch.empty(tokens, dtype=torch.int64)
-        batch = Batch(ids, ids, torch.empty(tokens), ids, Documents.at((0, tokens), "meta"))
+    model = weightless(config, dropout).to(dtype).train()
+    ids = torch.empty(tokens, dtype=torch.int64, device="meta")
+    batch = Batch(ids, ids, torch.empty(tokens, device="meta"), ids, Documents.at((0, tokens), "meta"))
     saved = SavedTensors(model)
     with saved.counting(), _DropoutOf(cuda=cuda):
         hidden = model.hidden(batch)
@@ -112,7 +119,7 @@ def _shortened(config: Any, layers: int) -> Any:
     return short
 
 
-class _Attention(torch.autograd.Function):
+class _Saves(torch.autograd.Function):
     """Saves what a flash kernel saves; gives (B, L, H, K) without computing anything."""
 
     @staticmethod
@@ -127,12 +134,23 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError("only counted")
 
 
-def _attention_on_cuda(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return _Attention.apply(query, key, value), None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attention:
+    """Stands in for the attention of transformers' layers.
 
+    What comes out is saved again where documents are joined (on a CPU) or ranks exchange their heads for ids; ranks
+    that share a sequence need a head of keys and values each.
+    """
 
-def _attention_on_cpu(_module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return _Attention.apply(query, key, value).clone(), None  # what documents give is joined
+    copies_out: bool
+    least_heads: int
+
+    def __call__(self, _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        times = math.lcm(key.shape[1], self.least_heads) // key.shape[1]  # as `with_all_ids` does
+        if times > 1:
+            key, value = (tensor.repeat_interleave(times, 1) for tensor in (key, value))
+        out = _Saves.apply(query, key, value)
+        return out.clone() if self.copies_out else out, None
 
 
 class _DropoutOf(TorchFunctionMode):

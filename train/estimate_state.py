@@ -126,8 +126,8 @@ def _partitioned_optimizer(
         gradients = GradientBytes(for_step=largest, between_micro_steps=largest * accumulates)
         return StateBytes(weights=weights, optimizer=0, gradients=gradients, bucket=bucket, host=states + own * 4)
     if zero["stage"] == 1 and summed != width:  # DeepSpeed's BF16_Optimizer: all sums, in fp32, for ever
-        lasting = sum(flat) * summed
-        gradients = GradientBytes(for_step=lasting, between_micro_steps=lasting, between_steps=lasting)
+        lasting, during = sum(flat) * summed, sum(flat) * summed + sum(shapes.all) * width
+        gradients = GradientBytes(for_step=during, between_micro_steps=during, between_steps=lasting)
         return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=0)
     touched = sum(
         _touched(group, rank * (size // ranks), (rank + 1) * (size // ranks))

@@ -66,7 +66,6 @@ class Loop:
                 self._save()  # there has to be something to go back to
             while not self._stretch():
                 self._go_back()
-            self._saver.finish(needed=True)
         self._stop_file.obeyed()
         return self._done
 
@@ -84,10 +83,11 @@ class Loop:
                 row = taken.row | {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
                 self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
                 self._done = row["step"]
-                if taken.stopping or self._done == run.total_steps or self._saver.is_due(self._done):
-                    self._save()
+                is_last = taken.stopping or self._done == run.total_steps
+                if is_last or self._saver.is_due(self._done):
+                    self._save(last=is_last)
                     self._log.publish()
-                if taken.stopping:
+                if is_last:
                     break
         return True
 
@@ -139,8 +139,8 @@ class Loop:
         self._guard_log.begin(self._run.guard, self._done)
         self._log.go_back(self._done)
 
-    def _save(self) -> None:
-        self._saver.save(self._run.engine, self._run.model, _checkpoint(self._run, self._done))
+    def _save(self, *, last: bool = False) -> None:
+        self._saver.save(self._run.engine, self._run.model, _checkpoint(self._run, self._done), last=last)
 
 
 def _left_out(run: Run, step: Step) -> Taken:

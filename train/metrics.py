@@ -47,11 +47,3 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def training_flops(num_matmul_parameters: int, layers: int, attention_width: int, tokens: int, squares: int) -> float:
-    """Count the floating-point operations of forward and backward over packed documents.
-
-    6 for each parameter and id, and for causal attention 6 · layers · width · Σ len² over documents (not packs).
-    """
-    return 6.0 * num_matmul_parameters * tokens + 6.0 * layers * attention_width * squares

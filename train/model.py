@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.settings_train import ModelSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import attention
-from tokenmill.train.activations import keep_activations
+from tokenmill.train.activations import Checkpointing, keep_activations
 from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
@@ -104,11 +104,20 @@ def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context:
 
     Raises RecipeError where `train.model.from` names no model.
     """
+    return weightless(described_config(settings, vocabulary, context)).attention_share
+
+
+def described_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
+    """Give the configuration of the model that a recipe means; raises RecipeError where it names none."""
+    return _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
+
+
+def weightless(config: Any, dropout: float = 0.0) -> PackedModel:
+    """Build a model of shapes alone, on torch's meta device."""
     from transformers import Emu3ForCausalLM
 
-    config = _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
     with torch.device("meta"):
-        return PackedModel(Emu3ForCausalLM(config), 0.0, 1).attention_share
+        return PackedModel(Emu3ForCausalLM(config), dropout, 1)
 
 
 def _described(path: str) -> Any:
@@ -123,7 +132,7 @@ def _described(path: str) -> Any:
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
-    checkpointing: Literal["none", "device", "cpu"] = "none", seed: int = 0, attention_kernel: Kernel = "auto"
+    checkpointing: Checkpointing = "none", seed: int = 0, attention_kernel: Kernel = "auto"
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 

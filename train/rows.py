@@ -22,6 +22,24 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+class RowTail:
+    """The rows that come to a file while somebody watches it; every byte is read once, however often one asks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_bytes = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the whole rows since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read_bytes)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read_bytes += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class RowFile:
     """A JSONL file that grows by a row at a time and can be cut back to a step."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +18,7 @@ from typing import Any
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.metrics import SHOWN, Board
 from tokenmill.train.rows import RowFile
+from tokenmill.train.trackers import TRACKIO_FOLDER, TrackerThread
 
 _METRICS = "metrics.jsonl"
 
@@ -27,6 +29,7 @@ class RunFiles:
     Args:
         names: files of rows beside the metrics; progress: gets this launch's metrics alone.
         shown: which figures TensorBoard gets.
+        open_trackers: starts others that get the metrics, given a local folder for what they keep.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class RunFiles:
         *,
         tensorboard: bool,
         shown: Sequence[str] = SHOWN,
+        open_trackers: Callable[[Path], Sequence[TrackerThread]] = lambda _: (),
     ) -> None:
         self._folder, self._first, self._started = folder, done, time.monotonic()
         local = folder.store.local_path(folder.at("").rstrip("/"))
@@ -47,6 +51,7 @@ class RunFiles:
         self._progress = RowFile(progress, 0) if progress else None
         self._open_board = partial(Board, self._here / "tensorboard", enabled=tensorboard, shown=shown)
         self._board = self._open_board(done)
+        self._trackers = open_trackers(self._here)
 
     def add_metrics(self, row: Mapping[str, Any], total_steps: int) -> None:
         """Write a step's row, with the seconds that are left at this launch's pace."""
@@ -55,6 +60,8 @@ class RunFiles:
         for file in (self._rows[_METRICS], self._progress, self._board):
             if file is not None:
                 file.add(row)
+        for tracker in self._trackers:
+            tracker.add(row)
 
     def add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows into the file of that name."""
@@ -75,10 +82,11 @@ class RunFiles:
         if self._scratch is not None:
             self._board.flush()
             for path in sorted(path for path in self._scratch.rglob("*") if path.is_file()):
-                self._folder.store.put(self._folder.at(str(path.relative_to(self._scratch))), path.read_bytes())
+                with suppress(FileNotFoundError):  # trackers move files of theirs meanwhile
+                    self._folder.store.put(self._folder.at(str(path.relative_to(self._scratch))), path.read_bytes())
 
     def close(self) -> None:
-        for file in (*self._rows.values(), self._progress, self._board):
+        for file in (*self._rows.values(), self._progress, self._board, *self._trackers):
             if file is not None:
                 file.close()
         self.publish()
@@ -87,9 +95,11 @@ class RunFiles:
 
 
 def _fetched(folder: RunFolder, names: Sequence[str]) -> Path:
-    """Give a scratch folder with the rows that are there already."""
+    """Give a scratch folder with the rows that are there already, and trackio's database."""
     scratch = Path(mkdtemp(prefix="tokenmill-run-"))
-    for name in names:
-        if folder.store.exists(folder.at(name)):
-            (scratch / name).write_bytes(folder.store.read_bytes(folder.at(name)))
+    there = [name for name in names if folder.store.exists(folder.at(name))]
+    there += [entry.path.removeprefix(folder.at("")) for entry in folder.store.files(folder.at(TRACKIO_FOLDER))]
+    for name in there:
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).write_bytes(folder.store.read_bytes(folder.at(name)))
     return scratch

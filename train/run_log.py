@@ -12,10 +12,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from tokenmill.manifests.identity import digest_of
 from tokenmill.settings_train import TrainSettings
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.loader import Step
 from tokenmill.train.run_files import RunFiles
+from tokenmill.train.trackers import open_trackers
 from tokenmill.train.world import world
 
 _FAULTS, _SAMPLES = "unreadable.jsonl", "samples.jsonl"
@@ -30,7 +32,9 @@ class RunLog:
         names = (_FAULTS, _SAMPLES) if settings.log_samples else (_FAULTS,)
         self._files: RunFiles | None = None
         if world()[0] == 0:
-            self._files = RunFiles(folder, done, progress, names, tensorboard=settings.tensorboard)
+            run_id = digest_of([folder.store.url, folder.run])[:16]
+            self._files = RunFiles(folder, done, progress, names, tensorboard=settings.tensorboard,
+                                   open_trackers=lambda here: open_trackers(settings, here, run_id))  # fmt: skip
 
     def add(self, step: Step, row: Mapping[str, Any], total_steps: int) -> None:
         """Write a step's metrics and what was read in it."""

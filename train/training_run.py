@@ -14,7 +14,10 @@ from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
 from tokenmill.train.checkpoints import RunFolder, run_folder
+from tokenmill.train.compiling import check_compiler, compile_layers
+from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
@@ -31,7 +34,8 @@ class Run:
     """Everything the steps of a run share.
 
     `first_step` is the one at which the plan takes over from the one before: the loader's steps count from there. The
-    ranks of a `sequence` read the same packs, and each computes a part of them.
+    ranks of a `sequence` read the same packs, and each computes a part of them. `peak_flops`
+    is what one device can do in a second, where that is known.
     """
 
     settings: TrainSettings
@@ -45,6 +49,8 @@ class Run:
     sequence: SequenceGroup
     total_steps: int
     guard: Guard
+    flops: ModelFlops
+    peak_flops: float | None
     first_step: int = 0
     preference: Preference | None = None
 
@@ -59,6 +65,8 @@ def start(job: TrainJob) -> Run:
     """Open the plan, build loader, model and engine."""
     settings = job.settings
     device = start_distributed(settings)
+    if settings.compile:
+        check_compiler(device.type)
     rank, ranks = world()
     check_kernel(settings.attention, device, settings.precision)
     check_ranks(settings.sequence_parallel, ranks)
@@ -75,6 +83,9 @@ def start(job: TrainJob) -> Run:
         seed=settings.seed,
         attention_kernel=settings.attention,
     )
+    flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
+    if settings.compile:
+        compile_layers(model.causal)
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
     sequence = sequence_group(settings.sequence_parallel)
     loader = PlanLoader(
@@ -99,5 +110,7 @@ def start(job: TrainJob) -> Run:
         sequence=sequence,
         total_steps=total_steps(settings, plan.num_packs, first_step(plan.description)),
         guard=Guard(settings.guard),
+        flops=flops,
+        peak_flops=settings.peak_tflops * 1e12 if settings.peak_tflops else peak_flops_here(settings.precision),
         first_step=first_step(plan.description),
     )

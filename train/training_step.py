@@ -19,7 +19,7 @@ import torch.distributed as dist
 from tokenmill.manifests.identity import digest_of
 from tokenmill.train.engine import discarding, gradient_norm, has_discarded, set_learning_rate
 from tokenmill.train.guard import Verdict
-from tokenmill.train.metrics import peak_memory_gib, training_flops
+from tokenmill.train.metrics import peak_memory_gib
 from tokenmill.train.model import Batch
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.schedule import learning_rate
@@ -94,11 +94,8 @@ def _finish(run: Run, loss: float) -> tuple[float | None, Verdict | None]:
 def speed_of(run: Run, step: Step, seconds: float) -> dict[str, Any]:
     """Tell tokens a second, memory and the share of the devices' peak that a step has used."""
     speed = {"tokens_per_s": step.num_tokens / seconds, "memory_gib": peak_memory_gib()}
-    if run.settings.peak_tflops:
-        config = run.model.causal.config
-        flops = training_flops(run.model.num_matmul_parameters, config.num_hidden_layers, config.hidden_size,
-                               step.num_tokens, step.squares)  # fmt: skip
-        speed["mfu"] = flops / seconds / (run.ranks * run.settings.peak_tflops * 1e12)
+    if run.peak_flops is not None:
+        speed["mfu"] = run.flops.training(step.num_tokens, step.squares) / seconds / (run.ranks * run.peak_flops)
     return speed
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_pairs, commands_tokenizer
+from tokenmill import commands_pairs, commands_tokenizer, training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -111,7 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, stages["plan"], stages["train"]):
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    text = "train on all machines that this file names, over ssh; a line each, HOST [slots=ranks]"
+    stages["train"].add_argument("--hostfile", metavar="FILE", help=text)
     _simulate_arguments(stages["plan"])
+    training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)

@@ -52,7 +52,16 @@ def stage(options: argparse.Namespace) -> int:
 
         if asked_for(options):
             return _simulate(options)
+    if options.command == "train":
+        from tokenmill import training_estimate
+
+        if training_estimate.asked_for(options):
+            return _estimate_training(options)
     recipe = load_recipe(options.recipe, options.overrides)
+    if getattr(options, "hostfile", None) is not None:
+        from tokenmill.stage_training import train_on_hosts
+
+        return train_on_hosts(options)
     chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
     names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
     rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
@@ -67,6 +76,19 @@ def _simulate(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
     found = simulated(recipe, _chain(recipe, options, set()).plan, options.ranks, options.workers, options.steps)
     print(json.dumps(found, indent=1) if options.json else render_simulation(found))
+    return 0
+
+
+def _estimate_training(options: argparse.Namespace) -> int:
+    """Tell what the recipe's training would need and take."""
+    from tokenmill.training_estimate import estimated, render_estimate
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    try:
+        found = estimated(recipe, lambda: _chain(recipe, options, set()).plan, options)
+    except RecipeError as error:
+        raise RecipeError(f"{options.recipe}: {error}") from error
+    print(json.dumps(found, indent=1) if options.json else render_estimate(found))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.checkpoint_inspection import describe_training, render_training
 from tokenmill.errors import RecipeError, TokenmillError
 from tokenmill.manifests.inspect import inspect, render
 from tokenmill.manifests.inspect_sample import Decoders
@@ -33,6 +34,9 @@ def inspect_path(
     With `key` the sample of an archive, whose picture is written into `picture_to` (default: the current folder).
     Raises ManifestError when nothing is there, it is damaged, or it holds no such key.
     """
+    if key is None and (training := describe_training(path, storage or {})) is not None:
+        training |= {"path": path}
+        return training, render_training(training)
     store, name = place_of(path, storage or {})
     if key is not None and picture_to is None:
         picture_to = Path()

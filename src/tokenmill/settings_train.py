@@ -25,6 +25,7 @@ from tokenmill.settings_mix import (
     TemplateShares,
     check_shares,
 )
+from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
 """Below `checkpoints/`: where the runs of `train-tokenizer` lie, each in a folder of its own."""
@@ -263,10 +264,13 @@ class TrainSettings(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "parameters"] = Field(
-        default="none", description="kept in the host's memory: Adam's states and the master weights, or all weights"
+        default="none", description="to the host's memory: Adam with its states and master weights, or the weights too"
     )
     activation_checkpointing: Checkpointing = Field(
-        default="none", description="keep only what enters each layer and compute the rest again: on the device, or cpu"
+        default="none", description="keep only what enters each layer, on the device or in the host's memory (cpu)"
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
@@ -293,9 +297,13 @@ class TrainSettings(_Settings):
     )
     restart_wait_s: float = Field(default=5.0, gt=0, description="before the first; doubled each time, up to a minute")
     tensorboard: bool = True
+    wandb: WandbSettings | None = Field(default=None, description="send the metrics to Weights & Biases too")
+    trackio: TrackioSettings | None = Field(default=None, description="send the metrics to trackio too")
     log_samples: bool = Field(default=False, description="also write which samples each step read (samples.jsonl)")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="of one device, to log the share of it that is used (MFU)"
+        default=None,
+        gt=0,
+        description="of one device, to log the share of it that is used (MFU); absent: by the GPU's name",
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
 
@@ -317,13 +325,12 @@ class TrainSettings(_Settings):
         return self
 
     @model_validator(mode="after")
-    def _offload_has_a_stage(self) -> TrainSettings:
+    def _stage_is_fit_for_the_rest(self) -> TrainSettings:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
-            raise ValueError(
-                f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}"
-            )
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile with zero_stage 3 compiles the hooks that gather weights, not the layers: take 2")
         return self
 
     @model_validator(mode="after")

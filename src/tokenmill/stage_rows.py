@@ -72,7 +72,9 @@ def describe_row(row: Mapping[str, Any]) -> str:
         "stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "plans", "sources", "asked",
         "continues",
     )  # fmt: skip
-    told = {key: value for key, value in row.items() if key not in hidden}
+    told = {
+        key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items() if key not in hidden
+    }
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
     lines = [_asked(totals) for totals in row.get("asked", {}).values()]
     for phase, one in row.get("plans", {"": row} if "sources" in row else {}).items():

@@ -5,33 +5,59 @@ They meet in files on disk; beside `commands`, only this file knows both.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Mapping
-from typing import Any
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tokenmill.errors import RunError
+from tokenmill.errors import StoppedError
 from tokenmill.recipe import Recipe
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from tokenmill.train.progress import StepSums
 
 
 def train_model(recipe: Recipe, chain: Any) -> dict[str, Any]:
     """Train on the plan the recipe describes, which has to be there."""
+    from tokenmill.manifests.plan_border import first_step
     from tokenmill.train.job import TrainJob
     from tokenmill.train.launch import launch
+    from tokenmill.train.progress import TrainingProgress, tell_steps
+    from tokenmill.train.schedule import total_steps
 
-    plan = chain.plan.folder.path
-    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan, settings=recipe.train)
-    result = launch(job, on_row=_TrainingLog())
+    plan = chain.plan
+    total = total_steps(recipe.train, plan.num_packs, first_step(plan.description))
+    job = TrainJob(root=recipe.root, options=recipe.storage, plan=plan.folder.path, settings=recipe.train)
+    with closing(TrainingProgress("train", total, tell_steps, quiet=chain.options.quiet)) as progress:
+        result = launch(job, on_row=progress)
     if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
-    return {"step": result.step, "total_steps": result.total_steps, "export": result.export}
+        raise StoppedError(f"stopped at step {result.step} of {result.total_steps}, and saved; run it again to resume")
+    return {
+        "step": result.step,
+        "total_steps": result.total_steps,
+        "export": result.export,
+        **progress.launch.to_json(),
+    }
+
+
+def train_on_hosts(options: argparse.Namespace) -> int:
+    """Give the command that was asked for to every machine of a hostfile."""
+    from tokenmill.train.hostfile import read_hostfile
+    from tokenmill.train.hosts import run_on_hosts
+
+    hosts = read_hostfile(options.hostfile)
+    ranks = [f"train.ranks={hosts.ranks}"] if hosts.ranks else []
+    flags = [flag for flag, is_set in (("--json", options.json), ("--debug", options.debug)) if is_set]
+    command = [sys.executable, "-m", "tokenmill.cli", "train", str(Path(options.recipe).absolute())]
+    run_on_hosts(hosts, [*command, *flags, *options.overrides, *ranks])
+    return 0
 
 
 def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
     """Write the list of what was kept, and train on it."""
     from tokenmill.pipelines.sample_list import places_of, sources_of_training, write_sample_list
+    from tokenmill.train.progress import TrainingProgress
     from tokenmill.train.vision_job import StorePlace, TokenizerJob
     from tokenmill.train.vision_launch import figures, is_begun, launch_tokenizer, run_folder
 
@@ -43,25 +69,15 @@ def train_vision_tokenizer(recipe: Recipe, chain: Any) -> dict[str, Any]:
     job = TokenizerJob(root=root, places=given, settings=settings)
     folder = run_folder(job)
     listed = write_sample_list(chain, settings, folder.at("").rstrip("/"), is_begun=is_begun(folder))
-    shown = ("loss", "psnr_db", "usage", "images_per_s", "eta_s")
-    result = launch_tokenizer(job, on_row=_TrainingLog("train-tokenizer", shown))
+    with closing(TrainingProgress("train-tokenizer", None, _vision_figures, quiet=chain.options.quiet)) as progress:
+        result = launch_tokenizer(job, on_row=progress)
     if result.stopped:
-        raise RunError(f"training stopped at step {result.step} of {result.total_steps}; run it again to resume")
+        raise StoppedError(f"stopped at step {result.step} of {result.total_steps}, and saved; run it again to resume")
     measured = figures(folder).get("measured", {})
     samples = {"samples": sum(listed.samples.values()), "held_out": sum(listed.held_out.values())}
     return {**samples, "step": result.step, "total_steps": result.total_steps, **measured, "export": result.export}
 
 
-class _TrainingLog:
-    """Tells how training goes, every thirty seconds."""
-
-    def __init__(self, title: str = "train", shown: tuple[str, ...] = ("loss", "tokens_per_s", "eta_s")) -> None:
-        self._told = time.monotonic()
-        self._title, self._shown = title, shown
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._told < 30:
-            return
-        self._told = time.monotonic()
-        figures = "  ".join(f"{key} {row[key]:.4g}" for key in self._shown if isinstance(row.get(key), float))
-        log.info("%s: step %s  %s", self._title, row.get("step"), figures)
+def _vision_figures(steps: StepSums) -> str:
+    shown = ("loss", "psnr_db", "usage", "images_per_s", "eta_s")
+    return "  ".join(f"{key} {steps.last[key]:.4g}" for key in shown if isinstance(steps.last.get(key), float))
