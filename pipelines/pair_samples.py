@@ -5,6 +5,7 @@ What is stored are the ids and codes that were judged; only a prompt may be give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
 from tokenmill.tokenize.preference import check_pair
-from tokenmill.tokenize.segments import ANSWERS, Answer, Segment, TextSegment, VisionSegment
+from tokenmill.tokenize.segments import ANSWERS, Answer, Role, Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 Ids = NDArray[np.uint32]
@@ -55,7 +56,7 @@ def pair_sample(pair: TokenPair) -> PairSample:
     """Lay a pair's arrays out; raises SampleError for answers that teach nothing (`check_pair`)."""
     texts, codes = [pair.prompt], [_NO_IDS]
     is_chat = pair.chosen.text_ids is not None or pair.rejected.text_ids is not None
-    role = "user" if is_chat else "caption"
+    role: Role = "user" if is_chat else "caption"
     segments: list[Segment] = [TextSegment(0, len(pair.prompt), role, learn=False)] if len(pair.prompt) else []
     for answer, tokens in zip(ANSWERS, (pair.chosen, pair.rejected), strict=True):
         if tokens.codes_thw is not None:
@@ -97,15 +98,20 @@ def _answer(value: Any, name: Answer, vocabulary: Vocabulary) -> AnswerTokens:
         raise SampleError("bad_pair", f"{name} is neither {{codes, grid}} nor {{ids}}")
     if value.get("ids") is not None:
         return AnswerTokens(text_ids=_numbers(value["ids"], f"{name}.ids", vocabulary.text.size))
-    codes, grid = _numbers(value["codes"], f"{name}.codes", vocabulary.codebook_size), value.get("grid")
-    good = isinstance(grid, Sequence) and len(grid) in (2, 3) and all(type(side) is int and side > 0 for side in grid)
-    if not good or np.prod(grid) != len(codes):
-        raise SampleError("bad_pair", f"{name}: {len(codes)} codes are no grid of {grid!r}")
-    shape = (1, *grid) if len(grid) == 2 else tuple(grid)
+    codes = _numbers(value["codes"], f"{name}.codes", vocabulary.codebook_size)
+    shape = _shape(value.get("grid"), len(codes), name)
     fps, seconds = value.get("fps"), value.get("seconds")
     if (fps is None) != (seconds is None) or (shape[0] > 1 and fps is None):
         raise SampleError("bad_pair", f"{name}: a clip needs fps and seconds")
     return AnswerTokens(codes_thw=codes.reshape(shape), fps=fps, seconds=seconds)
+
+
+def _shape(grid: Any, num_codes: int, name: Answer) -> tuple[int, int, int]:
+    is_grid = isinstance(grid, Sequence) and len(grid) in (2, 3)
+    if not is_grid or not all(type(side) is int and side > 0 for side in grid) or math.prod(grid) != num_codes:
+        raise SampleError("bad_pair", f"{name}: {num_codes} codes are no grid of {grid!r}")
+    t, h, w = (1, *grid) if len(grid) == 2 else grid
+    return t, h, w
 
 
 def _numbers(value: Any, where: str, limit: int) -> Ids:

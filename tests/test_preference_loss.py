@@ -24,6 +24,7 @@ from tokenmill.train.loader import PlanLoader
 from tokenmill.train.model import Batch, PackedModel, build_model
 from tokenmill.train.pair_places import pair_places, step_shares
 from tokenmill.train.preference import Preference, StepPreference, check_preference
+from tokenmill.train.preference_loss import PairMeasures
 from tokenmill.train.reference import ReferenceFolder
 from tokenmill.train.reference_pass import reference_rows, steps_of
 
@@ -82,14 +83,14 @@ def gradients(trained: PackedModel) -> dict[str, Tensor]:
 
 def taken(trained: PackedModel, paired: StepPreference) -> tuple[float, Tensor]:
     """What a step of the trainer does: loss of the surrogate backward, measures of the pairs."""
-    sums, loss = torch.zeros(6, dtype=torch.float64), 0.0
+    loss = 0.0
     for number, arrays in enumerate(paired.step.micro_batches):
         batch = paired.batch(number, Batch.of(arrays, "cpu"))
         total, losses = trained(batch)
-        total.backward()
-        sums += paired.measured(batch, losses)
+        (total / paired.step.weight).backward()
+        paired.add(batch, losses)
         loss += float((losses * torch.from_numpy(arrays.loss_weight)).sum())
-    return loss / paired.step.weight, sums
+    return loss / paired.step.weight, paired.sums
 
 
 def plainly(trained: PackedModel, other: PackedModel, plan: Plan, loader: PlanLoader, step: int) -> Tensor:
@@ -132,7 +133,7 @@ def test_preference_loss_and_gradients_are_those_of_the_plain_equations(plan, lo
         trained.zero_grad()
         paired = preference.of(loader.step(number), loader.packs_of(number))
         next_token, sums = taken(trained, paired)
-        row = paired.row(sums, next_token)
+        row = paired.told(next_token, PairMeasures(*sums))
         assert row["loss"] == pytest.approx(float(expected.detach()), rel=1e-5)
         assert row["pairs"] == paired.shares.pairs > 0
         ours = gradients(trained)

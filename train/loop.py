@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenmill.train.export import export_checkpoint
 from tokenmill.train.guard import Verdict
 from tokenmill.train.guard_log import GuardLog
 from tokenmill.train.job import TrainJob, TrainResult
+from tokenmill.train.preference import open_preference
 from tokenmill.train.resuming import restore_newest, resume
 from tokenmill.train.run_log import RunLog
 from tokenmill.train.schedule import learning_rate
@@ -35,6 +37,13 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
+    if job.settings.preference is not None:
+        preference = open_preference(run.engine, run.model, run.loader, run.folder, run.settings, run.packs, run.device,
+                                     lambda: bool(stop))  # fmt: skip
+        if preference is None:
+            done = max(run.folder.steps(), default=run.first_step)
+            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
+        run = replace(run, preference=preference)
     done = resume(run)
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()

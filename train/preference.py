@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from tokenmill.train.loading import loading
 from tokenmill.train.model import Batch, PackedModel
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.pair_places import PairPlaces, StepShares, pair_places, step_shares
-from tokenmill.train.preference_loss import Pairs
+from tokenmill.train.preference_loss import PairMeasures, Pairs
 from tokenmill.train.reference import SCHEMA, ReferenceFolder
 from tokenmill.train.reference_pass import answer_ids, complete, packs_at_once, weights_digest
 from tokenmill.train.step_documents import TEMPLATE_NAMES
@@ -71,29 +71,37 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPreference:
-    """One rank's part of a step: `step` is that in which rejected answers weigh nothing; `places` of micro-batches."""
+    """One rank's part of a step: `step` is that in which rejected answers weigh nothing; `places` of micro-batches.
+
+    `sums` are `PairMeasures` of the micro-batches that were added.
+    """
 
     settings: PreferenceSettings
     reference: ReferenceFolder
     places: list[PairPlaces]
     shares: StepShares
     step: Step
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(len(PairMeasures._fields), dtype=torch.float64))
 
     def batch(self, number: int, batch: Batch) -> Batch:
-        """Add the pairs of a micro-batch, its weights divided by what the step has, so that a sum is the loss."""
-        device, arrays = batch.labels.device, self.step.micro_batches[number]
-        pairs = self._pairs(arrays, self.places[number], device)
-        share = self.settings.next_token_weight / max(self.shares.next_token_weight, 1e-9)
-        return replace(batch, loss_weight=batch.loss_weight * share, pairs=pairs)
+        """Add the pairs of a micro-batch, so that the sum of its weighted losses ÷ `step.weight` has both losses."""
+        pairs = self._pairs(self.step.micro_batches[number], self.places[number], batch.labels.device)
+        return replace(batch, loss_weight=batch.loss_weight * self.settings.next_token_weight, pairs=pairs)
 
-    def measured(self, batch: Batch, losses_L: torch.Tensor) -> torch.Tensor:
-        """Return the sums of `PairMeasures` over a micro-batch, float64 on the host."""
+    def add(self, batch: Batch, losses_L: torch.Tensor) -> None:
+        """Measure a micro-batch that went through the model."""
         assert batch.pairs is not None
-        return torch.stack([*batch.pairs.measured(losses_L)]).cpu()
+        self.sums.add_(torch.stack([*batch.pairs.measured(losses_L)]).cpu())
 
-    def row(self, sums: torch.Tensor, next_token: float) -> dict[str, Any]:
-        """Give a step's metrics, of measures summed over all ranks and its next-token loss."""
-        loss_sum, margin, accuracy, chosen, rejected, pairs = sums.tolist()  # PairMeasures
+    def row(self, next_token: float, device: torch.device) -> dict[str, Any]:
+        """Give a step's metrics, of its next-token loss and what all ranks added; every rank must call this."""
+        summed = self.sums.to(device)
+        dist.all_reduce(summed)
+        return self.told(next_token, PairMeasures(*summed.cpu()))
+
+    def told(self, next_token: float, sums: PairMeasures) -> dict[str, Any]:
+        """Give a step's metrics of sums over all ranks."""
+        loss_sum, margin, accuracy, chosen, rejected, pairs = map(float, sums)
         counted = max(pairs, 1.0)
         loss = loss_sum / max(self.shares.pairs, 1)
         return {
@@ -116,7 +124,7 @@ class StepPreference:
             reference=torch.from_numpy(np.nan_to_num(values)).to(device),
             counts=torch.from_numpy(counted & (counts > 0).all(axis=1)).to(device),
             beta=self.settings.beta,
-            share=1.0 / max(self.shares.pairs, 1),
+            share=max(self.step.weight, 1e-9) / max(self.shares.pairs, 1),
         )
 
 

@@ -43,7 +43,7 @@ class Pairs:
         reference: float64 (P, 2), log ρ.
         counts: bool (P,), which pairs count; the others could not be read, now or when log ρ was computed.
         beta: β.
-        share: what a pair's loss is multiplied by, one over the pairs of the whole step.
+        share: what a pair's loss is multiplied by: all weight of the step, by which sums are divided, over its pairs.
     """
 
     halves: Tensor

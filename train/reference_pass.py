@@ -37,8 +37,8 @@ def weights_digest(engine: Any, model: PackedModel) -> str:
     """Return the digest of all weights in fp32, whichever ZeRO stage scattered them; every rank must call this."""
     found = []
     for name, parameter in named_parameters(model):
-        tensor = whole(engine, parameter, "weight")
-        if dist.get_rank() == 0:
+        tensor = whole(engine, parameter, "weight", wanted=dist.get_rank() == 0)
+        if tensor is not None:
             data = np.ascontiguousarray(tensor.numpy())
             found.append((name, list(tensor.shape), hashlib.sha256(data.data).hexdigest()))
     told: list[Any] = [digest_of(found)]

@@ -48,24 +48,31 @@ def take_step(run: Run, step: Step, *, stopping: bool, written: bool = False) ->
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
     sums = torch.zeros(7, dtype=torch.float64)  # loss and weight of text and of vision, stop, faults, written
+    paired = run.preference and run.preference.of(step, run.loader.packs_of(step.number))
+    step = paired.step if paired else step
     for number, whole in enumerate(step.micro_batches):
         if number:
             run.engine.step()
         arrays = part_of(whole, run.sequence, run.loader.vocabulary.pad)
-        total, losses = run.engine(Batch.of(arrays, run.device, run.sequence))
+        batch = Batch.of(arrays, run.device, run.sequence)
+        batch = paired.batch(number, batch) if paired else batch
+        total, losses = run.engine(batch)
         run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
         sums[:4] += _by_modality(run, arrays, losses)
+        if paired:
+            paired.add(batch, losses)
     faults_here = len(step.faults) if run.sequence.is_first else 0
     sums[4:] = torch.tensor([float(stopping), float(faults_here), float(written)])
     summed = sums.to(run.device)
     dist.all_reduce(summed)
     text, text_weight, vision, vision_weight, stops, faults, writers = summed.tolist()
     loss = (text + vision) / max(step.weight, 1e-9)
-    norm, refused = _finish(run, loss)
+    told = paired.row(loss, run.device) if paired else {"loss": loss}
+    norm, refused = _finish(run, told["loss"])
     row = {
         "step": number_in_run + 1,
         "epoch": step.epoch,
-        "loss": loss,
+        **told,
         "loss_text": text / text_weight if text_weight else None,
         "loss_vision": vision / vision_weight if vision_weight else None,
         "lr": lr,
