@@ -54,11 +54,11 @@ def test_preference_training_on_any_ranks_is_the_same_and_draws_what_is_preferre
     assert "began with other weights" in alone["refusal"]
 
     margins = [row["margin"] for row in alone["toy"]]
-    assert margins[-1] > max(1.0, *margins[:3])
+    assert margins[-1] > 3 + margins[0]
     assert alone["toy"][-1]["accuracy"] > 0.9
     before, after = alone["red_before"], alone["red_after"]
-    assert 0.3 < before < 0.7
-    assert after > before + 0.2
+    assert 0.4 < before < 0.6  # measured: 0.50, and 0.80 after 30 steps; three quarters of what is chosen are red
+    assert after > before + 0.15
 
 
 def _plans(folder: Path) -> dict[str, str]:
@@ -149,13 +149,12 @@ def _reference(folder: Path, plan: str) -> dict[str, Any]:
     reference.PART_PACKS = 8
     run = start(TrainJob(root=str(folder / "store"), plan=plan, settings=_settings("parts", seed=5)))
     given = (run.engine, run.model, run.loader, run.folder, run.settings, range(24), run.device)
-    parts = {}
+    folders, parts = folder / "store" / plan / "references", {}
+    before = set(folders.glob("*/packs-*"))
     for name, after in (("stopped", 10), ("finished", 10**9)):
         asked = iter(range(10**9))
         opened = open_preference(*given, lambda asked=asked, after=after: next(asked) >= after)
-        written = list((folder / "store" / plan / "references").glob("*/packs-*"))
-        mine = [one for one in written if one.name.split("-")[2] in ("00000008", "00000016", "00000024")]
-        parts[name] = [opened is not None, len(mine)]
+        parts[name] = [opened is not None, len(set(folders.glob("*/packs-*")) - before)]
     model, fresh, stored = run.model.eval(), [], []
     for number in range(6):
         step = run.loader.step(number)
@@ -188,9 +187,7 @@ def _toy(folder: Path, plans: dict[str, str]) -> dict[str, Any]:
     _train(folder, plans["base"], _settings("base", steps=60, preference=None, zero_stage=1))
     exported = folder / "store" / "checkpoints" / "{run}" / "export"
     base = {"from": str(exported).format(run="base")}
-    toy = _train(
-        folder, plans["pairs"], _settings("toy", steps=30, lr=1e-3, model=base, preference={"next_token_weight": 0})
-    )
+    toy = _train(folder, plans["pairs"], _settings("toy", steps=30, lr=1e-3, model=base, preference={"beta": 0.2}))
     return {"toy": toy, **{f"red_{when}": _redness(str(exported).format(run=run))
                            for when, run in (("before", "base"), ("after", "toy"))}}  # fmt: skip
 
@@ -202,8 +199,8 @@ def _redness(path: str) -> float:
     from tokenmill.generate.sample import generate_vision
 
     loaded = load_model(path)
-    prompts = [f"picture {number}" for number in range(10)]
-    drawn = generate_vision(loaded.model, V, prompts, SIDE, SIDE, guidance=1, top_k=16, batch_size=10)
+    prompts = [f"picture {number % 10}" for number in range(40)]
+    drawn = generate_vision(loaded.model, V, prompts, SIDE, SIDE, guidance=1, top_k=16, batch_size=40)
     codes = np.concatenate([picture.codes_thw.ravel() for ids in drawn for picture in parse_pictures(ids, V)])
     return float((codes == RED).sum() / np.isin(codes, (RED, BLUE)).sum())
 
