@@ -79,7 +79,7 @@ def generate_pictures(recipe: Recipe) -> dict[str, Any]:
     if not recipe.generate.prompts and recipe.generate.clips is None:
         return {"pictures": 0, "note": "the recipe names no prompt (generate.prompts)"}
     store = open_store(recipe.root, recipe.storage)
-    exported = find_export(store, recipe.train.run)
+    exported = find_export(store, recipe.train.last.run)
     name = generated_name(exported, recipe.generate)
     if not store.exists(name):
         _draw_and_publish(store, exported, recipe.generate, name)

@@ -18,8 +18,9 @@ from typing import Any
 
 def loaded() -> Any:
     """Load everything heavy; returns the function that trains."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ |= {"DS_ACCELERATOR": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     import deepspeed.ops  # noqa: F401
+    import torch._inductor.compile_fx  # noqa: F401 - what the first engine loads
     from transformers import Emu3ForCausalLM  # noqa: F401
 
     import tokenmill.train.loop  # noqa: F401

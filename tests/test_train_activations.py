@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from tokenmill.settings_train import ModelSettings, TrainSettings
 from tokenmill.tokenize.documents import Assembled
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.activations import SMALLEST_BYTES, Checkpointing, keep_activations
-from tokenmill.train.compiling import check_compiler
+from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.engine import deepspeed_config
 from tokenmill.train.model import Batch, PackedModel, build_model
 from tokenmill.train.packs import build_pack
@@ -26,10 +28,10 @@ CONTEXT, HIDDEN, LAYERS = 512, 48, 3
 SIZES = ModelSettings(hidden=HIDDEN, layers=LAYERS, heads=4, kv_heads=2, ffn=64, dropout=0.1)
 
 
-def batch_on(device: str = "cpu") -> Batch:
+def batch_on(device: str = "cpu", lengths: tuple[int, ...] = (200, 90, 222)) -> Batch:
     rng = np.random.default_rng(0)
     documents = [
-        Assembled(rng.integers(0, VOCABULARY.size, n).astype(np.int32), np.ones(n, np.float32)) for n in (200, 90, 222)
+        Assembled(rng.integers(0, VOCABULARY.size, n).astype(np.int32), np.ones(n, np.float32)) for n in lengths
     ]
     return Batch.of(build_pack(documents, CONTEXT, VOCABULARY.pad), device)
 
@@ -94,6 +96,25 @@ def test_host_gets_what_enters_each_layer_and_no_weight() -> None:
     assert 0 <= norms <= 3 * one  # what the last norm keeps
     assert norms % one == 0
     assert hidden.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler asks for it and hides what it is told
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no compiler")
+def test_compiled_layers_give_the_gradients_of_others_and_serve_packs_of_all_borders() -> None:
+    plain = build_model(SIZES, VOCABULARY, CONTEXT, checkpointing="cpu").train()
+    compiled = build_model(SIZES, VOCABULARY, CONTEXT, checkpointing="cpu").train()
+    batches = [batch_on(lengths=lengths) for lengths in ((200, 90, 222), (30, 80), (CONTEXT,))]
+    expected = [gradients(plain, batch) for batch in batches]
+
+    compile_layers(compiled.causal)
+    counts = []
+    for batch, wanted in zip(batches, expected, strict=True):
+        found = gradients(compiled, batch)
+        assert all(torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5) for name in wanted)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] >= 4
+    assert set(counts) == {counts[0]}
 
 
 def test_evaluation_between_a_forward_and_its_backward_disturbs_nothing() -> None:

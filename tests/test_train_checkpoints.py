@@ -135,8 +135,10 @@ def test_tensors_elsewhere_are_named_by_url_and_go_with_their_record() -> None:
         plain.verify(found)
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=9), st.tuples(st.sampled_from(KINDS), shapes), max_size=6))
-@settings(max_examples=60, deadline=None)
+@given(
+    described=st.dictionaries(st.text(min_size=1, max_size=9), st.tuples(st.sampled_from(KINDS), shapes), max_size=6)
+)
+@settings(max_examples=30, deadline=None)
 def test_tensors_written_are_those_safetensors_reads(
     described: dict[str, tuple[torch.dtype, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

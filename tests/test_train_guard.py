@@ -33,9 +33,7 @@ def goes_through(guard: Guard, losses: list[float]) -> list[str | None]:
     for loss in losses:
         verdict = guard.judge(loss)
         actions.append(verdict.action if verdict else None)
-        if verdict:
-            guard.refused()
-        else:
+        if verdict is None:
             guard.took(loss)
     return actions
 
@@ -73,13 +71,12 @@ def test_guard_that_goes_on_from_a_state_judges_as_the_one_that_never_stopped(lo
     assert after.state() == whole.state()
 
 
-def test_guard_is_patient_as_often_as_it_is_told() -> None:
-    guard = guard_of(patience=2)
+def test_guard_log_counts_the_refused_steps_directly_before_one(tmp_path: Path) -> None:
+    log = GuardLog(RunFolder(open_store(str(tmp_path)), "main"), 0)
+    for step in (2, 5, 6):
+        log.add(row(step), Verdict("high", "skip"))
 
-    assert [guard.refused() for _ in range(3)] == [False, False, True]
-    guard.took(1.0)
-    assert not guard.refused()
-    assert guard.discarded == 4
+    assert [log.refused_before(step) for step in (2, 3, 4, 6, 7, 8)] == [0, 1, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize(("most", "first"), [(None, 101), (5, 116), (50, 101)])

@@ -106,12 +106,16 @@ def test_run_that_does_not_recover_ends_and_says_so(bench: Bench) -> None:
     backed = bench.train(
         bench.job("backs", steps=8, checkpoint_every=2, guard={"on_nan": "roll_back", "patience": 2}), BAD_STEPS=bad
     )
+    far = bench.train(
+        bench.job("far", steps=9, checkpoint_every=20, guard={"on_nan": "roll_back", "patience": 2}),
+        BAD_STEPS='{"2": "nan", "4": "nan", "6": "nan"}',
+    )
 
-    assert [list(one.codes) for one in (stopped, skipped, backed)] == [[1, 1]] * 3
+    assert [list(one.codes) for one in (stopped, skipped, backed, far)] == [[1, 1]] * 4
     assert "step 3 is refused: the loss is nan; lower train.lr" in stopped.errors[0]
-    assert "step 5 is refused: the loss is nan" in skipped.errors[1]
-    assert "step 5 is refused after 2 returns to the checkpoint of step 2" in backed.errors[0]
-    assert bench.folder("backs").steps() == [0, 2]
+    assert "step 5 is refused like the 2 before it: the loss is nan" in skipped.errors[1]
+    assert "step 5 is refused like the 2 before it: the loss is nan" in backed.errors[0]
+    assert "step 6 is refused after 2 returns to the checkpoint of step 0" in far.errors[0]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "removed", "record"])

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from tokenmill.errors import RecipeError
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.documents import Assembled
-from tokenmill.train.attention import Documents, check_kernel, packed_attention
+from tokenmill.train.attention import Documents, Kernel, check_kernel, packed_attention
 from tokenmill.train.job import TrainJob
 from tokenmill.train.launch import launch
 from tokenmill.train.packs import NO_LABEL, build_pack
@@ -76,6 +76,26 @@ def test_blocks_of_documents_are_those_that_torch_finds_by_looking_at_every_pair
     assert torch.equal(ours.to_dense(), theirs.to_dense())
     wholly, expected = ours.full_kv_num_blocks, theirs.full_kv_num_blocks
     assert wholly is not None and expected is not None and torch.equal(wholly, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["varlen", "flex"])
+def test_kernels_on_cuda_have_the_outputs_and_gradients_of_attention_by_document(kernel: Kernel) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = ((1, 4, 700, 64), (1, 2, 700, 64), (1, 2, 700, 64))
+    given = [torch.randn(shape, generator=generator, device="cuda").bfloat16() for shape in shapes]
+    documents = Documents.at([0, 1, 127, 129, 300, 301, 700], "cuda")
+
+    def outputs(kernel: Kernel, dtype: torch.dtype) -> list[torch.Tensor]:
+        query, key, value = (tensor.to(dtype).requires_grad_() for tensor in given)
+        attended, _ = packed_attention(nn.Module(), query, key, value, None, documents=documents, kernel=kernel)
+        gradients = torch.autograd.grad(attended.float().square().sum(), (query, key, value))
+        return [attended.float(), *(gradient.float() for gradient in gradients)]
+
+    for ours, theirs in zip(outputs(kernel, torch.bfloat16), outputs("sdpa", torch.float32), strict=True):
+        assert (ours - theirs).abs().max() <= 0.03 * theirs.abs().max()
 
 
 def test_kernels_that_cannot_train_on_a_device_are_refused_by_name() -> None:

@@ -116,16 +116,13 @@ def _attended(
 
 
 def _per_document(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
+    """Attend one document after the other; split, not sliced: a slice's gradient is as long as the whole sequence."""
+    lengths = [end - start for start, end in pairwise(documents.borders)]
+    is_gqa = key.shape[1] != query.shape[1]
+    of_documents = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     pieces = [
-        F.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-        for start, end in pairwise(documents.borders)
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=is_gqa)
+        for q, k, v in zip(*of_documents, strict=True)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2)
 

@@ -235,12 +235,13 @@ def run_folder(store: Store, run: str, tensors_url: str | None) -> RunFolder:
     return RunFolder(store, run, open_store(tensors_url, store.options) if tensors_url else None)
 
 
-def exported_step(folder: RunFolder) -> int | None:
-    """Return the step whose model was exported last, or None if none was."""
+def exported_step(folder: RunFolder, precision: str | None = None) -> int | None:
+    """Return the step whose model was exported last, or None if none was, or none in this precision."""
     name = folder.at("export/tokenmill.json")
     if not folder.store.exists(name):
         return None
-    return int(json.loads(folder.store.read_bytes(name))["step"])
+    told = json.loads(folder.store.read_bytes(name))
+    return int(told["step"]) if precision in (None, told.get("precision", "fp32")) else None
 
 
 def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:

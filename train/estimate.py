@@ -23,7 +23,7 @@ from tokenmill.train.engine import deepspeed_config
 from tokenmill.train.estimate_activations import activation_bytes
 from tokenmill.train.estimate_state import StateBytes, heaviest_rank
 from tokenmill.train.flops import ModelFlops
-from tokenmill.train.model import described_config, weightless
+from tokenmill.train.model import described_config, embedding_dropout, weightless
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_heads, check_ranks
 
@@ -168,7 +168,9 @@ def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     shared_by, checkpointing = settings.sequence_parallel, settings.activation_checkpointing
-    found = activation_bytes(config, settings.model.dropout, dtype, tokens, cuda=True, shared_by=shared_by)
+    found = activation_bytes(
+        config, embedding_dropout(config, settings.model), dtype, tokens, cuda=True, shared_by=shared_by
+    )
     return Memory(
         weights=state.weights,
         optimizer=state.optimizer,

@@ -47,6 +47,11 @@ class GuardLog:
         self._publish()
         fault_point("guard:noted")
 
+    def refused_before(self, step: int) -> int:
+        """Count the steps directly before one that were refused too."""
+        refused = {row["step"] for row in self._rows}
+        return next(count for count in range(len(refused) + 1) if step - 1 - count not in refused)
+
     def returns_to(self, step: int) -> int:
         """Count the returns to a checkpoint."""
         return sum(row.get("to") == step for row in self._rows)

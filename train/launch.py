@@ -72,7 +72,11 @@ def _finished(job: TrainJob) -> TrainResult | None:
         and checkpoint.loader["global_packs"] == job.settings.global_packs_per_step
         and checkpoint.settings["model"] == job.settings.model.model_dump(mode="json")
     )
-    if not is_same or checkpoint.step < total or exported_step(folder) != checkpoint.step:
+    if (
+        not is_same
+        or checkpoint.step < total
+        or exported_step(folder, job.settings.export.precision) != checkpoint.step
+    ):
         return None
     return TrainResult(step=checkpoint.step, total_steps=total, stopped=False, export=folder.at("export"))
 

@@ -68,6 +68,10 @@ class RunFiles:
         for row in rows:
             self._rows[name].add(row)
 
+    def show(self, row: Mapping[str, Any], group: str) -> None:
+        """Give a row to TensorBoard, as a group of its own."""
+        self._board.add(row, group)
+
     def go_back(self, done: int) -> None:
         """Cut everything but the progress back to a step from which the run goes on anew."""
         self._first, self._started = done, time.monotonic()

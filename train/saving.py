@@ -25,7 +25,7 @@ from tokenmill.train.world import world
 
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads",
+    "num_key_value_heads", "tie_word_embeddings",
 )  # fmt: skip
 
 

@@ -277,6 +277,28 @@ class Recipe(Section):
             raise ValueError("tokenize.video.long: runs are made by the plan; set plan.split_long_clips to true")
         return self
 
+    @model_validator(mode="after")
+    def _evaluated_on_what_is_held_out(self) -> Recipe:
+        asked, plans = self.train.evaluation, self.plan.resolved()
+        if asked is None:
+            return self
+        if asked.phase not in plans:
+            known = ", ".join(plans)
+            raise ValueError(f"train.evaluation.phase: no phase {asked.phase!r} in plan.phases; known: {known}")
+        held_out = plans[asked.phase]
+        if held_out.part != "held_out" or not held_out.held_out:
+            raise ValueError(
+                f"train.evaluation.phase: plan.phases.{asked.phase} is of part {held_out.part} and holds out "
+                f"{held_out.held_out:g}; it needs part: held_out and plan.held_out above 0"
+            )
+        trained = plans.get(self.train.phase)
+        if trained is not None and trained.part == "training" and trained.held_out < held_out.held_out:
+            raise ValueError(
+                f"train.evaluation.phase: plan.phases.{asked.phase} holds out {held_out.held_out:g} of the samples, "
+                f"{self.train.phase} only {trained.held_out:g}: it would be evaluated on what is trained on"
+            )
+        return self
+
     @field_validator("storage")
     @classmethod
     def _reachable(cls, value: dict[str, Any]) -> dict[str, Any]:
