@@ -291,12 +291,12 @@ class Recipe(Section):
                 f"train.evaluation.phase: plan.phases.{asked.phase} is of part {held_out.part} and holds out "
                 f"{held_out.held_out:g}; it needs part: held_out and plan.held_out above 0"
             )
-        trained = plans.get(self.train.phase)
-        if trained is not None and trained.part == "training" and trained.held_out < held_out.held_out:
-            raise ValueError(
-                f"train.evaluation.phase: plan.phases.{asked.phase} holds out {held_out.held_out:g} of the samples, "
-                f"{self.train.phase} only {trained.held_out:g}: it would be evaluated on what is trained on"
-            )
+        for trained in (plans.get(train.phase) for train in self.train.resolved().values()):
+            if trained is not None and trained.part == "training" and trained.held_out < held_out.held_out:
+                raise ValueError(
+                    f"train.evaluation.phase: plan.phases.{asked.phase} holds out {held_out.held_out:g} of the "
+                    f"samples, {trained.phase} only {trained.held_out:g}: it would be evaluated on what is trained on"
+                )
         return self
 
     @field_validator("storage")
