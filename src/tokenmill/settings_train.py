@@ -305,8 +305,8 @@ class TrainSettings(TrainPhase):
 
     phases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], TrainPhase] = Field(
         default_factory=dict,
-        description="name → where its run differs; a key said here replaces train's whole. Its plan is the phase of "
-        "that name, its run RUN-name, its first weights those of the phase before",
+        description="name → where its run differs; a key said here replaces train's whole, a model without sizes is "
+        "laid over. Its plan is the phase of that name, its run RUN-name, its first weights those of the phase before",
     )
 
     @field_validator("run")
@@ -342,6 +342,8 @@ class TrainSettings(TrainPhase):
         before = self.start_from
         for name, phase in self.phases.items():
             said = {key: getattr(phase, key) for key in phase.model_fields_set}
+            if "model" in said:
+                said["model"] = phase.model.over(self.model)
             own = {"phase": name, "run": f"{self.run}-{name}", "start_from": before}
             found[name] = _phase_settings(name, shared | own | said)
             before = found[name].run
