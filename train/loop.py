@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tokenmill.train.export import export_checkpoint
 from tokenmill.train.guard import Verdict
 from tokenmill.train.guard_log import GuardLog
 from tokenmill.train.job import TrainJob, TrainResult
+from tokenmill.train.preference import Preference
+from tokenmill.train.reference_opening import open_reference
 from tokenmill.train.resuming import restore_newest, resume
 from tokenmill.train.run_log import RunLog
 from tokenmill.train.schedule import learning_rate
@@ -35,6 +38,14 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
+    if job.settings.preference is not None:
+        reference = open_reference(run.opening, lambda: bool(stop))
+        if reference is None:
+            done = max(run.folder.steps(), default=run.first_step)
+            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
+        run = replace(
+            run, preference=Preference(settings=job.settings.preference, plan=run.loader.plan, reference=reference)
+        )
     done = resume(run)
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()

@@ -23,12 +23,16 @@ from tokenmill.train.activations import Checkpointing, keep_activations
 from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.preference_loss import Pairs
 from tokenmill.train.world import ALONE, SequenceGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's."""
+    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's.
+
+    Of a preference run it has pairs too, which change the weights.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -36,6 +40,7 @@ class Batch:
     position_ids: Tensor
     documents: Documents
     sequence: SequenceGroup = ALONE
+    pairs: Pairs | None = None
 
     @classmethod
     def of(cls, arrays: PackArrays, device: torch.device | str, sequence: SequenceGroup = ALONE) -> Batch:
@@ -64,7 +69,8 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of cross-entropies, and each position's own without gradient."""
-        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
+        reweigh = None if batch.pairs is None else batch.pairs.weights
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight, reweigh)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits (L, V); for evaluation and tests."""

@@ -69,8 +69,10 @@ class RunFiles:
             self._rows[name].add(row)
 
     def show(self, row: Mapping[str, Any], group: str) -> None:
-        """Give a row to TensorBoard, as a group of its own."""
+        """Give a row to TensorBoard and the trackers, as a group of its own."""
         self._board.add(row, group)
+        for tracker in self._trackers:
+            tracker.add(row, group)
 
     def go_back(self, done: int) -> None:
         """Cut everything but the progress back to a step from which the run goes on anew."""

@@ -85,7 +85,7 @@ def _estimate_training(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     try:
-        found = estimated(recipe, lambda: _chain(recipe, options, set()).plan, options)
+        found = estimated(recipe, lambda phase: _chain(recipe, options, set()).plan_of(phase), options)
     except RecipeError as error:
         raise RecipeError(f"{options.recipe}: {error}") from error
     print(json.dumps(found, indent=1) if options.json else render_estimate(found))

@@ -27,6 +27,7 @@ from tokenmill.settings_mix import (
     check_shares,
 )
 from tokenmill.settings_model import ExportSettings, ModelSettings
+from tokenmill.settings_preference import PreferenceSettings
 from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
@@ -252,6 +253,9 @@ class TrainPhase(_Settings):
     compile: bool = Field(
         default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
     )
+    preference: PreferenceSettings | None = Field(
+        default=None, description="DPO on the plan's preference pairs; needed where a plan has some"
+    )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     loss_kernel: Literal["auto", "chunked", "liger"] = Field(
         default="auto", description="of the loss; auto = Liger's on CUDA where it is installed, torch's elsewhere"
@@ -372,6 +376,18 @@ class TrainSettings(TrainPhase):
     def _bf16_has_master_weights(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3: ZeRO keeps the fp32 master weights")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> TrainSettings:
+        if self.preference is None:
+            return self
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"preference: a pair has to be whole on a rank; sequence_parallel is {self.sequence_parallel}"
+            )
+        if self.z_loss:
+            raise ValueError("preference: z_loss would weigh less than nothing on rejected answers; leave it out")
         return self
 
 
