@@ -96,6 +96,7 @@ def start(job: TrainJob) -> Run:
         seed=settings.seed,
         like=shape_to_take(first, settings),
         attention_kernel=settings.attention,
+        is_drawn=rank == 0,
     )
     if first is not None and first.is_other:
         take_weights(first, model, folder)
