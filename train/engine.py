@@ -70,7 +70,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
         "zero_optimization": {"stage": settings.zero_stage} | _offload(settings),
         "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": True},
         "communication_data_type": "fp32",
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if settings.precision == "bf16" and micro_steps > 1 else {}),
+        **_sums(settings, micro_steps),
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -150,6 +150,13 @@ def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
         return float(torch.stack(norms).norm()) if norms else None
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
+
+
+def _sums(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:
+    """Say in what the gradients of micro-steps are summed; ZeRO 1 and 2 with offload know bf16 alone."""
+    is_able = settings.offload == "none" or settings.zero_stage == 3
+    is_wanted = settings.precision == "bf16" and micro_steps > 1
+    return {"data_types": {"grad_accum_dtype": "fp32"}} if is_wanted and is_able else {}
 
 
 def _offload(settings: TrainSettings) -> dict[str, Any]:

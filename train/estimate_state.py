@@ -120,21 +120,18 @@ def _partitioned_optimizer(
     flat = [_rounded_up(sum(group), _FLAT_ALIGNMENT * ranks) for group in shapes.groups]
     own = sum(size // ranks for size in flat)
     weights, states = sum(flat) * width, own * 12
-    bucket = int(zero["reduce_bucket_size"]) * width * (2 if zero.get("overlap_comm") else 1)
+    in_stage_1 = summed if zero["stage"] == 1 else width  # ZeRO 2 sums over ranks before it adds up micro-steps
+    bucket = int(zero["reduce_bucket_size"]) * in_stage_1 * (2 if zero.get("overlap_comm") else 1)
     if _offloaded(zero, "optimizer"):  # through the buffer of one parameter into the host's fp32 gradients
         largest = max(shapes.all) * width
         gradients = GradientBytes(for_step=largest, between_micro_steps=largest * accumulates)
         return StateBytes(weights=weights, optimizer=0, gradients=gradients, bucket=bucket, host=states + own * 4)
-    if zero["stage"] == 1 and summed != width:  # DeepSpeed's BF16_Optimizer: all sums, in fp32, for ever
-        lasting, during = sum(flat) * summed, sum(flat) * summed + sum(shapes.all) * width
-        gradients = GradientBytes(for_step=during, between_micro_steps=during, between_steps=lasting)
-        return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=0)
     touched = sum(
         _touched(group, rank * (size // ranks), (rank + 1) * (size // ranks))
         for group, size in zip(shapes.groups, flat, strict=True)
     )
     for_step = own * summed if summed != width else touched * width
-    all_of_them = sum(shapes.all) * width if zero["stage"] == 1 else 0
+    all_of_them = sum(shapes.all) * summed if zero["stage"] == 1 else 0
     held = (all_of_them or for_step) * accumulates
     gradients = GradientBytes(for_step=for_step, between_micro_steps=held, in_backward=all_of_them)
     return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=bucket)
