@@ -9,7 +9,7 @@ UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 RECIPE ?= pipelines/recipes/demo.yaml
 OUT ?= demo-out
 ARGS ?=
-LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet wandb trackio dev# not vllm: it pins another torch
+LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet wandb trackio liger dev# not vllm: it pins another torch
 
 .PHONY: setup demo test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
 

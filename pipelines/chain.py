@@ -378,8 +378,11 @@ class Chain:
 
     @cached_property
     def plan(self) -> Plan:
-        """The plan that is trained on; where nothing may be planned, those of other phases need not be there."""
-        phase = self.recipe.train.phase
+        """The plan that is trained on, last if there are several."""
+        return self.plan_of(self.recipe.train.last.phase)
+
+    def plan_of(self, phase: str) -> Plan:
+        """Return the plan of one phase; where nothing may be planned, those of others need not be there."""
         return (self.plans if "plan" in self.options.work else self._planned([phase]))[phase]
 
     def _planned(self, phases: Sequence[str]) -> dict[str, Plan]:

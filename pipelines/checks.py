@@ -124,9 +124,11 @@ def _check_clips(chain: Chain) -> None:
 
 def _check_training(recipe: Recipe) -> None:
     phases = recipe.plan.resolved()
-    if recipe.train.phase not in phases:
-        told = f"the plan's is {recipe.plan.phase!r}" if not recipe.plan.phases else f"allowed: {', '.join(phases)}"
-        raise RecipeError(f"train.phase: is {recipe.train.phase!r}, but {told}")
+    told = f"the plan's is {recipe.plan.phase!r}" if not recipe.plan.phases else f"allowed: {', '.join(phases)}"
+    for name, train in recipe.train.resolved().items():
+        if train.phase not in phases:
+            where = f"train.phases.{name}" if recipe.train.phases else "train"
+            raise RecipeError(f"{where}.phase: is {train.phase!r}, but {told}")
 
 
 def _check_mix(recipe: Recipe, sources: Sequence[str]) -> None:

@@ -35,10 +35,10 @@ def evaluate_model(recipe: Recipe) -> dict[str, Any]:
         RunError: nothing was exported yet. ManifestError: the plan it was trained on is gone or damaged.
     """
     store = open_store(recipe.root, recipe.storage)
-    exported = find_export(store, recipe.train.run)
+    exported = find_export(store, recipe.train.last.run)
     name = evaluation_name(exported, recipe.generate.evaluate_documents)
     if not store.exists(name):
-        plan = plan_of(exported, recipe.train.phase)
+        plan = plan_of(exported, recipe.train.last.phase)
         if not plan.folder.config.settings["plan"]["held_out"] or not recipe.generate.evaluate_documents:
             return {"documents": 0, "note": "nothing is held out (plan.held_out, generate.evaluate_documents)"}
         found = measure(exported, plan, recipe.generate.evaluate_documents)

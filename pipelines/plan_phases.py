@@ -20,7 +20,10 @@ def plan_phases(
 ) -> dict[str, Plan]:
     """Return the plans of some phases by name, bringing them up to date if the options allow it."""
     settings = [_settings_of(recipe, phase) for phase in phases]
-    asked = [asked_plan(store, snapshots, one, recipe.train, recipe.storage) for one in settings]
+    trained = {train.phase: train for train in recipe.train.resolved().values()}
+    asked = [
+        asked_plan(store, snapshots, one, trained.get(one.phase, recipe.train.last), recipe.storage) for one in settings
+    ]
     found = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Plan)}
     borders = {phase: one for phase, one in zip(phases, asked, strict=True) if isinstance(one, Border)}
     missing = [one for one in settings if one.phase not in found]
@@ -32,6 +35,6 @@ def plan_phases(
 def _settings_of(recipe: Recipe, phase: str) -> PlanSettings:
     """Return a phase's settings; `continue_from` beside the phases is said of the one that is trained on."""
     settings = recipe.plan.resolved()[phase]
-    if phase == recipe.train.phase and settings.continue_from is None:
+    if phase == recipe.train.last.phase and settings.continue_from is None:
         return settings.model_copy(update={"continue_from": recipe.plan.continue_from})
     return settings

@@ -33,7 +33,7 @@ _NAVIGATION = ("funnel", "losses", "scores", "samples", "captions", "tokens", "t
 def write_report(recipe: Recipe, chain: Any) -> str:
     """Write `reports/<run>.html` below the recipe's root and return its path (or URL); an older one is replaced."""
     store = open_store(recipe.root, recipe.storage)
-    name = f"reports/{recipe.train.run}.html"
+    name = f"reports/{recipe.train.last.run}.html"
     store.put(name, report_page(store, recipe, chain).encode("utf-8", "replace"))
     local = store.local_path(name)
     return str(local) if local is not None else f"{store.url}/{name}"
@@ -63,7 +63,7 @@ def report_page(store: Store, recipe: Recipe, chain: Any) -> str:
     if album.refused:
         sections.append(note(f"{album.refused} pictures were left out to keep this file small."))
     top = header(run, [*counted(run), *headline(learned)])
-    return _filled(f"{recipe.train.run} · tokenmill report", join(top, _navigation(), element("main", sections)))
+    return _filled(f"{recipe.train.last.run} · tokenmill report", join(top, _navigation(), element("main", sections)))
 
 
 def _navigation() -> Markup:

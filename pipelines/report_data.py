@@ -69,7 +69,7 @@ class Run:
     @property
     def plan(self) -> Plan | None:
         """The plan that is trained on."""
-        return self.plans.get(self.chain.recipe.train.phase)
+        return self.plans.get(self.chain.recipe.train.last.phase)
 
     def snapshots(self, stage: str) -> dict[str, tuple[Snapshot, ...]]:
         """Return the snapshots of a stage by source; nothing where it is not complete. Not for `plan`."""

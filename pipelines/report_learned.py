@@ -21,6 +21,7 @@ class Learned:
     """What a training run left behind: metrics by step, and what was measured and drawn with the exported model."""
 
     metrics: Sequence[Mapping[str, Any]]
+    held_out: Sequence[Mapping[str, Any]] = ()  # what evaluations while training found, by step
     plan: str | None = None  # the full id of the plan the exported model was trained on
     evaluation: Mapping[str, Any] | None = None
     drawn: Mapping[str, Any] | None = None
@@ -29,14 +30,16 @@ class Learned:
 
 def read_learned(store: Store, recipe: Recipe) -> Learned:
     """Read what there is of the recipe's run; nothing is an answer too."""
-    metrics = _metrics(store, f"checkpoints/{recipe.train.run}/metrics.jsonl")
+    run = f"checkpoints/{recipe.train.last.run}"
+    metrics, held_out = _metrics(store, f"{run}/metrics.jsonl"), _metrics(store, f"{run}/evaluation.jsonl")
     try:
-        exported = find_export(store, recipe.train.run)
+        exported = find_export(store, recipe.train.last.run)
     except (RunError, ManifestError):
-        return Learned(metrics=metrics)
+        return Learned(metrics=metrics, held_out=held_out)
     drawn = generated_name(exported, recipe.generate)
     return Learned(
         metrics=metrics,
+        held_out=held_out,
         plan=exported.description.get("plan"),
         evaluation=_json(store, evaluation_name(exported, recipe.generate.evaluate_documents)),
         drawn=_json(store, drawn),

@@ -23,6 +23,7 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
     if not learned.metrics:
         return section("training", "Training", note("No training has been logged yet."))
     rows = learned.metrics
+    taken = [row for row in rows if "skipped" not in row]
     spent = sum(row.get("step_s", 0.0) for row in rows)
     tokens = sum(row.get("tokens", 0) for row in rows)
     facts = (
@@ -34,7 +35,8 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
             "waiting for data",
             f"{100 * sum(row.get('data_wait_s', 0.0) for row in rows) / spent:.1f} %" if spent else "–",
         ),
-        ("last loss", f"{rows[-1]['loss']:.3f}"),
+        ("last loss", f"{taken[-1]['loss']:.3f}" if taken else "–"),
+        *((("steps passed over", count(len(rows) - len(taken))),) if len(taken) < len(rows) else ()),
         ("peak memory of a rank", f"{max(row.get('memory_gib', 0.0) for row in rows):.1f} GiB"),
     )
     charts = [
@@ -50,14 +52,15 @@ def training_section(learned: Learned, plan: str | None) -> Markup:
         if learned.plan is not None and plan is not None and learned.plan != plan
         else None,
         note(
-            "Nats an id, weighted as in training; faint: every step, strong: smoothed. Dashed and dotted: the held-out "
-            "ids, with the ends of rows and frames of a picture counted as free."
+            "Nats an id, weighted as in training; faint: every step, strong: smoothed; a third curve: held-out packs "
+            "(train.evaluation). Dashed and dotted: the held-out ids, with the ends of rows and frames of a picture "
+            "counted as free."
         ),
     )
 
 
 def _chart(learned: Learned, column: str, title: str, kind: str) -> Markup | None:
-    points = [(float(row["step"]), float(row[column])) for row in learned.metrics if row.get(column) is not None]
+    points, held_out = _points(learned.metrics, column), _points(learned.held_out, column)
     if len(points) < 2:
         return None
     levels: list[Level] = []
@@ -69,9 +72,15 @@ def _chart(learned: Learned, column: str, title: str, kind: str) -> Markup | Non
         if value is not None:
             (dots if name == "loss" else levels).append(Level(value=value, label=label, kind=style))
     curves = [Curve(points=thinned(points), kind="raw"), Curve(points=thinned(smoothed(points)), kind="curve")]
+    if len(held_out) > 1:
+        curves.append(Curve(points=thinned(held_out), kind="held"))
     label = f"training loss of {title} over {len(points)} steps, last {points[-1][1]:.2f}"
     caption = element("h3", title, " ", element("small", "training loss"))
     return element("article", caption, line_chart(curves, levels, dots, label), class_="card")
+
+
+def _points(rows: Sequence[Mapping[str, Any]], column: str) -> list[tuple[float, float]]:
+    return [(float(row["step"]), float(row[column])) for row in rows if row.get(column) is not None]
 
 
 def _across_modalities(evaluation: Mapping[str, Any] | None, kind: str, name: str) -> float | None:

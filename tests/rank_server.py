@@ -60,8 +60,9 @@ def _forked(request: dict[str, Any], rank: int, train: Any) -> int:
 class RankServer:
     """The server as a test sees it."""
 
-    def __init__(self, worker: str = "tests.vision_ranks") -> None:
-        command = [sys.executable, "-m", "tests.rank_server", worker]
+    def __init__(self, worker: str = "tests.vision_ranks", *, within: Sequence[str] = ()) -> None:
+        """Start a server; `within` are the words of a command that runs the command it is given."""
+        command = [*within, sys.executable, "-m", "tests.rank_server", worker]
         root = Path(__file__).parents[1]
         self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

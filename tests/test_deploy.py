@@ -276,8 +276,8 @@ _STAND_INS: Mapping[str, str] = {
         trap 'kill -TERM "${pids[@]}"' TERM
         for node in $nodes; do SLURM_NODEID=$node "$@" & pids+=($!); done
         code=0
-        for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
-        for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+        for pid in "${pids[@]}"; do wait "$pid" || true; done
+        for pid in "${pids[@]}"; do wait "$pid" || code=$?; done  # a signal that is trapped ends a first wait
         exit $code""",
     "hostname": "echo 127.0.0.1",
     "ray": """
@@ -285,7 +285,7 @@ _STAND_INS: Mapping[str, str] = {
         if [ "$1" = start ]; then exec sleep 60; fi
         [ -z "$SLOW" ]""",
     "tokenmill": """
-        [ -z "$WAIT" ] || trap 'echo drained >> "$LOG"; exit 1' TERM  # before a test reads that it was called
+        [ -z "$WAIT" ] || trap 'echo drained >> "$LOG"; exit "${DRAINED:-1}"' TERM  # before a test reads of it
         echo "tokenmill $* | $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT | $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$LOG"
         for _ in $(seq 200); do  # the driver of a test ends at once: not before every node has been heard
             [ "$(grep -c '^ray start' "$LOG")" -ge "${STARTS:-0}" ] && break
@@ -361,15 +361,17 @@ def test_slurm_script_told_to_end_before_it_began_begins_nothing_and_goes_back(s
     assert _called(slurm)[-1] == "scontrol requeue 4321"
 
 
-@pytest.mark.parametrize("name", ["ray.sh", "train.sh"])
-def test_slurm_script_drains_on_sigterm_and_goes_back_into_the_queue(slurm, name):
-    with subprocess.Popen(["bash", str(DEPLOY / "slurm" / name), "my.yaml"], env=slurm | {"WAIT": "1"}) as script:
+@pytest.mark.parametrize(("name", "code"), [("ray.sh", 1), ("train.sh", 1), ("train.sh", 0)])
+def test_slurm_script_drains_on_sigterm_and_goes_back_into_the_queue(slurm, name, code):
+    """Training that was asked to end and has saved ends with 0, and is not done."""
+    command, given = ["bash", str(DEPLOY / "slurm" / name), "my.yaml"], {"WAIT": "1", "DRAINED": str(code)}
+    with subprocess.Popen(command, env=slurm | given) as script:
         deadline = time.monotonic() + 30
         wanted = 3 if name == "train.sh" else 1
         while sum(line.startswith("tokenmill") for line in _called(slurm)) < wanted and time.monotonic() < deadline:
             time.sleep(0.02)
         script.send_signal(signal.SIGTERM)
-        assert script.wait(timeout=30) == 1
+        assert script.wait(timeout=30) == code
     assert _called(slurm).count("drained") == wanted
     assert _called(slurm)[-1] == "scontrol requeue 4321"
 

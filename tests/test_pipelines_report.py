@@ -154,6 +154,8 @@ def test_report_after_training_draws_curves_baselines_and_pictures(finished, tmp
     recipe = recipe_for(finished.data, str(finished.copy(tmp_path / "root")))
     store = open_store(recipe.root)
     write_training(store)
+    rows = [{"step": step, "loss": 6.0, "loss_text": None, "loss_vision": 7 - step / 20} for step in (20, 40)]
+    store.put("checkpoints/main/evaluation.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     about = {"vocabulary": {"name": "bytes"}, "vision": None, "plan": "another", "step": 40, "files": {"model": "00"}}
     store.put("checkpoints/main/export/tokenmill.json", json.dumps(about).encode())
     from tokenmill.pipelines.evaluation import evaluation_name
@@ -176,7 +178,7 @@ def test_report_after_training_draws_curves_baselines_and_pictures(finished, tmp
     store.put(f"{Path(name).parent}/b.mp4", clip)
     Image.fromarray(render(scene(1), 64)).save(tmp_path / "root" / Path(name).parent / "a.png")
     page = page_of(recipe)
-    assert page.tags["polyline"] == 4
+    assert page.tags["polyline"] == 5, "two curves of each modality, and one of what is held out of vision"
     assert "bigrams 4.50" in page.text  # diluted by the ends of rows, as the curve is
     assert "✓ below all three" in page.text
     assert "yes, 10 standard errors" in page.text

@@ -28,17 +28,25 @@ from tokenmill.train.engine import deepspeed_config
 from tokenmill.train.estimate import Machines, Workload, estimate, logits_bytes
 from tokenmill.train.estimate_activations import SavedTensors, activation_bytes
 from tokenmill.train.estimate_state import heaviest_rank, state_bytes
-from tokenmill.train.model import Batch, build_model, described_config, model_config, weightless
+from tokenmill.train.model import (
+    Batch,
+    build_model,
+    described_config,
+    embedding_dropout,
+    model_config,
+    weightless,
+)
 from tokenmill.train.world import sequence_group
 
 VOCABULARY = byte_vocabulary(33)
 CONTEXT = 128
 SIZES = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}
-CASES = [  # ZeRO stage, precision, that of sums of gradients where it is another, what is offloaded
+CASES = [  # ZeRO stage, precision, that of sums of gradients where it is not the usual one, what is offloaded
     (0, "fp32", None, "none"), (1, "fp32", None, "none"), (2, "fp32", None, "none"), (3, "fp32", None, "none"),
     (1, "bf16", None, "none"), (2, "bf16", None, "none"), (3, "bf16", None, "none"), (1, "bf16", "bf16", "none"),
     (2, "bf16", "bf16", "none"), (3, "bf16", "bf16", "none"), (1, "bf16", None, "optimizer"),
-    (2, "bf16", None, "optimizer"), (3, "bf16", None, "optimizer"), (3, "bf16", None, "parameters"),
+    (2, "bf16", None, "optimizer"), (2, "bf16", "bf16", "optimizer"), (3, "bf16", None, "optimizer"),
+    (3, "bf16", None, "parameters"),
 ]  # fmt: skip
 KEY_HEADS = (2, 1)  # of a model whose sequence two ranks share
 SMALLEST_BYTES = 33  # Adam's step counts and rotary frequencies lie below
@@ -59,10 +67,11 @@ def test_state_bytes_are_those_of_all_tensors_alive_on_two_ranks(tmp_path: Path)
             model = weightless(model_config(settings.model, VOCABULARY, CONTEXT))
             found = state_bytes(model, deepspeed_config(settings, MICRO_STEPS), ranks=2, rank=rank)
             lasting = found.weights + found.optimizer + found.host + (found.bucket if settings.zero_stage == 3 else 0)
-            between = found.bucket if settings.zero_stage == 1 else 0  # ZeRO 1 gives it back with the last backward
+            bucket = found.bucket if settings.zero_stage == 1 else 0  # ZeRO 1 gives it back with the last backward,
+            late = bucket if row["case"][1:3] == ["bf16", None] else 0  # or, where it sums in fp32, with the step
             assert row["alive"] == {
-                "between_micro_steps": lasting + between + found.gradients.between_micro_steps,
-                "for_step": lasting + found.gradients.for_step,
+                "between_micro_steps": lasting + bucket + found.gradients.between_micro_steps,
+                "for_step": lasting + late + found.gradients.for_step,
                 "between_steps": lasting + found.gradients.between_steps,
             }, (rank, row["case"])
         for heads, saved in json.loads((tmp_path / f"saved-{rank}.json").read_text()).items():
@@ -90,7 +99,7 @@ def test_activations_are_within_15_percent_of_what_hooks_count(
         model.hidden(_batch(length, (0, 100, 300, 384)))
 
     config = described_config(settings, VOCABULARY, length)
-    found = activation_bytes(config, settings.dropout, dtype, length, cuda=False)
+    found = activation_bytes(config, embedding_dropout(config, settings), dtype, length, cuda=False)
 
     assert found.kept(checkpointing) == pytest.approx(saved.bytes, rel=0.15)
     if checkpointing == "none":
@@ -119,8 +128,7 @@ def test_logits_bytes_are_about_what_the_loss_holds_at_most(precision: str) -> N
 
     peak = _peak_bytes(lambda: output(hidden, batch.labels, batch.loss_weight))
 
-    assert 0.8 * logits_bytes(settings, model.causal.config, CONTEXT) < peak
-    assert peak < 1.1 * logits_bytes(settings, model.causal.config, CONTEXT)
+    assert peak == pytest.approx(logits_bytes(settings, model.causal.config, CONTEXT), rel=0.15)
 
 
 def test_estimate_of_an_8b_llama_on_8_h100_is_near_what_was_measured() -> None:
@@ -148,7 +156,7 @@ def test_estimate_more_memory_where_a_corner_of_the_embedding_is_kept() -> None:
     found = heaviest_rank(model, deepspeed_config(settings, 1), ranks=64)
 
     assert found.gradients.for_step > 2 * 184_000 * 4096
-    assert found.gradients.for_step > 5 * state_bytes(model, deepspeed_config(settings, 1), 64, 40).gradients.for_step
+    assert found.gradients.for_step > 10 * 2 * sum(one.numel() for one in model.parameters()) / 64
 
 
 def test_estimate_more_gpus_than_packs_refused() -> None:
@@ -199,13 +207,21 @@ def test_train_estimate_without_data_tells_from_the_recipe_alone(
     told = capsys.readouterr().out
     assert "days: unknown" in told and "fits" in told
 
+    phases = ["plan.phases={a: {}, b: {context: 1024}}", "train.phases={a: {steps: 5}, b: {zero_stage: 1}}"]
+    assert main(["train", str(recipe), "--estimate", "--json", *phases]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert [one["steps"] for one in both["phases"].values()] == [5, 100]
+    assert both["days"] == pytest.approx(sum(one["days"] for one in both["phases"].values()))
+    assert main(["train", str(recipe), "--estimate", *phases]) == 0
+    assert "phase b:" in capsys.readouterr().out
+
     assert main(["train", str(recipe), "--gpus", "4"]) == 2
     assert "--gpus: goes with --estimate" in capsys.readouterr().err
 
 
 def _batch(length: int, borders: tuple[int, ...]) -> Batch:
     ids = torch.randint(0, VOCABULARY.size, (2, length), generator=torch.Generator().manual_seed(0))
-    return Batch(ids[0], ids[1], torch.ones(length), torch.arange(length), Documents.at(borders))
+    return Batch(ids[0].clone(), ids[1].clone(), torch.ones(length), torch.arange(length), Documents.at(borders))
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:
@@ -264,7 +280,8 @@ def _alive_through_a_step(*case: Any) -> dict[str, int]:
     from tokenmill.train.engine import start_engine
 
     settings, batch = _settings(*case), _batch(CONTEXT, (0, CONTEXT))
-    before = _storages()
+    gc.collect()
+    gc.freeze()  # what was there before is neither looked at nor counted, which takes seconds each time
     model = build_model(settings.model, VOCABULARY, CONTEXT, loss_chunk_tokens=64)
     engine = start_engine(model, settings, MICRO_STEPS)
     found = {}
@@ -273,27 +290,22 @@ def _alive_through_a_step(*case: Any) -> dict[str, int]:
             total, losses = engine(batch)
             engine.backward(total, scale_wrt_gas=False)
             del total, losses
-            found[moment] = _bytes_beside(before)
+            found[moment] = _alive_bytes()
             engine.step()
-    found["between_steps"] = _bytes_beside(before)
+    found["between_steps"] = _alive_bytes()
     return found
 
 
-def _storages() -> dict[int, torch.UntypedStorage]:
+def _alive_bytes() -> int:
+    """Count the tensors that are alive since the last `gc.freeze`, by storage."""
     gc.collect()
     found = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None and not tensor.is_meta:
-                    storage = tensor.untyped_storage()
-                    found[storage._cdata] = storage
-    return found
-
-
-def _bytes_beside(before: dict[int, torch.UntypedStorage]) -> int:
-    sizes = (storage.nbytes() for key, storage in _storages().items() if key not in before)
-    return sum(size for size in sizes if size >= SMALLEST_BYTES)
+                    found[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+    return sum(size for size in found.values() if size >= SMALLEST_BYTES)
 
 
 if __name__ == "__main__":

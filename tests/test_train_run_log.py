@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -16,6 +17,7 @@ from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.loader import ReadSample, Step
 from tokenmill.train.rows import RowFile, RowTail, read_rows
 from tokenmill.train.run_log import RunLog
+from tokenmill.train.step_documents import StepDocuments
 
 
 @pytest.fixture
@@ -26,11 +28,15 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+NO_DOCUMENTS = StepDocuments(templates=[], packs=np.zeros((0, 1), np.int64), weight=np.zeros(0))
+
+
 def step(number: int, fault: str | None = None) -> Step:
     sample = ReadSample(pack=number, slot=0, key="k", shard="s.tar", sample=7, start=0, length=9, template="language",
                         fault=fault)  # fmt: skip
     return Step(number=number, epoch=0, micro_batches=[], weight=1.0, num_tokens=9, squares=81,
-                faults=[sample] if fault else [], tell_samples=lambda: [sample])  # fmt: skip
+                faults=[sample] if fault else [], tell_samples=lambda: [sample],
+                tell_documents=lambda: NO_DOCUMENTS)  # fmt: skip
 
 
 def log_steps(folder: RunFolder, settings: TrainSettings, start: int, stop: int, **row: Any) -> None:

@@ -47,8 +47,9 @@ class HuggingFaceTokenizer:
             **({"revision": revision} if revision else {}),
             **({"local_files_only": True} if local_files_only else {}),
         }
-        self._source = _read(path, revision, local_files_only)
+        self._source = read_tokenizer(path, revision, local_files_only)
         description = _described(self._source, path)
+        self.description: Mapping[str, Any] = description
         try:
             self._encoder = _tokenizer(json.dumps(ordinary(description)))
             self.size = 1 + max(_tokenizer(self._source).get_vocab(with_added_tokens=True).values())
@@ -110,8 +111,11 @@ def _described(content: str, path: str) -> dict[str, Any]:
     return description
 
 
-def _read(path: str, revision: str | None, local_files_only: bool) -> str:
-    """Return the content of the tokenizer's file; one that has none is converted by transformers."""
+def read_tokenizer(path: str, revision: str | None = None, local_files_only: bool = False) -> str:
+    """Return the content of a tokenizer's `tokenizer.json`; one that has none is converted by transformers.
+
+    Raises RecipeError where there is none, or the hub does not answer.
+    """
     local = Path(path)
     file = local / FILE if local.is_dir() else local
     try:

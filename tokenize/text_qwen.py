@@ -80,6 +80,11 @@ class QwenTokenizer:
         text: str = self._encoding.decode([int(index) for index in ids], errors="replace")
         return text
 
+    def token_bytes(self, index: int) -> bytes:
+        """Give the bytes that an id stands for."""
+        found: bytes = self._encoding.decode_single_token_bytes(index)
+        return found
+
     def _encoded(self, part: str, is_run: bool) -> list[int]:
         check_length(part)
         encoding = self._run_encoding if is_run else self._encoding

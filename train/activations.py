@@ -21,8 +21,11 @@ SMALLEST_BYTES = 2**16
 """What is smaller stays on the device: moving it costs more than it brings."""
 
 
-def keep_activations(causal: Any, where: Literal["none", "device", "cpu"]) -> HostActivations | None:
-    """Let a causal model of transformers keep only the inputs of its layers; returns what holds them on the host."""
+Checkpointing = Literal["none", "device", "cpu"]
+
+
+def keep_activations(causal: Any, where: Checkpointing) -> HostActivations | None:
+    """Let a causal model keep only the inputs of its layers; returns what holds them, if on the host."""
     if where == "none":
         return None
     causal.activation_checkpointing_enable({"use_reentrant": False})

@@ -118,9 +118,11 @@ def _attended(
 def _per_document(query: Tensor, key: Tensor, value: Tensor, documents: Documents, scaling: float | None) -> Tensor:
     """Attend one document after the other; split, not sliced: a slice's gradient is as long as the whole sequence."""
     lengths = [end - start for start, end in pairwise(documents.borders)]
+    is_gqa = key.shape[1] != query.shape[1]
+    of_documents = (torch.split(tensor, lengths, dim=2) for tensor in (query, key, value))
     pieces = [
-        F.scaled_dot_product_attention(*piece, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != query.shape[1])
-        for piece in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=is_gqa)
+        for q, k, v in zip(*of_documents, strict=True)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2)
 

@@ -63,7 +63,7 @@ def _blocks(ends: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool
     then is the document of all its queries, are seen by all of them.
     """
     first = np.arange(0, ends[-1], _BLOCK)
-    last = np.minimum(first + _BLOCK, ends[-1]) - 1
+    last = first + _BLOCK - 1  # behind the end, in an incomplete block: no document is that of all its queries
     begins, is_same_from = (ends[np.searchsorted(ends, at, side="right") - 1] for at in (first, last))
     queries, keys = np.indices((len(first), len(first)))
     looked_at = (keys >= begins[:, None] // _BLOCK) & (keys <= queries)

@@ -59,10 +59,11 @@ class CheckpointSaver:
         """Whether this rank has written its part, or failed to, of a checkpoint that was not published yet."""
         return self._pending is not None and self._pending.written.done()
 
-    def save(self, engine: Any, model: PackedModel, checkpoint: Checkpoint) -> None:
+    def save(self, engine: Any, model: PackedModel, checkpoint: Checkpoint, *, last: bool = False) -> None:
         """Take a checkpoint of the engine's state as it is now; `checkpoint` comes without tensors and files.
 
-        Unless saving goes on in the background, it exists when this returns. Raises as `finish`.
+        Unless saving goes on in the background, it exists when this returns; so does the last of a launch, which is
+        needed. Raises as `finish`.
         """
         self.finish()
         rank = world()[0]
@@ -74,8 +75,8 @@ class CheckpointSaver:
         self._pending = _Pending(
             checkpoint, names, self._threads.submit(partial(self._write, checkpoint.step, rank, share))
         )
-        if not self._settings.save_in_background:
-            self.finish()
+        if last or not self._settings.save_in_background:
+            self.finish(needed=last)
 
     def finish(self, *, needed: bool = False) -> None:
         """Wait for what all ranks still write, and make the checkpoint exist.

@@ -13,9 +13,9 @@ rank).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,11 @@ from tokenmill.faults import fault_point
 from tokenmill.manifests.records import FileEntry, check_schema
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, CHECKPOINT_SCHEMA
+from tokenmill.train.checkpoint_tensors import Tensors
+from tokenmill.train.full_disk import told_when_full
 from tokenmill.train.tensor_writer import bytes_of, write_tensors
+
+log = logging.getLogger(__name__)
 
 _LATEST = "latest"
 _DAMAGED = "damaged.json"
@@ -113,7 +117,7 @@ class RunFolder:
         Raises StorageError naming the folder, the bytes that are needed and those that are free on a full disk.
         """
         store, folder = self._tensor_folder(step)
-        with self._told_when_full(store, folder, bytes_of(tensors)), store.staging(folder) as staged:
+        with told_when_full(store, folder, bytes_of(tensors)), store.staging(folder) as staged:
             digest, size = write_tensors(staged, tensors)
             name = f"tensors-{share:02d}-{digest[:8]}.safetensors"
             fault_point("checkpoint:before-tensors")
@@ -127,28 +131,34 @@ class RunFolder:
         folder = self.step_folder(checkpoint.step)
         self.store.put(f"{folder}/{CHECKPOINT_RECORD}", checkpoint.to_bytes())
         fault_point("checkpoint:after-record")
-        self.store.put(self.at(_LATEST), f"{folder.rpartition('/')[2]}\n".encode())
+        try:
+            self.store.put(self.at(_LATEST), f"{folder.rpartition('/')[2]}\n".encode())
+        except StorageError as error:  # nobody here reads it
+            log.warning("%s could not be written: %s", self.at(_LATEST), error)
 
-    def verify(self, checkpoint: Checkpoint, entries: Iterable[FileEntry] | None = None) -> None:
-        """Compare files (all by default) with their digests; raises ManifestError naming the first that differs."""
-        folder = self.step_folder(checkpoint.step)
-        for entry in checkpoint.files if entries is None else entries:
-            name = self._place(checkpoint.step, entry)
-            if not self._is_whole(name, entry):
-                raise ManifestError(
-                    f"{name}: missing, or its sha256 differs from {CHECKPOINT_RECORD}; remove {folder} to go on from "
-                    "the checkpoint before it"
-                )
+    def verify(self, checkpoint: Checkpoint) -> None:
+        """Compare every file with its digest; raises ManifestError naming the first that differs."""
+        for entry in checkpoint.files:
+            with ExitStack() as stack:
+                self._checked(stack, checkpoint.step, entry)
 
     @contextmanager
-    def tensors(self, checkpoint: Checkpoint, entries: Iterable[FileEntry] | None = None) -> Iterator[Tensors]:
-        """Open a checkpoint's files (all by default), whose tensors are then read one at a time."""
+    def tensors(
+        self, checkpoint: Checkpoint, entries: Iterable[FileEntry] | None = None, *, check: bool = False
+    ) -> Iterator[Tensors]:
+        """Open a checkpoint's files (all by default), whose tensors are then read one at a time.
+
+        With `check` their digests are compared before, on the same copy; raises ManifestError then as `verify`.
+        """
         with ExitStack() as stack:
-            paths = {
-                entry.name: stack.enter_context(self.store.local_copy(self._place(checkpoint.step, entry)))
-                for entry in (checkpoint.files if entries is None else entries)
-            }
-            yield Tensors(checkpoint, {name: str(path) for name, path in paths.items()}, stack)
+            paths = {}
+            for entry in checkpoint.files if entries is None else entries:
+                if check:
+                    path = self._checked(stack, checkpoint.step, entry)
+                else:
+                    path = stack.enter_context(self.store.local_copy(self._place(checkpoint.step, entry)))
+                paths[entry.name] = str(path)
+            yield Tensors(checkpoint.step, checkpoint.tensors, paths, stack)
 
     def prune(self, keep: int, milestone_every: int | None = None) -> None:
         """Remove checkpoints but the newest and milestones, and what killed runs left before the newest.
@@ -203,58 +213,21 @@ class RunFolder:
         """Return the path or URL of a file that a record names."""
         return entry.name if entry.is_outside else f"{self.step_folder(step)}/{entry.name}"
 
-    def _is_whole(self, name: str, entry: FileEntry) -> bool:
+    def _checked(self, stack: ExitStack, step: int, entry: FileEntry) -> Path:
+        """Return a local copy of a file whose digest is the recorded one; raises ManifestError if it is another."""
+        name = self._place(step, entry)
         try:
-            if self.store.size(name) != entry.bytes:
-                return False
-            with self.store.local_copy(name) as path:
-                return _sha256(path) == entry.sha256
+            path = stack.enter_context(self.store.local_copy(name))
+            if path.stat().st_size == entry.bytes and _sha256(path) == entry.sha256:
+                return path
         except OutageError:
             raise
         except (StorageError, FileNotFoundError):
-            return False
-
-    @contextmanager
-    def _told_when_full(self, store: Store, folder: str, needed: int) -> Iterator[None]:
-        """Turn a full disk into an error that says how full, before as much as possible is written."""
-        local = store.local_path(folder)
-        if local is None:
-            yield
-            return
-        try:
-            local.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(local).free < needed:
-                raise OSError(errno.ENOSPC, "too little is free")
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(f"{local}: cannot write a checkpoint there: {error.strerror}") from error
-            raise StorageError(f"{local}: {_fullness(local, needed)}") from error
-        except StorageError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageError(f"{local}: {_fullness(local, needed)}") from error
-            raise
-
-
-class Tensors:
-    """The tensors of one checkpoint, by name `<parameter>/<part>`."""
-
-    def __init__(self, checkpoint: Checkpoint, paths: Mapping[str, str], stack: ExitStack) -> None:
-        self._checkpoint = checkpoint
-        self._paths = paths
-        self._stack = stack
-        self._open: dict[str, Any] = {}
-
-    def read(self, name: str) -> Any:
-        """Return one tensor; raises ManifestError if the checkpoint has none of that name."""
-        from safetensors import safe_open
-
-        file = self._checkpoint.tensors.get(name)
-        if file is None:
-            raise ManifestError(f"checkpoint of step {self._checkpoint.step}: has no tensor {name}")
-        if file not in self._open:
-            self._open[file] = self._stack.enter_context(safe_open(self._paths[file], framework="pt"))
-        return self._open[file].get_tensor(name)
+            pass
+        raise ManifestError(
+            f"{name}: missing, or its sha256 differs from {CHECKPOINT_RECORD}; remove {self.step_folder(step)} to go "
+            "on from the checkpoint before it"
+        )
 
 
 def run_folder(store: Store, run: str, tensors_url: str | None) -> RunFolder:
@@ -262,12 +235,13 @@ def run_folder(store: Store, run: str, tensors_url: str | None) -> RunFolder:
     return RunFolder(store, run, open_store(tensors_url, store.options) if tensors_url else None)
 
 
-def exported_step(folder: RunFolder) -> int | None:
-    """Return the step whose model was exported last, or None if none was."""
+def exported_step(folder: RunFolder, precision: str | None = None) -> int | None:
+    """Return the step whose model was exported last, or None if none was, or none in this precision."""
     name = folder.at("export/tokenmill.json")
     if not folder.store.exists(name):
         return None
-    return int(json.loads(folder.store.read_bytes(name))["step"])
+    told = json.loads(folder.store.read_bytes(name))
+    return int(told["step"]) if precision in (None, told.get("precision", "fp32")) else None
 
 
 def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
@@ -283,15 +257,6 @@ def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
 
 def _url(store: Store, path: str) -> str:
     return f"{store.url}/{path}" if "://" in store.url else f"file://{store.url}/{path}"
-
-
-def _fullness(folder: Path, needed: int) -> str:
-    """Say how much a rank's part of a checkpoint needs, and how much there is."""
-    free = shutil.disk_usage(folder).free
-    return (
-        f"the disk is full: this rank's part of the checkpoint needs {needed:,} bytes, {free:,} are free; free some "
-        "space, keep fewer (train.keep) or put them elsewhere (train.checkpoints)"
-    )
 
 
 def _sha256(path: Path) -> str:

@@ -1,17 +1,21 @@
 """DeepSpeed, set up so that it runs anywhere: ZeRO 0–3, on CPU without a compiler, one process to many nodes.
 
-Three of its habits are worked around here. On CPU it builds a shared-memory extension at first use (250 s, needs
+Four of its habits are worked around here. On CPU it builds a shared-memory extension at first use (250 s, needs
 ninja); the table of what it may build is emptied before, and gloo does the reductions. bf16 casts every buffer, rotary
-frequencies too, after which positions beyond a few hundred blur; those are put back in fp32. And bf16 sums the
-gradients of micro-steps in bf16, which is off by 0.6 % after 16 of them; here they are summed in fp32.
+frequencies too, after which positions beyond a few hundred blur; those are put back in fp32. bf16 sums the gradients of
+micro-steps in bf16, which is off by 0.6 % after 16 of them; here they are summed in fp32. And every rank would load
+torch's compiler (2.7 s of CPU without cached bytecode) for a function of an optimizer that is not used.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -48,6 +52,8 @@ def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) 
     """Wrap the model in a DeepSpeed engine; its weights are those of rank 0 from here on."""
     import deepspeed
 
+    if "muon" not in str(settings.deepspeed).lower():
+        _import_muon()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with _zero_1_as_the_others():
         engine, *_ = deepspeed.initialize(
@@ -57,7 +63,20 @@ def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) 
         )
     for name, buffer in model.named_buffers():
         buffer.data = buffers[name].to(buffer.device)
+    set_timeouts(settings.timeout_s)
     return engine
+
+
+def set_timeouts(seconds: float) -> None:
+    """Say how long this rank waits for others, in every group it belongs to.
+
+    DeepSpeed exchanges weights and gradients in a group of its own, which has torch's defaults: ten minutes over NCCL,
+    thirty over gloo.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        torch.distributed.set_timeout(timedelta(seconds=seconds), group)
 
 
 def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:
@@ -70,7 +89,7 @@ def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any
         "zero_optimization": {"stage": settings.zero_stage} | _offload(settings),
         "bf16": {"enabled": settings.precision == "bf16", "check_grad_overflow": True},
         "communication_data_type": "fp32",
-        **_sums(settings, micro_steps),
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if settings.precision == "bf16" and micro_steps > 1 else {}),
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -152,18 +171,22 @@ def gradient_norm(engine: Any, settings: TrainSettings) -> float | None:
     return None if norm is None else float(norm)
 
 
-def _sums(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:
-    """Say in what the gradients of micro-steps are summed; ZeRO 1 and 2 with offload know bf16 alone."""
-    is_able = settings.offload == "none" or settings.zero_stage == 3
-    is_wanted = settings.precision == "bf16" and micro_steps > 1
-    return {"data_types": {"grad_accum_dtype": "fp32"}} if is_wanted and is_able else {}
-
-
 def _offload(settings: TrainSettings) -> dict[str, Any]:
     """Say what lies in the host's memory; Adam then runs there, as one fused loop of torch's that needs no compiler."""
     place = {"device": "cpu", "pin_memory": _wanted_device(settings) == "cuda"}
     parts = {"none": (), "optimizer": ("optimizer",), "parameters": ("optimizer", "param")}[settings.offload]
     return {f"offload_{part}": place for part in parts}
+
+
+def _import_muon() -> None:
+    """Import Muon, as DeepSpeed's `initialize` does for any optimizer, without what its `@torch.compile` drags in."""
+    name = "deepspeed.runtime.zero.muon.original_muon"
+    if name not in sys.modules and find_spec(name):
+        compiler, torch.compile = torch.compile, lambda function: function  # type: ignore[assignment]
+        try:
+            import_module(name)
+        finally:
+            torch.compile = compiler
 
 
 def _device(settings: TrainSettings) -> torch.device:

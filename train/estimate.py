@@ -23,7 +23,7 @@ from tokenmill.train.engine import deepspeed_config
 from tokenmill.train.estimate_activations import activation_bytes
 from tokenmill.train.estimate_state import StateBytes, heaviest_rank
 from tokenmill.train.flops import ModelFlops
-from tokenmill.train.model import described_config, weightless
+from tokenmill.train.model import described_config, embedding_dropout, weightless
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_heads, check_ranks
 
@@ -155,19 +155,23 @@ def estimate(settings: TrainSettings, vocabulary: Vocabulary, work: Workload, ma
 def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
     """Count what the loss holds at most: a chunk's logits, and gradients of the output layer and of what enters it.
 
-    A chunk is there in fp32 and, in bf16, once more as the gradient that is multiplied.
+    Logits of bf16 are there once more in fp32 while they become losses; Liger's kernel needs no such copy. The output
+    layer's gradient gathers in fp32, a chunk's part of it is made in bf16 first.
     """
     width = 2 if settings.precision == "bf16" else 4
-    matrix = config.vocab_size * config.hidden_size
-    chunk = min(settings.loss_chunk_tokens, tokens) * config.vocab_size
-    logits = chunk * (4 + (width if width != 4 else 0))
-    return logits + matrix * (4 + width) + 2 * tokens * config.hidden_size * width
+    vocabulary, hidden = int(config.vocab_size), int(config.hidden_size)
+    matrix = vocabulary * hidden
+    chunk = min(settings.loss_chunk_tokens, tokens) * vocabulary
+    passing = max(chunk * 4, matrix * 2) if width == 2 else 0
+    return chunk * width + passing + matrix * 4 + 2 * tokens * hidden * width
 
 
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     shared_by, checkpointing = settings.sequence_parallel, settings.activation_checkpointing
-    found = activation_bytes(config, settings.model.dropout, dtype, tokens, cuda=True, shared_by=shared_by)
+    found = activation_bytes(
+        config, embedding_dropout(config, settings.model), dtype, tokens, cuda=True, shared_by=shared_by
+    )
     return Memory(
         weights=state.weights,
         optimizer=state.optimizer,

@@ -5,8 +5,8 @@ and held against every tensor that is alive on two real ranks (tests/test_train_
 Three of its rules cost more than `size ÷ ranks` and are easily forgotten:
 
 * ZeRO 1 and 2 cut each parameter group anywhere, yet keep gradients of whole parameters: every rank that got a corner
-  of Emu3's embedding holds 756 M gradients of it.
-* ZeRO 1 with accumulation keeps all gradients between micro-steps, as plain data parallelism does.
+  of Emu3's embedding holds 756 M gradients of it. Only where bf16 gradients are summed in fp32 do they keep their part.
+* ZeRO 1 has all gradients until they are summed, and keeps them between micro-steps, as plain data parallelism does.
 * The bucket in which gradients are summed has 500 M elements whatever the model's size (`reduce_bucket_size`).
 """
 
@@ -120,21 +120,30 @@ def _partitioned_optimizer(
     flat = [_rounded_up(sum(group), _FLAT_ALIGNMENT * ranks) for group in shapes.groups]
     own = sum(size // ranks for size in flat)
     weights, states = sum(flat) * width, own * 12
-    in_stage_1 = summed if zero["stage"] == 1 else width  # ZeRO 2 sums over ranks before it adds up micro-steps
-    bucket = int(zero["reduce_bucket_size"]) * in_stage_1 * (2 if zero.get("overlap_comm") else 1)
-    if _offloaded(zero, "optimizer"):  # through the buffer of one parameter into the host's fp32 gradients
-        largest = max(shapes.all) * width
-        gradients = GradientBytes(for_step=largest, between_micro_steps=largest * accumulates)
-        return StateBytes(weights=weights, optimizer=0, gradients=gradients, bucket=bucket, host=states + own * 4)
+    bucket = int(zero["reduce_bucket_size"]) * (summed if zero["stage"] == 1 else width)
+    bucket *= 2 if zero.get("overlap_comm") else 1
     touched = sum(
         _touched(group, rank * (size // ranks), (rank + 1) * (size // ranks))
         for group, size in zip(shapes.groups, flat, strict=True)
     )
     for_step = own * summed if summed != width else touched * width
     all_of_them = sum(shapes.all) * summed if zero["stage"] == 1 else 0
-    held = (all_of_them or for_step) * accumulates
-    gradients = GradientBytes(for_step=for_step, between_micro_steps=held, in_backward=all_of_them)
-    return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=bucket)
+    host, lasting = 0, 0
+    if _offloaded(zero, "optimizer"):
+        # Adam's states and fp32 gradients, this rank's weights on their way back, and a parameter's gradient on its way
+        # here from the buffer of one on the device; bf16 sums of ZeRO 2 are kept here too, of whole parameters
+        lasting = max(shapes.all) * width
+        host, states = states + own * (4 + width) + lasting, 0
+        if summed == width:
+            host += for_step if zero["stage"] == 2 and accumulates else 0
+            for_step = 0
+    gradients = GradientBytes(
+        for_step=for_step + lasting,
+        between_micro_steps=((all_of_them or for_step) + lasting) * accumulates,
+        between_steps=lasting,
+        in_backward=all_of_them + lasting,
+    )
+    return StateBytes(weights=weights, optimizer=states, gradients=gradients, bucket=bucket, host=host)
 
 
 def _partitioned_weights(shapes: _Shapes, zero: Mapping[str, Any], ranks: int, width: int, summed: int) -> StateBytes:
@@ -146,7 +155,7 @@ def _partitioned_weights(shapes: _Shapes, zero: Mapping[str, Any], ranks: int, w
     gathered = min(sum(shapes.all) - persistent, at_once)
     weights, states, sums, host = own * width, own * 12, own * summed, 0
     if _offloaded(zero, "optimizer"):
-        states, sums, host = 0, 0, states + sums
+        states, sums, host = 0, 0, states + own * 4 + sums  # with fp32 gradients for Adam
     if _offloaded(zero, "param"):
         weights, host = 0, host + weights
     return StateBytes(

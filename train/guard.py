@@ -36,7 +36,6 @@ class Guard:
         self._losses: deque[float] = deque(maxlen=settings.spike.window if settings.spike else 1)
         self._left_out: set[tuple[int, int]] = set()
         self.discarded = 0
-        self.in_a_row = 0
 
     def judge(self, loss: float, norm: float | None = None) -> Verdict | None:
         """Say what is wrong with a step that is about to be taken; None if nothing is. `norm` is its gradient's."""
@@ -60,13 +59,6 @@ class Guard:
     def took(self, loss: float) -> None:
         """Note a step that was taken."""
         self._losses.append(loss)
-        self.in_a_row = 0
-
-    def refused(self) -> bool:
-        """Note a step that was refused; says whether patience is at its end."""
-        self.discarded += 1
-        self.in_a_row += 1
-        return self.in_a_row > self._settings.patience
 
     def first_left_out(self, bad: int, checkpoint: int) -> int:
         """Return the first step (from 1) that is left out after a roll back from a bad one to a checkpoint."""
@@ -87,7 +79,6 @@ class Guard:
             "losses": list(self._losses),
             "left_out": sorted(map(list, self._left_out)),
             "discarded": self.discarded,
-            "in_a_row": self.in_a_row,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -96,4 +87,3 @@ class Guard:
         self._losses.extend(state.get("losses", ()))
         self._left_out |= {(first, last) for first, last in state.get("left_out", ())}
         self.discarded = state.get("discarded", 0)
-        self.in_a_row = state.get("in_a_row", 0)

@@ -7,12 +7,16 @@ steps. A resumed run cuts refusals back to where it stands, since it repeats the
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from tokenmill.faults import fault_point
 from tokenmill.train.checkpoints import RunFolder
 from tokenmill.train.guard import Guard, Verdict
+
+log = logging.getLogger(__name__)
 
 _NAME = "guard.jsonl"
 
@@ -36,9 +40,17 @@ class GuardLog:
 
     def add(self, row: Mapping[str, Any], verdict: Verdict, **more: Any) -> None:
         """Note what was done about the step with these metrics."""
+        if self._rank == 0:
+            log.warning("step %d is refused (%s): %s", row["step"], verdict.action, verdict.reason)
         figures = {name: row[name] if _is_finite(row[name]) else None for name in ("loss", "grad_norm", "lr")}
         self._rows.append({"step": row["step"], "action": verdict.action, "reason": verdict.reason, **figures, **more})
         self._publish()
+        fault_point("guard:noted")
+
+    def refused_before(self, step: int) -> int:
+        """Count the steps directly before one that were refused too."""
+        refused = {row["step"] for row in self._rows}
+        return next(count for count in range(len(refused) + 1) if step - 1 - count not in refused)
 
     def returns_to(self, step: int) -> int:
         """Count the returns to a checkpoint."""

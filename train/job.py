@@ -19,6 +19,9 @@ class TrainJob(BaseModel):
     root: str = Field(description="URL or path of the store")
     options: dict[str, Any] = Field(default_factory=dict, description="of the store's file system")
     plan: str = Field(description="folder of the plan, relative to the root")
+    evaluation_plan: str | None = Field(
+        default=None, description="folder of the plan to evaluate on, relative to the root"
+    )
     settings: TrainSettings
 
 

@@ -25,6 +25,7 @@ from tokenmill.train.read_ahead import ahead
 from tokenmill.train.schedule import steps_per_epoch
 from tokenmill.train.shard_bytes import ShardBytes, StoreBytes
 from tokenmill.train.step_chunks import Dealing, StepChunks
+from tokenmill.train.step_documents import step_documents
 from tokenmill.train.steps import ReadSample, Step
 
 __all__ = ["LoaderState", "PlanLoader", "ReadSample", "Step"]
@@ -130,6 +131,7 @@ class PlanLoader:
             squares=chunk.squares[place],
             faults=faults,
             tell_samples=partial(self._assembler.samples, slots, faults),
+            tell_documents=partial(step_documents, self.plan, slots, self.packs_of(number)),
         )
 
     def steps(self, start: int, stop: int) -> Generator[Step, None, None]:

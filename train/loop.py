@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from tokenmill.train.export import export_checkpoint
 from tokenmill.train.guard import Verdict
 from tokenmill.train.guard_log import GuardLog
 from tokenmill.train.job import TrainJob, TrainResult
+from tokenmill.train.preference import Preference
+from tokenmill.train.reference_opening import open_reference
 from tokenmill.train.resuming import restore_newest, resume
 from tokenmill.train.run_log import RunLog
 from tokenmill.train.schedule import learning_rate
 from tokenmill.train.steps import Step
 from tokenmill.train.stop_file import StopFile
 from tokenmill.train.stopping import StopRequest
+from tokenmill.train.tally import finite
 from tokenmill.train.training_run import Run, start
 from tokenmill.train.training_step import Taken, speed_of, take_step
 
@@ -35,15 +38,23 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
+    if job.settings.preference is not None:
+        reference = open_reference(run.opening, lambda: bool(stop))
+        if reference is None:
+            done = max(run.folder.steps(), default=run.first_step)
+            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
+        run = replace(
+            run, preference=Preference(settings=job.settings.preference, plan=run.loader.plan, reference=reference)
+        )
     done = resume(run)
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()
     export = None
+    dist.barrier()  # not behind the export, which may take longer than ranks wait for each other
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
-            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"))
-    dist.barrier()
+            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 
 
@@ -66,7 +77,6 @@ class Loop:
                 self._save()  # there has to be something to go back to
             while not self._stretch():
                 self._go_back()
-            self._saver.finish(needed=True)
         self._stop_file.obeyed()
         return self._done
 
@@ -84,10 +94,13 @@ class Loop:
                 row = taken.row | {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
                 self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
                 self._done = row["step"]
-                if taken.stopping or self._done == run.total_steps or self._saver.is_due(self._done):
-                    self._save()
+                is_last = taken.stopping or self._done == run.total_steps
+                if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
+                    self._log.add_evaluation(run.evaluation.row(run.engine, run.device, self._done))
+                if is_last or self._saver.is_due(self._done):
+                    self._save(last=is_last)
                     self._log.publish()
-                if taken.stopping:
+                if is_last:
                     break
         return True
 
@@ -105,57 +118,64 @@ class Loop:
 
     def _goes_on(self, row: dict[str, Any], verdict: Verdict) -> bool:
         """Do what the recipe wants about a refused step; says whether the run goes on behind it."""
-        is_over = self._run.guard.refused()
-        if verdict.action == "stop" or (is_over and verdict.action == "skip"):
-            self._guard_log.add(row, verdict)
-            raise DivergedError(f"train: step {row['step']} is refused: {verdict.reason}; {_advice(verdict)}")
-        if verdict.action == "roll_back":
-            self._note_return(row, verdict)
-            return False
-        self._guard_log.add(row, verdict)
-        for name in ("loss", "loss_text", "loss_vision", "grad_norm"):
-            if row[name] is not None and not math.isfinite(row[name]):
-                row[name] = None
-        row["skipped"] = verdict.reason
-        return True
-
-    def _note_return(self, row: dict[str, Any], verdict: Verdict) -> None:
-        """Note which steps are left out from now on, before going back; what is still written comes to exist first."""
-        self._saver.finish()
         run = self._run
+        if verdict.action == "roll_back":
+            self._saver.finish()  # what is still written comes to exist first
+        told = self._why_over(row["step"], verdict)
+        if told:
+            self._guard_log.add(row, Verdict(verdict.reason, "stop"))
+            raise DivergedError(f"train: step {row['step']} is refused{told}")
+        run.guard.discarded += 1
+        if verdict.action == "skip":
+            self._guard_log.add(row, verdict)
+            row.update(finite(row), skipped=verdict.reason)
+            return True
         checkpoint = run.folder.steps()[-1]
         window = (run.guard.first_left_out(row["step"], checkpoint), row["step"])
-        if self._guard_log.returns_to(checkpoint) >= run.settings.guard.patience:
-            raise DivergedError(
-                f"train: step {row['step']} is refused after {run.settings.guard.patience} returns to the checkpoint "
-                f"of step {checkpoint}: {verdict.reason}; {_advice(verdict)}"
-            )
         run.guard.leave_out(*window)
         self._guard_log.add(row, verdict, to=checkpoint, left_out=list(window))
-        dist.barrier()
+        dist.barrier()  # nobody looks for the newest checkpoint before the window is noted
+        return False
+
+    def _why_over(self, step: int, verdict: Verdict) -> str:
+        """Say why a refused step ends the run; empty if it does not."""
+        patience, advice = self._run.settings.guard.patience, "lower train.lr, or look at the data"
+        if verdict.action == "stop":
+            return f": {verdict.reason}; {advice}, or let train.guard skip it or roll back (docs/training.md)"
+        if self._guard_log.refused_before(step) >= patience:
+            return f" like the {patience} before it: {verdict.reason}; {advice}"
+        if verdict.action == "skip":
+            return ""
+        newest = self._run.folder.steps()[-1]
+        if self._guard_log.returns_to(newest) < patience:
+            return ""
+        return f" after {patience} returns to the checkpoint of step {newest}: {verdict.reason}; {advice}"
 
     def _go_back(self) -> None:
         self._done = restore_newest(self._run)
         self._guard_log.begin(self._run.guard, self._done)
         self._log.go_back(self._done)
 
-    def _save(self) -> None:
-        self._saver.save(self._run.engine, self._run.model, _checkpoint(self._run, self._done))
+    def _save(self, *, last: bool = False) -> None:
+        self._saver.save(self._run.engine, self._run.model, _checkpoint(self._run, self._done), last=last)
 
 
 def _left_out(run: Run, step: Step) -> Taken:
     """Give the row of a step that is not taken."""
     number = run.first_step + step.number
-    row = {"step": number + 1, "epoch": step.epoch, "loss": None, "loss_text": None, "loss_vision": None,
-           "lr": learning_rate(number, run.total_steps, run.settings), "grad_norm": None, "weight": 0.0, "tokens": 0,
-           "unreadable": 0, "skipped": "left out after a roll back"}  # fmt: skip
+    nothing = dict.fromkeys(("loss", "loss_text", "loss_vision", "grad_norm"))
+    row: dict[str, Any] = {
+        "step": number + 1,
+        "epoch": step.epoch,
+        **nothing,
+        "loss_by_template": {},
+        "lr": learning_rate(number, run.total_steps, run.settings),
+        "weight": 0.0,
+        "tokens": 0,
+        "unreadable": 0,
+        "skipped": "left out after a roll back",
+    }
     return Taken(row, False, False, None)
-
-
-def _advice(verdict: Verdict) -> str:
-    if verdict.action == "stop":
-        return "lower train.lr, look at the data, or let train.guard skip it or roll back (docs/training.md)"
-    return "lower train.lr, look at the data, or go on from an older checkpoint"
 
 
 def _steps_ahead(run: Run, done: int) -> Generator[Step, None, None]:

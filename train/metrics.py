@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-SHOWN = ("loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "data_wait_s", "memory_gib", "mfu")
+SHOWN = ("loss", "loss_text", "loss_vision", "loss_by_template", "z_loss", "lr", "grad_norm", "tokens_per_s",
+         "data_wait_s", "memory_gib", "mfu", "loss_preference", "loss_next_token", "margin", "accuracy",
+         "reward_chosen", "reward_rejected")  # fmt: skip
 
 
 class Board:
@@ -24,12 +26,18 @@ class Board:
 
             self._writer = SummaryWriter(str(folder), purge_step=upto_step + 1)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], group: str = "train") -> None:
+        """Show what is among the figures to show; a mapping is a curve for each of its names."""
         if self._writer is None:
             return
         for name in self._shown:
-            if row.get(name) is not None:
-                self._writer.add_scalar(f"train/{name}", row[name], row["step"])
+            value = row.get(name)
+            values = (
+                {f"{name}/{key}": one for key, one in value.items()} if isinstance(value, Mapping) else {name: value}
+            )
+            for key, one in values.items():
+                if one is not None:
+                    self._writer.add_scalar(f"{group}/{key}", one, row["step"])
 
     def flush(self) -> None:
         if self._writer is not None:

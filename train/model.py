@@ -8,28 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenmill.errors import RecipeError
-from tokenmill.settings_train import ModelSettings
+from tokenmill.settings_model import ModelSettings
 from tokenmill.tokenize.vocabulary import Vocabulary
 from tokenmill.train import attention
-from tokenmill.train.activations import keep_activations
+from tokenmill.train.activations import Checkpointing, keep_activations
 from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.preference_loss import Pairs
 from tokenmill.train.world import ALONE, SequenceGroup
-
-EMU3_8B = {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "ffn": 14336, "dropout": 0.1, "rope_base": 1e6}
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's."""
+    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's.
+
+    Of a preference run it has pairs too, which change the weights.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -37,6 +39,7 @@ class Batch:
     position_ids: Tensor
     documents: Documents
     sequence: SequenceGroup = ALONE
+    pairs: Pairs | None = None
 
     @classmethod
     def of(cls, arrays: PackArrays, device: torch.device | str, sequence: SequenceGroup = ALONE) -> Batch:
@@ -65,7 +68,8 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of cross-entropies, and each position's own without gradient."""
-        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
+        reweigh = None if batch.pairs is None else batch.pairs.weights
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight, reweigh)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits (L, V); for evaluation and tests."""
@@ -88,9 +92,10 @@ class PackedModel(nn.Module):
 
     @property
     def num_matmul_parameters(self) -> int:
-        """Parameters that every id is multiplied with: all but the input embedding."""
+        """Parameters that every id is multiplied with: all but an input embedding that is not the output's matrix."""
         embedding = self.causal.get_input_embeddings().weight
-        return sum(p.numel() for p in self.parameters() if p is not embedding)
+        is_tied = self.causal.get_output_embeddings().weight is embedding
+        return sum(p.numel() for p in self.parameters() if is_tied or p is not embedding)
 
     @property
     def attention_share(self) -> float:
@@ -109,78 +114,120 @@ def attention_share_of(settings: ModelSettings, vocabulary: Vocabulary, context:
 
 def described_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
     """Give the configuration of the model that a recipe means; raises RecipeError where it names none."""
-    return _described(settings.from_path) if settings.from_path else model_config(settings, vocabulary, context)
+    from tokenmill.train.given_model import read_config
+
+    given = settings.from_path
+    return read_config(given) if given else model_config(settings, vocabulary, context)
 
 
 def weightless(config: Any, dropout: float = 0.0) -> PackedModel:
     """Build a model of shapes alone, on torch's meta device."""
-    from transformers import Emu3ForCausalLM
-
     with torch.device("meta"):
-        return PackedModel(Emu3ForCausalLM(config), dropout, 1)
-
-
-def _described(path: str) -> Any:
-    """Read the shape of a language model, or of the one inside of a whole Emu3."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path).get_text_config()
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"train.model.from: {path}: {' '.join(str(error).split())[:200]}") from error
+        return PackedModel(causal_class(config.to_dict())(config), dropout, 1)
 
 
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
-    checkpointing: Literal["none", "device", "cpu"] = "none", seed: int = 0, attention_kernel: Kernel = "auto"
+    checkpointing: Checkpointing = "none", seed: int = 0, attention_kernel: Kernel = "auto",
+    like: Mapping[str, Any] | None = None
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 
-    Raises RecipeError when given weights are of another vocabulary or a shorter context.
+    `like` is the configuration of a model whose weights will be put in: its shape is taken where the settings name a
+    given model or no sizes at all, and no file of weights is opened. Raises RecipeError when given weights are of
+    another vocabulary or a shorter context, or when `like` has another shape than the settings.
     """
+    from tokenmill.train.given_model import given_model
+
     attention.register()
     torch.manual_seed(seed)
-    if settings.from_path:
-        causal = _loaded(settings.from_path, vocabulary, context)
+    if like is not None and (settings.from_path or settings.is_left_out):
+        causal = _shaped(config_like(like, settings, context), settings)
+    elif settings.from_path:
+        causal = given_model(settings, vocabulary, context, seed)
     else:
-        causal = _fresh(settings, vocabulary, context)
+        causal = _shaped(model_config(settings, vocabulary, context), settings)
     keep_activations(causal, checkpointing)
-    return PackedModel(causal, settings.dropout, loss_chunk_tokens, attention_kernel)
+    return PackedModel(causal, embedding_dropout(causal.config, settings), loss_chunk_tokens, attention_kernel)
 
 
 def model_config(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
     """Give transformers' configuration of a model of these sizes."""
-    from transformers import Emu3TextConfig
+    from transformers import Emu3ForCausalLM, Emu3TextConfig
 
-    sizes: Mapping[str, Any] = EMU3_8B if settings.preset == "emu3-8b" else settings.model_dump()
-    return Emu3TextConfig(
+    sizes = settings.sizes
+    check_context(settings, context)
+    config = Emu3TextConfig(
         vocab_size=vocabulary.size,
-        hidden_size=sizes["hidden"],
-        intermediate_size=sizes["ffn"],
-        num_hidden_layers=sizes["layers"],
-        num_attention_heads=sizes["heads"],
-        num_key_value_heads=sizes["kv_heads"],
-        max_position_embeddings=context,
-        rope_parameters={"rope_type": "default", "rope_theta": float(sizes["rope_base"])},
-        attention_dropout=float(sizes["dropout"]),
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.ffn,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        max_position_embeddings=settings.context or context,
+        initializer_range=settings.init_std,
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_base},
+        attention_dropout=sizes.dropout,
         pad_token_id=vocabulary.pad,
         bos_token_id=vocabulary.bos,
         eos_token_id=vocabulary.eos,
-        tie_word_embeddings=False,
+        tie_word_embeddings=sizes.tie_embeddings,
     )
+    config.architectures = [Emu3ForCausalLM.__name__]
+    return config
 
 
-def causal_class(config: Mapping[str, Any]) -> Any:
+def config_like(found: Mapping[str, Any], settings: ModelSettings, context: int) -> Any:
+    """Give the configuration of a trained model, for packs of `context` ids, which may be more than it had."""
+    from transformers import AutoConfig
+
+    check_context(settings, context)
+    config = AutoConfig.for_model(**found)
+    set_positions(config, settings, context)
+    if settings.dropout is not None and _drops_branches(config):
+        config.attention_dropout = settings.dropout
+    return config
+
+
+def set_positions(config: Any, settings: ModelSettings, context: int) -> None:
+    """Let a configuration be for packs of `context` ids, with the rotary base that is said."""
+    config.max_position_embeddings = max(context, settings.context or config.max_position_embeddings)
+    if settings.rope_base is not None:
+        config.rope_parameters = {**config.rope_parameters, "rope_theta": settings.rope_base}
+
+
+def embedding_dropout(config: Any, settings: ModelSettings) -> float:
+    """Give the share of the input embeddings that is dropped: as said, else as in the branches of Emu3's layers."""
+    if settings.dropout is not None:
+        return settings.dropout
+    return float(config.attention_dropout) if _drops_branches(config) else 0.0
+
+
+def _drops_branches(config: Any) -> bool:
+    """Say whether a model's `attention_dropout` is of residual branches; elsewhere it is of attention itself."""
+    return str(config.model_type).startswith("emu3")
+
+
+def check_context(settings: ModelSettings, context: int) -> None:
+    """Refuse packs longer than the context that the settings name; raises RecipeError with both numbers."""
+    if settings.context is not None and settings.context < context:
+        raise RecipeError(
+            f"train.model.context: is {settings.context}, and packs of the plan have {context} ids (plan.context); "
+            "raise the one or lower the other"
+        )
+
+
+def causal_class(config: Mapping[str, Any], where: str = "train.model") -> Any:
     """Give the class that a model's configuration names; transformers' automatic one does not know Emu3's text model.
 
-    Raises RecipeError if it names none.
+    Raises RecipeError, which starts with `where`, if it names none.
     """
     import transformers
 
     names = config.get("architectures") or ["none"]
     found = getattr(transformers, names[0], None)
     if found is None or not names[0].endswith("ForCausalLM"):
-        raise RecipeError(f"train.model: {names[0]!r} is not a causal language model of transformers")
+        raise RecipeError(f"{where}: {names[0]!r} is not a causal language model of transformers")
     return found
 
 
@@ -200,25 +247,18 @@ def named_parameters(model: PackedModel) -> Iterable[tuple[str, nn.Parameter]]:
     return model.causal.named_parameters()  # type: ignore[no-any-return]
 
 
-def _fresh(settings: ModelSettings, vocabulary: Vocabulary, context: int) -> Any:
-    from transformers import Emu3ForCausalLM
-
-    config = model_config(settings, vocabulary, context)
+def _shaped(config: Any, settings: ModelSettings) -> Any:
+    """Build a model of a configuration with weights drawn anew."""
     config._attn_implementation = attention.NAME
-    config.architectures = [Emu3ForCausalLM.__name__]
-    return Emu3ForCausalLM(config)
-
-
-def _loaded(path: str, vocabulary: Vocabulary, context: int) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path)
-    causal = causal_class(config.to_dict()).from_pretrained(
-        path, attn_implementation=attention.NAME, dtype=torch.float32, use_safetensors=True
-    )
-    if causal.config.vocab_size != vocabulary.size:
-        raise RecipeError(
-            f"train.model.from: {path} has {causal.config.vocab_size} ids, the plan's vocabulary {vocabulary.size}"
-        )
-    causal.config.max_position_embeddings = max(context, causal.config.max_position_embeddings)
+    causal = causal_class(config.to_dict())(config)
+    if settings.scale_residual:
+        _shrink_branches(causal, (2 * config.num_hidden_layers) ** -0.5)
     return causal
+
+
+@torch.no_grad()
+def _shrink_branches(causal: nn.Module, factor: float) -> None:
+    """Make the matrices that write into the residual stream smaller (GPT-2, section 2.3)."""
+    for name, parameter in causal.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.mul_(factor)

@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import Any
 
-from tokenmill.errors import RecipeError, RunError
+from tokenmill.errors import DivergedError, RecipeError, RunError
 from tokenmill.train.checkpoints import RunFolder
+from tokenmill.train.end_signals import EndRequest, Process, held_back, listening
+from tokenmill.train.rank_process import error_name
 from tokenmill.train.rows import RowTail
 from tokenmill.train.stopping import LAUNCHER_VARIABLE, RENDEZVOUS_VARIABLE
 
 _POLL_S = 0.1
 _GRACE_S = 60.0  # for ranks to save after SIGTERM, before SIGKILL
+_GRACE_ALONE_S = 10.0  # for ranks to end once one of them is dead: they wait for it and cannot save
 _LOG_LINES = 15
 
-Process = subprocess.Popen[bytes]
 OnRow = Callable[[Mapping[str, Any]], None]
 
 
@@ -48,23 +47,32 @@ class RankGroup:
     title: str = "train"
 
 
-def run_ranks(group: RankGroup, on_row: OnRow | None = None) -> dict[str, Any]:
+class DeadRankError(RunError):
+    """A rank died or failed in a way that another start may not meet again."""
+
+
+def run_ranks(group: RankGroup, on_row: OnRow | None = None, request: EndRequest | None = None) -> dict[str, Any]:
     """Start the ranks, wait for their end and return what they report.
 
-    `on_row` is called with each new row of metrics while they run. SIGTERM and SIGINT to this process make the ranks
-    save and stop. Raises RecipeError or RunError with the ranks' own message, or the end of their log.
+    `on_row` is called with each new row of metrics while they run. SIGTERM, SIGINT and SIGUSR1 to this process make
+    the ranks save and stop; a caller that listens already hands in its `request`. Raises RecipeError, DivergedError or
+    DeadRankError with the ranks' own message, or the end of their log.
     """
+    if request is None:
+        with listening() as request:
+            return run_ranks(group, on_row, request)
     with TemporaryDirectory(prefix="tokenmill-train-") as scratch:
         folder = Path(scratch)
         (folder / "job.json").write_text(group.job, encoding="utf-8")
-        with _started(group, folder) as processes, _forwarding_signals(processes):
+        with _started(group, folder) as processes, request.passed_on(processes):
             rows = RowTail(folder / "rows.jsonl")
             while _watch(processes):
                 _hand_on(rows, on_row)
                 time.sleep(_POLL_S)
+            codes = [process.poll() for process in processes]  # before the others are ended for it
             _hand_on(rows, on_row)
         _keep_logs(group, folder)
-        return _outcome(group.title, folder, [process.returncode for process in processes])
+        return _outcome(group, folder, codes)
 
 
 def num_nodes() -> int:
@@ -81,7 +89,8 @@ def _started(group: RankGroup, folder: Path) -> Iterator[list[Process]]:
         for local in range(group.ranks):
             log = stack.enter_context((folder / f"log-{local:02d}.txt").open("wb"))
             environment = _environment(group, folder, local)
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            with held_back():
+                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         try:
             yield processes
         finally:
@@ -114,10 +123,11 @@ def _watch(processes: Sequence[Process]) -> bool:
 
 def _end(processes: Sequence[Process]) -> None:
     """Ask what still runs to stop, then make it."""
+    grace_s = _GRACE_ALONE_S if any(process.poll() for process in processes) else _GRACE_S
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + grace_s
     for process in processes:
         try:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
@@ -133,48 +143,37 @@ def _hand_on(rows: RowTail, on_row: OnRow | None) -> None:
             on_row(row)
 
 
-@contextmanager
-def _forwarding_signals(processes: Sequence[Process]) -> Iterator[None]:
-    """Pass SIGTERM and SIGINT on as SIGTERM while the ranks run; only a main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(_number: int, _frame: FrameType | None) -> None:
-        for process in processes:
-            process.terminate()
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _keep_logs(group: RankGroup, folder: Path) -> None:
-    first = int(os.environ.get("NODE_RANK", "0")) * group.ranks
     for local, path in enumerate(sorted(folder.glob("log-*.txt"))):
-        group.folder.store.put(group.folder.at(f"logs/log-{first + local:02d}.txt"), path.read_bytes())
+        rank = _first_rank(group) + local
+        group.folder.store.put(group.folder.at(f"logs/log-{rank:02d}.txt"), path.read_bytes())
 
 
-def _outcome(title: str, folder: Path, codes: Sequence[int]) -> dict[str, Any]:
-    result = folder / "result.json"
-    if result.exists() and not any(codes):
-        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+def _first_rank(group: RankGroup) -> int:
+    return int(os.environ.get("NODE_RANK", "0")) * group.ranks
+
+
+def _outcome(group: RankGroup, folder: Path, codes: Sequence[int | None]) -> dict[str, Any]:
+    """Return what the ranks report, or raise what they failed with; None is the code of one that had not ended."""
+    if not any(codes) and None not in codes:
+        found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return found
-    errors = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))]
-    for error in errors:
+    first = _first_rank(group)
+    errors = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("error-*.json"))}
+    for error in errors.values():
         if error["exit_code"] == RecipeError.exit_code:
             raise RecipeError(error["message"])
-    for local, code in enumerate(codes):
-        if code < 0 and code != -signal.SIGTERM:
-            raise RunError(
-                f"{title}: rank {local} was killed by signal {-code}; run again to go on from the last checkpoint"
-            )
-    if errors:
-        raise RunError(min(errors, key=lambda error: error["at"])["message"])
-    tail = (folder / "log-00.txt").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-    raise RunError(
-        f"{title}: the ranks ended with exit codes {list(codes)}; the last lines of the first:\n" + "\n".join(tail)
-    )
+        if error["kind"] == DivergedError.__name__:
+            raise DivergedError(error["message"])
+    for rank, code in enumerate(codes, first):  # one that said nothing was there first; the others only missed it
+        if code and error_name(rank) not in errors:
+            raise DeadRankError(_told_of(group.title, rank, code, folder / f"log-{rank - first:02d}.txt"))
+    raise DeadRankError(min(errors.values(), key=lambda error: error["at"])["message"])
+
+
+def _told_of(title: str, rank: int, code: int, log: Path) -> str:
+    """Say how a rank ended that could not say so itself."""
+    if code < 0:
+        return f"{title}: rank {rank} was killed by signal {-code}; run again to go on from the last checkpoint"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join([f"{title}: rank {rank} ended with exit code {code}; the last lines of its log:", *lines])

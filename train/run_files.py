@@ -68,6 +68,12 @@ class RunFiles:
         for row in rows:
             self._rows[name].add(row)
 
+    def show(self, row: Mapping[str, Any], group: str) -> None:
+        """Give a row to TensorBoard and the trackers, as a group of its own."""
+        self._board.add(row, group)
+        for tracker in self._trackers:
+            tracker.add(row, group)
+
     def go_back(self, done: int) -> None:
         """Cut everything but the progress back to a step from which the run goes on anew."""
         self._first, self._started = done, time.monotonic()

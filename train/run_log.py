@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics, TensorBoard, which samples each step read, and which could not be read.
+"""What a run leaves to look at: metrics, evaluations, TensorBoard, the samples of each step, and which were unreadable.
 
 Rank 0 writes; the other ranks hand their part in.
 """
@@ -20,7 +20,7 @@ from tokenmill.train.run_files import RunFiles
 from tokenmill.train.trackers import open_trackers
 from tokenmill.train.world import world
 
-_FAULTS, _SAMPLES = "unreadable.jsonl", "samples.jsonl"
+_FAULTS, _SAMPLES, _EVALUATION = "unreadable.jsonl", "samples.jsonl", "evaluation.jsonl"
 
 
 class RunLog:
@@ -29,7 +29,11 @@ class RunLog:
     def __init__(self, folder: RunFolder, settings: TrainSettings, done: int, progress: Path | None) -> None:
         self._wants_samples = settings.log_samples
         self._tells = world()[0] % settings.sequence_parallel == 0  # ranks that share packs have read the same
-        names = (_FAULTS, _SAMPLES) if settings.log_samples else (_FAULTS,)
+        names = [
+            _FAULTS,
+            *([_SAMPLES] if settings.log_samples else []),
+            *([_EVALUATION] if settings.evaluation else []),
+        ]
         self._files: RunFiles | None = None
         if world()[0] == 0:
             run_id = digest_of([folder.store.url, folder.run])[:16]
@@ -45,6 +49,12 @@ class RunLog:
         self._files.add(_FAULTS, ({"step": row["step"], **sample} for sample in samples if sample["fault"]))
         if self._wants_samples:
             self._files.add(_SAMPLES, [{"step": row["step"], "samples": samples}])
+
+    def add_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Write what an evaluation has found."""
+        if self._files is not None:
+            self._files.add(_EVALUATION, [row])
+            self._files.show(row, "evaluation")
 
     def go_back(self, done: int) -> None:
         """Cut the rows back to a step that the run goes on from anew."""

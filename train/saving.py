@@ -6,7 +6,8 @@ writes it, in the background or not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tokenmill.errors import ManifestError, RecipeError
 from tokenmill.manifests.records import FileEntry
+from tokenmill.train.checkpoint_tensors import Tensors
 from tokenmill.train.checkpoints import Checkpoint, RunFolder, shares
 from tokenmill.train.model import PackedModel, named_parameters
 from tokenmill.train.parameters import PARTS, link_states, set_step, set_whole, whole, whole_shape
@@ -23,7 +25,7 @@ from tokenmill.train.world import world
 
 _ARCHITECTURE = (
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads",
+    "num_key_value_heads", "tie_word_embeddings",
 )  # fmt: skip
 
 
@@ -58,9 +60,8 @@ def restore(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Chec
     shapes = {f"{name}/{part}": whole_shape(p) for name, p in named_parameters(model) for part in PARTS}
     rank, ranks = world()
     entries = [entry for number, entry in enumerate(checkpoint.files) if number % ranks == rank]
-    _check(folder, checkpoint, entries, shapes)
     owners = {entry.name: number % ranks for number, entry in enumerate(checkpoint.files)}
-    with folder.tensors(checkpoint, entries) as tensors:
+    with _checked(folder, checkpoint, entries, shapes) as tensors:
         for name, parameter in named_parameters(model):
             for part in PARTS:
                 key = f"{name}/{part}"
@@ -72,23 +73,24 @@ def restore(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Chec
     set_step(engine, adam_steps)
 
 
-def _check(
+@contextmanager
+def _checked(
     folder: RunFolder, checkpoint: Checkpoint, mine: Sequence[FileEntry], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Check a checkpoint together, each rank its own files; raises ManifestError on all if any rank finds a fault."""
+) -> Iterator[Tensors]:
+    """Open and check this rank's files; raises ManifestError on all ranks if any of them finds a fault."""
     missing = [name for name in shapes if name not in checkpoint.tensors]
-    if missing:
-        raise ManifestError(f"{folder.step_folder(checkpoint.step)}: has no tensor {missing[0]}")
-    fault = None
-    try:
-        folder.verify(checkpoint, mine)
-    except ManifestError as error:
-        fault = str(error)
-    faults: list[str | None] = [None] * world()[1]
-    dist.all_gather_object(faults, fault)
-    found = next((told for told in faults if told is not None), None)
-    if found is not None:
-        raise ManifestError(found)
+    fault = f"{folder.step_folder(checkpoint.step)}: has no tensor {missing[0]}" if missing else None
+    with ExitStack() as stack:
+        try:
+            tensors = stack.enter_context(folder.tensors(checkpoint, mine, check=True))
+        except ManifestError as error:
+            fault = str(error)
+        faults: list[str | None] = [None] * world()[1]
+        dist.all_gather_object(faults, fault)
+        found = next((told for told in faults if told is not None), None)
+        if found is not None:
+            raise ManifestError(found)
+        yield tensors
 
 
 def architecture_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:

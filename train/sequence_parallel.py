@@ -53,9 +53,8 @@ def with_all_ids(query: Tensor, key: Tensor, value: Tensor, sequence: SequenceGr
     """
     repeats = math.lcm(key.shape[1], sequence.size) // key.shape[1]
     key, value = (tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor for tensor in (key, value))
-    by_rank = [
-        tensor[0].reshape(sequence.size, -1, *tensor.shape[2:]).transpose(1, 2) for tensor in (query, key, value)
-    ]
+    _, _, length, width = query.shape
+    by_rank = [x.reshape(sequence.size, -1, length, width).transpose(1, 2) for x in (query, key, value)]
     heads = [tensor.shape[2] for tensor in by_rank]
     received_NlHK = _Exchange.apply(torch.cat(by_rank, dim=2), sequence.group)
     query, key, value = received_NlHK.flatten(0, 1).split(heads, dim=1)
@@ -64,7 +63,7 @@ def with_all_ids(query: Tensor, key: Tensor, value: Tensor, sequence: SequenceGr
 
 def with_all_heads(attended_BLHK: Tensor, sequence: SequenceGroup) -> Tensor:
     """Exchange this rank's heads (B, L, H/N, K) of all ids for all heads (B, l, H, K) of this rank's ids."""
-    by_rank_NlHK = attended_BLHK[0].reshape(sequence.size, -1, *attended_BLHK.shape[2:])
+    by_rank_NlHK = attended_BLHK.reshape(sequence.size, -1, *attended_BLHK.shape[2:])
     received_NlHK: Tensor = _Exchange.apply(by_rank_NlHK, sequence.group)
     return received_NlHK.transpose(0, 1).flatten(1, 2)[None]
 

@@ -11,6 +11,8 @@ import os
 import signal
 from types import FrameType
 
+from tokenmill.train.end_signals import TO_RANKS, let_in
+
 LAUNCHER_VARIABLE = "TOKENMILL_LAUNCHER_PID"
 RENDEZVOUS_VARIABLE = "TOKENMILL_RENDEZVOUS"
 
@@ -22,9 +24,10 @@ class StopRequest:
         self._asked = False
         self._parent = os.getppid()
         self._launcher = int(os.environ.get(LAUNCHER_VARIABLE, "0"))
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in TO_RANKS:
             signal.signal(number, self._ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which passes it on as SIGTERM
+        let_in()
 
     def __bool__(self) -> bool:
         return self._asked or os.getppid() != self._parent or not _is_alive(self._launcher)

@@ -25,10 +25,9 @@ _NAMES = {
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """Write tensors of the CPU to a file; returns its sha256 and its size in bytes."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))  # keeps all aligned
     digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        for block in _blocks(ordered):
+        for block in _blocks(_ordered(tensors)):
             digest.update(block)
             size += len(block)
             while block:  # an unbuffered write may take less than it was given
@@ -38,7 +37,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Return the bytes that the file will have."""
-    return len(_header(tensors)) + sum(tensor.nbytes for tensor in tensors.values())
+    return len(_header(_ordered(tensors))) + sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put tensors of wider numbers first, which keeps all of them aligned."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
 def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from tokenmill.manifests.plan_border import first_step
 from tokenmill.manifests.plans import open_plan
-from tokenmill.manifests.storage import open_store
+from tokenmill.manifests.storage import Store, open_store
 from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.attention import check_kernel
 from tokenmill.train.checkpoints import RunFolder, run_folder
+from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
+from tokenmill.train.evaluation import Evaluation
+from tokenmill.train.first_weights import find_first_weights, shape_to_take, take_weights
 from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import PackedModel, build_model
+from tokenmill.train.preference import Preference, check_preference
+from tokenmill.train.reference_opening import Opening
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_heads, check_ranks
 from tokenmill.train.world import SequenceGroup, sequence_group, world
@@ -50,18 +56,37 @@ class Run:
     flops: ModelFlops
     peak_flops: float | None
     first_step: int = 0
+    evaluation: Evaluation | None = None
+    preference: Preference | None = None
+
+    @property
+    def packs(self) -> range:
+        """The packs of the plan that the run reads, once or more often."""
+        steps = self.total_steps - self.first_step
+        return range(min(steps * self.loader.global_packs, self.loader.plan.num_packs))
+
+    @property
+    def opening(self) -> Opening:
+        """What the reference of a preference run is opened by, before anything is restored."""
+        return Opening(engine=self.engine, model=self.model, loader=self.loader, folder=self.folder,
+                       settings=self.settings, packs=self.packs, device=self.device)  # fmt: skip
 
 
 def start(job: TrainJob) -> Run:
     """Open the plan, build loader, model and engine."""
     settings = job.settings
     device = start_distributed(settings)
+    if settings.compile:
+        check_compiler(device.type)
     rank, ranks = world()
     check_kernel(settings.attention, device, settings.precision)
     check_ranks(settings.sequence_parallel, ranks)
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
+    check_preference(settings.preference, plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
+    folder = run_folder(store, settings.run, settings.checkpoints)
+    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
     model = build_model(
         settings.model,
         vocabulary,
@@ -69,11 +94,17 @@ def start(job: TrainJob) -> Run:
         loss_chunk_tokens=settings.loss_chunk_tokens,
         checkpointing=settings.activation_checkpointing,
         seed=settings.seed,
+        like=shape_to_take(first, settings),
         attention_kernel=settings.attention,
     )
+    if first is not None and first.is_other:
+        take_weights(first, model, folder)
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
+    if settings.compile:
+        compile_layers(model.causal)
+    model.causal.get_output_embeddings().set_up(settings, device)
     check_heads(settings.sequence_parallel, model.causal.config.num_attention_heads)
-    sequence = sequence_group(settings.sequence_parallel)
+    sequence = sequence_group(settings.sequence_parallel, timedelta(seconds=settings.timeout_s))
     loader = PlanLoader(
         plan,
         vocabulary,
@@ -86,7 +117,7 @@ def start(job: TrainJob) -> Run:
     )
     return Run(
         settings=settings,
-        folder=run_folder(store, settings.run, settings.checkpoints),
+        folder=folder,
         loader=loader,
         model=model,
         engine=start_engine(model, settings, loader.micro_steps),
@@ -99,4 +130,12 @@ def start(job: TrainJob) -> Run:
         flops=flops,
         peak_flops=settings.peak_tflops * 1e12 if settings.peak_tflops else peak_flops_here(settings.precision),
         first_step=first_step(plan.description),
+        evaluation=_evaluation(job, store, loader, sequence),
     )
+
+
+def _evaluation(job: TrainJob, store: Store, loader: PlanLoader, sequence: SequenceGroup) -> Evaluation | None:
+    if job.settings.evaluation is None or job.evaluation_plan is None:
+        return None
+    asked = job.settings.evaluation
+    return Evaluation.of(store, job.evaluation_plan, asked, loader, job.settings.loader, sequence)

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from tokenmill.manifests.identity import digest_of
 from tokenmill.train.engine import discarding, gradient_norm, has_discarded, set_learning_rate
 from tokenmill.train.guard import Verdict
 from tokenmill.train.metrics import peak_memory_gib
 from tokenmill.train.model import Batch
-from tokenmill.train.packs import PackArrays
 from tokenmill.train.schedule import learning_rate
 from tokenmill.train.sequence_parallel import part_of
 from tokenmill.train.steps import Step
+from tokenmill.train.tally import Tally, losses_of
 from tokenmill.train.training_run import Run
 
 
@@ -47,27 +46,32 @@ def take_step(run: Run, step: Step, *, stopping: bool, written: bool = False) ->
     lr = learning_rate(number_in_run, run.total_steps, run.settings)
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
-    sums = torch.zeros(7, dtype=torch.float64)  # loss and weight of text and of vision, stop, faults, written
+    paired = run.preference and run.preference.of(step, run.loader.packs_of(step.number))
+    step = paired.step if paired else step
+    tally = Tally(run.loader.vocabulary)
     for number, whole in enumerate(step.micro_batches):
         if number:
             run.engine.step()
         arrays = part_of(whole, run.sequence, run.loader.vocabulary.pad)
-        total, losses = run.engine(Batch.of(arrays, run.device, run.sequence))
+        batch = Batch.of(arrays, run.device, run.sequence)
+        batch = paired.batch(number, batch) if paired else batch
+        total, losses = run.engine(batch)
         run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
-        sums[:4] += _by_modality(run, arrays, losses)
+        first_id = run.sequence.rank * len(arrays.labels)
+        tally.add(arrays, step.documents.templates[number], losses, total, first_id)
+        if paired:
+            paired.add(batch, losses)
     faults_here = len(step.faults) if run.sequence.is_first else 0
-    sums[4:] = torch.tensor([float(stopping), float(faults_here), float(written)])
-    summed = sums.to(run.device)
-    dist.all_reduce(summed)
-    text, text_weight, vision, vision_weight, stops, faults, writers = summed.tolist()
-    loss = (text + vision) / max(step.weight, 1e-9)
-    norm, refused = _finish(run, loss)
+    told = (float(stopping), float(faults_here), float(written))
+    sums, penalty, (stops, faults, writers) = tally.over_ranks(run.device, *told)
+    found = losses_of(sums, step.weight, step.documents.weight)
+    found |= paired.row(found["loss"], run.device) if paired else {}
+    norm, refused = _finish(run, found["loss"])
     row = {
         "step": number_in_run + 1,
         "epoch": step.epoch,
-        "loss": loss,
-        "loss_text": text / text_weight if text_weight else None,
-        "loss_vision": vision / vision_weight if vision_weight else None,
+        **found,
+        **({"z_loss": penalty / max(step.weight, 1e-9)} if run.settings.z_loss else {}),
         "lr": lr,
         "grad_norm": norm,
         "weight": step.weight,
@@ -97,12 +101,3 @@ def speed_of(run: Run, step: Step, seconds: float) -> dict[str, Any]:
     if run.peak_flops is not None:
         speed["mfu"] = run.flops.training(step.num_tokens, step.squares) / seconds / (run.ranks * run.peak_flops)
     return speed
-
-
-def _by_modality(run: Run, arrays: PackArrays, losses: torch.Tensor) -> torch.Tensor:
-    """Sum weighted loss and weight over ids of text and over ids of vision."""
-    weights = torch.from_numpy(arrays.loss_weight).double()
-    vision = torch.from_numpy(run.loader.vocabulary.vision_mask(arrays.labels)).double()
-    weighted = weights * losses.detach().double().cpu()
-    text = 1.0 - vision
-    return torch.stack([weighted @ text, weights @ text, weighted @ vision, weights @ vision])

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from tokenmill.errors import ManifestError, RecipeError
 from tokenmill.settings_tokenizer import TokenizerTraining
-from tokenmill.train.checkpoints import Checkpoint, RunFolder, Tensors
+from tokenmill.train.checkpoint_tensors import Tensors
+from tokenmill.train.checkpoints import Checkpoint, RunFolder
 from tokenmill.train.vision_run import TokenizerRun
 
 PINNED = ("held_out", "seed", "shape", "start")

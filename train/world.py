@@ -36,13 +36,13 @@ class SequenceGroup:
 ALONE = SequenceGroup()
 
 
-def sequence_group(size: int) -> SequenceGroup:
+def sequence_group(size: int, timeout: timedelta = TIMEOUT) -> SequenceGroup:
     """Join ranks [0, size), [size, 2 · size), … into groups and return this rank's; every rank must call it.
 
-    `size` divides the number of ranks.
+    `size` divides the number of ranks. Ranks of a group wait for each other as long as `timeout`.
     """
     if size == 1:
         return ALONE
     rank, ranks = world()
-    groups = [dist.new_group(range(first, first + size), timeout=TIMEOUT) for first in range(0, ranks, size)]
+    groups = [dist.new_group(range(first, first + size), timeout=timeout) for first in range(0, ranks, size)]
     return SequenceGroup(rank=rank % size, size=size, group=groups[rank // size])

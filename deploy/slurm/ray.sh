@@ -73,7 +73,7 @@ if [ "$drained" -eq 0 ]; then
 fi
 
 pkill -TERM -P $$ srun 2> /dev/null || true
-if [ "$drained" -eq 1 ] && [ "$code" -ne 0 ]; then
+if [ "$drained" -eq 1 ]; then # training that has saved ends with 0; what is finished already ends at once
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

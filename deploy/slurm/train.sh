@@ -47,7 +47,7 @@ if [ "$drained" -eq 0 ]; then
         wait "$step" || code=$?
     fi
 fi
-if [ "$drained" -eq 1 ] && [ "$code" -ne 0 ]; then
+if [ "$drained" -eq 1 ]; then  # also after 0: saved, or just finished, which the next start sees at once
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_tokenizer, training_estimate
+from tokenmill import commands_pairs, commands_tokenizer, training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -111,6 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, stages["plan"], stages["train"]):
         text = "go on in the middle of a plan with new data: PLAN@STEP or a run (plan.continue_from)"
         command.add_argument("--continue-from", metavar="PLAN@STEP", help=text)
+    text = "train on all machines that this file names, over ssh; a line each, HOST [slots=ranks]"
+    stages["train"].add_argument("--hostfile", metavar="FILE", help=text)
     _simulate_arguments(stages["plan"])
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
@@ -155,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
+    _recipe_arguments(pairs)
+    commands_pairs.add_arguments(pairs)
     _add(commands, "train-tokenizer", "train the vision tokenizer on what was selected, resuming", recipe=True)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
@@ -271,6 +276,8 @@ def _hours(text: str) -> float:
 def _command(name: str) -> Command:
     if name == "evaluate-tokenizer":
         return commands_tokenizer.evaluate_tokenizer
+    if name == "pairs":
+        return commands_pairs.pairs
     from tokenmill import commands
 
     found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")

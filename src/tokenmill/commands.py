@@ -58,6 +58,10 @@ def stage(options: argparse.Namespace) -> int:
         if training_estimate.asked_for(options):
             return _estimate_training(options)
     recipe = load_recipe(options.recipe, options.overrides)
+    if getattr(options, "hostfile", None) is not None:
+        from tokenmill.stage_training import train_on_hosts
+
+        return train_on_hosts(options)
     chain = _chain(recipe, options, set(_WORK.get(options.command, ())))
     names = {"score": ("split", "score"), "filter": ("split", "score", "select")}.get(options.command)
     rows = [_timed(name, recipe, chain, options) for name in names or (options.command,)]
@@ -81,7 +85,7 @@ def _estimate_training(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     try:
-        found = estimated(recipe, lambda: _chain(recipe, options, set()).plan, options)
+        found = estimated(recipe, lambda phase: _chain(recipe, options, set()).plan_of(phase), options)
     except RecipeError as error:
         raise RecipeError(f"{options.recipe}: {error}") from error
     print(json.dumps(found, indent=1) if options.json else render_estimate(found))

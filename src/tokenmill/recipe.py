@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
+from tokenmill.settings_evaluation import check_evaluation
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_tokenizer import TokenizerTraining
@@ -275,6 +276,14 @@ class Recipe(Section):
         split = [phase.split_long_clips for phase in self.plan.resolved().values()]
         if self.tokenize.video.long == "runs" and not any(split):
             raise ValueError("tokenize.video.long: runs are made by the plan; set plan.split_long_clips to true")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluated_on_what_is_held_out(self) -> Recipe:
+        plans = self.plan.resolved()
+        for settings in self.train.resolved().values():
+            if settings.evaluation is not None:
+                check_evaluation(settings.evaluation, plans, settings.phase)
         return self
 
     @field_validator("storage")

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tokenmill.settings_evaluation import EvaluationSettings
 from tokenmill.settings_keeping import GuardSettings
 from tokenmill.settings_mix import (
     DEFAULT_TEMPLATES,
@@ -25,6 +26,8 @@ from tokenmill.settings_mix import (
     TemplateShares,
     check_shares,
 )
+from tokenmill.settings_model import ExportSettings, ModelSettings
+from tokenmill.settings_preference import PreferenceSettings
 from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
@@ -165,33 +168,6 @@ class PlanSettings(PhaseSettings):
         return {name: PlanSettings(**(shared | one.said()), phase=name) for name, one in self.phases.items()}
 
 
-class ModelSettings(_Settings):
-    """The language model: sizes, a preset, or a model in transformers' format whose weights to start from."""
-
-    preset: Literal["emu3-8b"] | None = Field(
-        default=None, description="sizes by name (EMU3.md §5); the fields below then rest"
-    )
-    from_path: str | None = Field(
-        default=None, alias="from", description="folder in transformers' format to start from"
-    )
-    hidden: int = Field(default=192, ge=8, description="width")
-    layers: int = Field(default=5, ge=1)
-    heads: int = Field(default=6, ge=1)
-    kv_heads: int = Field(default=2, ge=1)
-    ffn: int = Field(default=512, ge=8, description="width inside the SwiGLU")
-    dropout: Fraction = Field(default=0.0, description="on input embeddings and residual branches; Emu3 has 0.1")
-    rope_base: float = Field(default=1e6, gt=0)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelSettings:
-        if self.hidden % self.heads or self.heads % self.kv_heads or (self.hidden // self.heads) % 2:
-            raise ValueError(
-                f"hidden {self.hidden}, heads {self.heads}, kv_heads {self.kv_heads}: heads must divide hidden into "
-                "an even width, and kv_heads must divide heads"
-            )
-        return self
-
-
 def _checkpointing(value: Any) -> Any:
     """Read `true` as on the device: there was no other place once."""
     return {True: "device", False: "none"}.get(value, value) if isinstance(value, bool) else value
@@ -228,11 +204,16 @@ class LoaderSettings(_Settings):
         return Path(self.cache or "").expanduser().absolute()
 
 
-class TrainSettings(_Settings):
-    """One training run over one plan."""
+class TrainPhase(_Settings):
+    """One training run over one plan, or where a phase's run differs from the others."""
 
     run: str = Field(default="main", pattern=r"^[A-Za-z0-9_-]+$", description="name of the run, and of its folder")
     phase: str = Field(default="pretrain", description="the plan to train on")
+    start_from: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_-]+(@[0-9]+)?$",
+        description="RUN or RUN@STEP whose weights a fresh run takes, its newest checkpoint's or those of a step",
+    )
     model: ModelSettings = Field(default_factory=ModelSettings)
     seed: int = Field(default=0, description="of the initial weights and of dropout")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -264,14 +245,28 @@ class TrainSettings(_Settings):
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: Literal["none", "optimizer", "parameters"] = Field(
-        default="none", description="kept in the host's memory: Adam's states and the master weights, or all weights"
+        default="none", description="to the host's memory: Adam with its states and master weights, or the weights too"
     )
     activation_checkpointing: Checkpointing = Field(
-        default="none", description="keep only what enters each layer and compute the rest again: on the device, or cpu"
+        default="none", description="keep only what enters each layer, on the device or in the host's memory (cpu)"
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
+    )
+    preference: PreferenceSettings | None = Field(
+        default=None, description="DPO on the plan's preference pairs; needed where a plan has some"
     )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
+    loss_kernel: Literal["auto", "chunked", "liger"] = Field(
+        default="auto", description="of the loss; auto = Liger's on CUDA where it is installed, torch's elsewhere"
+    )
+    z_loss: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="times log² of the softmax's normaliser, beside the loss; 1e-4 in PaLM"
+    )
+    evaluation: EvaluationSettings | None = Field(default=None, description="losses on held-out packs while training")
     checkpoint_every: int = Field(default=100, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="newest checkpoints to keep")
+    export: ExportSettings = Field(default_factory=ExportSettings)
     timeout_s: float = Field(
         default=600.0, gt=0, description="how long ranks wait for each other, at the start and in each exchange"
     )
@@ -304,6 +299,16 @@ class TrainSettings(_Settings):
     )
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="laid over the DeepSpeed configuration")
 
+
+class TrainSettings(TrainPhase):
+    """One training run over one plan, or several runs, each from the weights of the one before."""
+
+    phases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], TrainPhase] = Field(
+        default_factory=dict,
+        description="name → where its run differs; a key said here replaces train's whole. Its plan is the phase of "
+        "that name, its run RUN-name, its first weights those of the phase before",
+    )
+
     @field_validator("run")
     @classmethod
     def _folder_is_its_own(cls, run: str) -> str:
@@ -312,23 +317,59 @@ class TrainSettings(_Settings):
         return run
 
     @model_validator(mode="after")
+    def _phases_fit(self) -> TrainSettings:
+        if self.phases and "phase" in self.model_fields_set:
+            raise ValueError(f"phase: is {self.phase!r}, but phases names {', '.join(self.phases)}; leave phase out")
+        runs = [one.run for one in self.resolved().values()]
+        if len(set(runs)) < len(runs):
+            raise ValueError(f"phases: two of them have one run; found {', '.join(runs)}")
+        for one in self.resolved().values():
+            if one.start_from is not None and one.start_from.partition("@")[0] == one.run:
+                raise ValueError(
+                    f"start_from: {one.start_from} is the run itself; name another, or give run a new name"
+                )
+        return self
+
+    def resolved(self) -> dict[str, TrainSettings]:
+        """Return the settings of every run by its phase, in the order of training; one without phases.
+
+        Raises ValueError where what a phase says does not go with the rest.
+        """
+        if not self.phases:
+            return {self.phase: self}
+        shared = {key: getattr(self, key) for key in self.model_fields_set - {"phases"}}
+        found: dict[str, TrainSettings] = {}
+        before = self.start_from
+        for name, phase in self.phases.items():
+            said = {key: getattr(phase, key) for key in phase.model_fields_set}
+            own = {"phase": name, "run": f"{self.run}-{name}", "start_from": before}
+            found[name] = _phase_settings(name, shared | own | said)
+            before = found[name].run
+        return found
+
+    @property
+    def last(self) -> TrainSettings:
+        """The run whose model is drawn with and evaluated: the last phase's."""
+        return list(self.resolved().values())[-1]
+
+    @model_validator(mode="after")
     def _ranks_share_packs_evenly(self) -> TrainSettings:
         size = self.sequence_parallel
         if self.ranks % size and size % self.ranks:  # several machines may make up a group
             raise ValueError(f"sequence_parallel: groups of {size} ranks do not make up {self.ranks} ranks a machine")
-        is_described = self.model.preset is None and self.model.from_path is None
-        if is_described and self.model.heads % size:
-            raise ValueError(f"sequence_parallel: {size} ranks cannot share {self.model.heads} heads (model.heads)")
+        heads = self.model.sizes.heads
+        is_described = self.model.from_path is None and not (self.start_from and self.model.is_left_out)
+        if is_described and heads % size:
+            raise ValueError(f"sequence_parallel: {size} ranks cannot share {heads} heads (model.heads)")
         return self
 
     @model_validator(mode="after")
-    def _offload_has_a_stage(self) -> TrainSettings:
+    def _stage_is_fit_for_the_rest(self) -> TrainSettings:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
-            what = "only ZeRO 3 takes weights apart" if least == 3 else "without ZeRO nothing can leave the device"
-            raise ValueError(
-                f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}: {what}"
-            )
+            raise ValueError(f"offload {self.offload} needs zero_stage {least} or more, found {self.zero_stage}")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("compile with zero_stage 3 compiles the hooks that gather weights, not the layers: take 2")
         return self
 
     @model_validator(mode="after")
@@ -336,3 +377,24 @@ class TrainSettings(_Settings):
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3: ZeRO keeps the fp32 master weights")
         return self
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> TrainSettings:
+        if self.preference is None:
+            return self
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"preference: a pair has to be whole on a rank; sequence_parallel is {self.sequence_parallel}"
+            )
+        if self.z_loss:
+            raise ValueError("preference: z_loss would weigh less than nothing on rejected answers; leave it out")
+        return self
+
+
+def _phase_settings(name: str, said: Mapping[str, Any]) -> TrainSettings:
+    try:
+        return TrainSettings(**said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["phases", name, *(str(part) for part in first["loc"])])
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error

@@ -31,7 +31,7 @@ def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None,
     from tokenmill.train.schedule import steps_per_epoch
     from tokenmill.train.simulate import Simulated, simulate
 
-    train = recipe.train
+    train = recipe.train.last
     for name, value, least in ("ranks", ranks, 1), ("workers", workers, 0):
         if value is not None and value < least:
             raise RecipeError(f"--{name} {value}: has to be at least {least}")
@@ -46,6 +46,7 @@ def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None,
         workers=workers or 0,
         global_packs=train.global_packs_per_step,
         micro_packs=train.micro_packs,
+        sequence_parallel=train.sequence_parallel,
         attention_share=attention_share_of(train.model, vocabulary, plan.context),
         loader=train.loader,
     )

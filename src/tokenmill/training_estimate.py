@@ -15,6 +15,8 @@ from tokenmill.errors import RecipeError, TokenmillError
 
 if TYPE_CHECKING:
     from tokenmill.recipe import Recipe
+    from tokenmill.settings_train import TrainSettings
+    from tokenmill.train.estimate import Machines, Workload
 
 log = logging.getLogger(__name__)
 _SAMPLED_PACKS = 2000  # whose attention stands for that of all: shards are shuffled before they are planned
@@ -39,32 +41,45 @@ def asked_for(options: argparse.Namespace) -> bool:
     return bool(options.estimate)
 
 
-def estimated(recipe: Recipe, plan_of: Callable[[], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Estimate a recipe's training; `plan_of` opens its plan, or raises a TokenmillError where there is none."""
-    from tokenmill.tokenize.vocabulary import build_vocabulary
+def estimated(recipe: Recipe, plan_of: Callable[[str], Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Estimate a recipe's training, each phase by itself if it has several.
+
+    `plan_of` opens the plan of a phase, or raises a TokenmillError where there is none.
+    """
     from tokenmill.train.devices import named_device
-    from tokenmill.train.estimate import UTILIZATION, Machines, estimate
+    from tokenmill.train.estimate import UTILIZATION, Machines
 
     utilization = UTILIZATION if options.utilization is None else options.utilization
     gpus = recipe.train.ranks if options.gpus is None else options.gpus
     if gpus < 1 or not 0 < utilization <= 1:
         raise RecipeError(f"--gpus {gpus}, --utilization {utilization}: at least one GPU, and a share from 0 to 1")
     machines = Machines(device=named_device(options.gpu or "H100"), gpus=gpus, utilization=utilization)
-    plan = _plan_if_there(plan_of)
+    runs = {name: _of_run(recipe, run, plan_of, machines) for name, run in recipe.train.resolved().items()}
+    if not recipe.train.phases:
+        return next(iter(runs.values()))
+    days = [run["days"] for run in runs.values()]
+    return {"phases": runs, "days": None if None in days else sum(days)}
+
+
+def _of_run(recipe: Recipe, settings: TrainSettings, plan_of: Callable[[str], Any], machines: Machines) -> Any:
+    from tokenmill.tokenize.vocabulary import build_vocabulary
+    from tokenmill.train.estimate import estimate
+
+    plan = _plan_if_there(plan_of, settings.phase)
     vocabulary = build_vocabulary(plan.description["vocabulary"] if plan else recipe.tokenize.vocabulary)
-    found = estimate(recipe.train, vocabulary, _work_of(plan) if plan else _work_without(recipe), machines)
-    return {"plan": plan.plan_id if plan else None, **found.to_json()}
+    work = _work_of(plan) if plan else _work_without(recipe, settings.phase)
+    return {"plan": plan.plan_id if plan else None, **estimate(settings, vocabulary, work, machines).to_json()}
 
 
-def _plan_if_there(plan_of: Callable[[], Any]) -> Any:
+def _plan_if_there(plan_of: Callable[[str], Any], phase: str) -> Any:
     try:
-        return plan_of()
+        return plan_of(phase)
     except TokenmillError as error:
-        log.info("no plan yet (%s): packs are taken as full, and as one document each", error)
+        log.info("%s: no plan yet (%s): packs are taken as full, and as one document each", phase, error)
         return None
 
 
-def _work_of(plan: Any) -> Any:
+def _work_of(plan: Any) -> Workload:
     from tokenmill.manifests.plan_border import first_step
     from tokenmill.train.estimate import Workload
 
@@ -78,21 +93,24 @@ def _work_of(plan: Any) -> Any:
     )
 
 
-def _work_without(recipe: Recipe) -> Any:
+def _work_without(recipe: Recipe, phase: str) -> Workload:
     from tokenmill.train.estimate import Workload
 
     phases = recipe.plan.resolved()
-    if recipe.train.phase not in phases:
-        raise RecipeError(f"train.phase: {recipe.train.phase!r} is none of the plan's: {', '.join(phases)}")
-    settings = phases[recipe.train.phase]
-    context, tokens = settings.context, settings.tokens
+    if phase not in phases:
+        raise RecipeError(f"train.phase: {phase!r} is none of the plan's: {', '.join(phases)}")
+    context, tokens = phases[phase].context, phases[phase].tokens
     packs = None if tokens is None else -(-tokens // context)
     return Workload(context=context, tokens=float(context), squares=float(context) ** 2, packs=packs)
 
 
 def render_estimate(found: Mapping[str, Any]) -> str:
     """Return an estimate as text."""
-    return "\n".join(_lines(found))
+    if "phases" not in found:
+        return "\n".join(_lines(found))
+    told = [f"phase {name}:\n" + "\n".join(_lines(one)) for name, one in found["phases"].items()]
+    days = [] if found["days"] is None else [f"all phases: {found['days']:,.3g} days"]
+    return "\n\n".join(told + days)
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -104,7 +104,7 @@ def _summary(
         "stages": rows,
         "spoiled": fates,
         "report": rows[-1]["report"],
-        "model": f"{out}/run/checkpoints/{recipe.train.run}/export",
+        "model": f"{out}/run/checkpoints/{recipe.train.last.run}/export",
         "left_out": _LEFT_OUT,
     }
 
