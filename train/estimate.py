@@ -162,7 +162,8 @@ def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
     matrix = config.vocab_size * config.hidden_size
     chunk = min(settings.loss_chunk_tokens, tokens) * config.vocab_size
     passing = max(chunk * 4, matrix * 2) if width == 2 else 0
-    return chunk * width + passing + matrix * 4 + 2 * tokens * config.hidden_size * width
+    total: int = chunk * width + passing + matrix * 4 + 2 * tokens * config.hidden_size * width
+    return total
 
 
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:
