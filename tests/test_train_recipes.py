@@ -111,11 +111,13 @@ def test_instruction_tuning_has_the_rates_of_the_released_one_and_conversations_
     assert (recipe.tokenize.document.min_area, recipe.tokenize.document.max_area) == (512**2, 1024**2)
 
 
-def test_preferences_have_both_losses_and_packs_that_hold_whole_pairs() -> None:
-    recipe = recipe_of("dpo")
+def test_preferences_are_pairs_of_drawn_tokens_as_large_as_what_quality_tuning_learned() -> None:
+    recipe, quality = recipe_of("dpo"), recipe_of("qft")
 
+    assert recipe.sources["pairs"].kind == "tokens"
+    assert recipe.plan.templates == {"pair": {"preference": 1.0}}
+    assert recipe.plan.context == quality.plan.context
+    assert recipe.generate.height * recipe.generate.width == quality.tokenize.image.max_area
+    assert recipe.generate.per_prompt in range(8, 11)
     assert recipe.train.preference is not None
     assert recipe.train.preference.next_token_weight > 0
-    assert recipe.plan.templates == {"pair": {"preference": 1.0}}
-    assert recipe.plan.context % (2 * 8_448) == 0  # an answer at 720², as in the recipe it starts from
-    assert recipe.plan.context == recipe_of("qft").plan.context

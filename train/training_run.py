@@ -79,7 +79,7 @@ def start(job: TrainJob) -> Run:
     if settings.compile:
         check_compiler(device.type)
     rank, ranks = world()
-    check_kernel(settings.attention, device, settings.precision)
+    check_kernel(settings.attention, device)
     check_ranks(settings.sequence_parallel, ranks)
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
