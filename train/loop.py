@@ -92,7 +92,8 @@ class Loop:
                 if taken.refused and not self._goes_on(taken.row, taken.refused):
                     return False
                 row = taken.row | {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
-                self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
+                speed = speed_of(run, step, row["step_s"]) if row["tokens"] else {}
+                self._log.add(step, row | speed, run.total_steps)
                 self._done = row["step"]
                 is_last = taken.stopping or self._done == run.total_steps
                 if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
