@@ -6,6 +6,7 @@ same votes make the same pairs.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,10 @@ def count_votes(rows: Iterable[Mapping[str, Any] | SampleError], where: str) -> 
         if isinstance(row, SampleError):
             raise RecipeError(f"--votes {where}: row {number}: {row}")
         try:
-            votes[str(row["file"]).rsplit("/", 1)[-1]] += float(row["votes"])
+            number_of_votes = float(row["votes"])
+            if not math.isfinite(number_of_votes):
+                raise ValueError("not a number")
+            votes[str(row["file"]).rsplit("/", 1)[-1]] += number_of_votes
         except (KeyError, TypeError, ValueError) as error:
             told = "needs file, a picture's name, and votes, a number"
             raise RecipeError(f"--votes {where}: row {number} {told}") from error
@@ -39,7 +43,7 @@ def count_votes(rows: Iterable[Mapping[str, Any] | SampleError], where: str) -> 
 def voted_pairs(
     drawn: pl.DataFrame, votes: Mapping[str, float], vocabulary: Vocabulary
 ) -> tuple[list[TokenPair], Counter[str]]:
-    """Make a pair of each prompt's best and worst; counts the prompts without one by reason.
+    """Make a pair of the best and worst that were drawn for one prompt and size; counts those without one by reason.
 
     Reasons: `unvoted` (less than two of its pictures have votes), `tie` (best and worst have equally many). Raises
     RecipeError for votes of a file that was not drawn.
@@ -49,8 +53,11 @@ def voted_pairs(
         raise RecipeError(f"--votes: {strange[0]} is none of the {len(drawn)} pictures that were drawn")
     pairs: list[TokenPair] = []
     left_out: Counter[str] = Counter()
-    for (prompt,), group in drawn.group_by("prompt", maintain_order=True):
-        judged = [(votes[row["file"]], row) for row in group.iter_rows(named=True) if row["file"] in votes]
+    asked: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for row in drawn.iter_rows(named=True):
+        asked.setdefault(tuple(row["ids"][: row["ids"].index(vocabulary.sot)]), []).append(row)
+    for rows in asked.values():
+        judged = [(votes[row["file"]], row) for row in rows if row["file"] in votes]
         if len(judged) < 2:
             left_out["unvoted"] += 1
             continue
@@ -58,7 +65,7 @@ def voted_pairs(
         if most == least:
             left_out["tie"] += 1
             continue
-        about = {"prompt": prompt, "files": [best["file"], worst["file"]], "votes": [most, least]}
+        about = {"prompt": best["prompt"], "files": [best["file"], worst["file"]], "votes": [most, least]}
         pairs.append(drawn_pair(f"{len(pairs):06d}", best["ids"], worst["ids"], vocabulary, about))
     return pairs, left_out
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from tokenmill.demo.tokens import Amounts, write_token_source
@@ -17,7 +18,7 @@ from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.settings_preference import PreferenceSettings
-from tokenmill.settings_train import ModelSettings, PlanSettings
+from tokenmill.settings_train import ModelSettings, PlanSettings, TrainSettings
 from tokenmill.tokenize.templates import PREFERENCE
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
@@ -226,3 +227,16 @@ def test_step_shares_are_sums_over_windows_of_the_plan(plan):
     assert everything.next_token_weight == pytest.approx(sum(row.weight for row in rows if row not in rejected))
     assert np.isclose(everything.rejected_weight + everything.next_token_weight,
                       plan.costs(0, plan.num_packs).weight.sum())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"sequence_parallel": 2}, "a pair has to be whole on a rank; sequence_parallel is 2"),
+        ({"z_loss": 1e-4}, "z_loss would weigh less than nothing on rejected answers"),
+        ({"preference": {"beta": 0}}, "greater than 0"),
+    ],
+)
+def test_preference_recipe_that_cannot_be_trained_is_refused(said, told):
+    with pytest.raises(ValidationError, match=told):
+        TrainSettings.model_validate({"preference": {}, "ranks": 2} | said)

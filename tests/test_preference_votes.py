@@ -111,6 +111,7 @@ def test_votes_of_files_that_were_not_drawn_or_without_numbers_are_refused(root,
     for rows, told in (
         ([{"file": "999-000-aaaaaaaa.png", "votes": 1}], "is none of the 6 pictures"),
         ([{"file": "x.png", "votes": "many"}], "row 0 needs file"),
+        ([{"file": "x.png", "votes": "nan"}], "row 0 needs file"),
         ([{"votes": 1}], "row 0 needs file"),
     ):
         with pytest.raises(RecipeError, match=told):
@@ -134,6 +135,15 @@ def test_votes_are_added_up_over_judges_and_equal_pictures_make_no_pair(root):
     with pytest.raises(SampleError) as found:
         pair_sample(pairs[0])
     assert found.value.reason == "equal_answers"
+
+
+def test_votes_compare_only_what_was_asked_for_in_one_size(root):
+    drawn = drawn_of(root).head(2)
+    (first, second), sot = drawn["ids"].to_list(), V.sot
+    other = [*first[: first.index(sot) - 1], 9, *second[second.index(sot) :]]
+    mixed = drawn.with_columns(ids=pl.Series([first, other]))
+    pairs, left_out = voted_pairs(mixed, dict(zip(drawn["file"], (1, 2), strict=True)), V)
+    assert pairs == [] and left_out == {"unvoted": 2}
 
 
 def codes(*values: int, **more: Any) -> dict[str, Any]:

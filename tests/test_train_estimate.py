@@ -257,6 +257,7 @@ def _be_a_rank(folder: Path) -> None:
     from tokenmill.train.engine import start_distributed
 
     start_distributed(_settings(*CASES[0]))
+    gc.freeze()  # what libraries brought along is not looked at each time
     rows = [{"case": case, "alive": _alive_through_a_step(*case)} for case in CASES]
     (folder / f"alive-{distributed.get_rank()}.json").write_text(json.dumps(rows))
     saved = {heads: _saved_of_half_a_sequence(heads, distributed.get_rank()) for heads in KEY_HEADS}
@@ -280,8 +281,7 @@ def _alive_through_a_step(*case: Any) -> dict[str, int]:
     from tokenmill.train.engine import start_engine
 
     settings, batch = _settings(*case), _batch(CONTEXT, (0, CONTEXT))
-    gc.collect()
-    gc.freeze()  # what was there before is neither looked at nor counted, which takes seconds each time
+    before = _alive()
     model = build_model(settings.model, VOCABULARY, CONTEXT, loss_chunk_tokens=64)
     engine = start_engine(model, settings, MICRO_STEPS)
     found = {}
@@ -290,22 +290,28 @@ def _alive_through_a_step(*case: Any) -> dict[str, int]:
             total, losses = engine(batch)
             engine.backward(total, scale_wrt_gas=False)
             del total, losses
-            found[moment] = _alive_bytes()
+            found[moment] = _bytes_beside(before)
             engine.step()
-    found["between_steps"] = _alive_bytes()
+    found["between_steps"] = _bytes_beside(before)
     return found
 
 
-def _alive_bytes() -> int:
-    """Count the tensors that are alive since the last `gc.freeze`, by storage."""
+def _alive() -> dict[int, torch.UntypedStorage]:
     gc.collect()
     found = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor):
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None and not tensor.is_meta:
-                    found[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
-    return sum(size for size in found.values() if size >= SMALLEST_BYTES)
+                    storage = tensor.untyped_storage()
+                    found[storage._cdata] = storage
+    return found
+
+
+def _bytes_beside(before: dict[int, torch.UntypedStorage]) -> int:
+    """Count the tensors that are alive and were not before, by storage."""
+    sizes = (storage.nbytes() for key, storage in _alive().items() if key not in before)
+    return sum(size for size in sizes if size >= SMALLEST_BYTES)
 
 
 if __name__ == "__main__":

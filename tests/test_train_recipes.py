@@ -10,9 +10,9 @@ from tokenmill.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "train" / "recipes"
 # recipe → machines it is made for, and what a rank must be able to share or hold
-MACHINES = {"100m": 1, "1b": 2, "8b-phase1": 8, "8b-phase2": 8, "qft": 1, "instruct": 1}
+MACHINES = {"100m": 1, "1b": 2, "8b-phase1": 8, "8b-phase2": 8, "qft": 1, "instruct": 1, "dpo": 1}
 PHASES = {"8b-phase1": (5_120, None), "8b-phase2": (131_072, "8b-phase1")}
-TUNING = {"qft": "8b-phase2", "instruct": "8b-phase2"}
+TUNING = {"qft": "8b-phase2", "instruct": "8b-phase2", "dpo": "qft"}
 
 
 def recipe_of(name: str) -> Recipe:
@@ -109,3 +109,15 @@ def test_instruction_tuning_has_the_rates_of_the_released_one_and_conversations_
     assert (train.lr, train.lr * train.min_lr_share, train.warmup_steps) == (1e-5, pytest.approx(1e-6), 30)
     assert (train.weight_decay, train.clip, train.betas, train.eps) == (0.1, 5.0, (0.9, 0.95), 1e-6)
     assert (recipe.tokenize.document.min_area, recipe.tokenize.document.max_area) == (512**2, 1024**2)
+
+
+def test_preferences_are_pairs_of_drawn_tokens_as_large_as_what_quality_tuning_learned() -> None:
+    recipe, quality = recipe_of("dpo"), recipe_of("qft")
+
+    assert recipe.sources["pairs"].kind == "tokens"
+    assert recipe.plan.templates == {"pair": {"preference": 1.0}}
+    assert recipe.plan.context == quality.plan.context
+    assert recipe.generate.height * recipe.generate.width == quality.tokenize.image.max_area
+    assert recipe.generate.per_prompt in range(8, 11)
+    assert recipe.train.preference is not None
+    assert recipe.train.preference.next_token_weight > 0

@@ -79,7 +79,7 @@ def start(job: TrainJob) -> Run:
     if settings.compile:
         check_compiler(device.type)
     rank, ranks = world()
-    check_kernel(settings.attention, device, settings.precision)
+    check_kernel(settings.attention, device)
     check_ranks(settings.sequence_parallel, ranks)
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
@@ -96,6 +96,7 @@ def start(job: TrainJob) -> Run:
         seed=settings.seed,
         like=shape_to_take(first, settings),
         attention_kernel=settings.attention,
+        is_drawn=rank == 0,
     )
     if first is not None and first.is_other:
         take_weights(first, model, folder)

@@ -305,8 +305,8 @@ class TrainSettings(TrainPhase):
 
     phases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], TrainPhase] = Field(
         default_factory=dict,
-        description="name → where its run differs; a key said here replaces train's whole. Its plan is the phase of "
-        "that name, its run RUN-name, its first weights those of the phase before",
+        description="name → where its run differs; a key said here replaces train's whole, a model without sizes is "
+        "laid over. Its plan is the phase of that name, its run RUN-name, its first weights those of the phase before",
     )
 
     @field_validator("run")
@@ -342,6 +342,8 @@ class TrainSettings(TrainPhase):
         before = self.start_from
         for name, phase in self.phases.items():
             said = {key: getattr(phase, key) for key in phase.model_fields_set}
+            if "model" in said:
+                said["model"] = phase.model.over(self.model)
             own = {"phase": name, "run": f"{self.run}-{name}", "start_from": before}
             found[name] = _phase_settings(name, shared | own | said)
             before = found[name].run
@@ -361,6 +363,16 @@ class TrainSettings(TrainPhase):
         is_described = self.model.from_path is None and not (self.start_from and self.model.is_left_out)
         if is_described and heads % size:
             raise ValueError(f"sequence_parallel: {size} ranks cannot share {heads} heads (model.heads)")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_is_fit_for_the_rest(self) -> TrainSettings:
+        if self.attention in ("varlen", "flex") and self.device == "cpu":
+            raise ValueError(f"attention {self.attention} trains on CUDA devices alone, found device cpu; take auto")
+        if self.attention == "varlen" and self.precision != "bf16":
+            raise ValueError(
+                f"attention varlen takes 16-bit numbers alone, found precision {self.precision}; take auto"
+            )
         return self
 
     @model_validator(mode="after")
