@@ -26,7 +26,7 @@ import numpy as np
 
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.tokenize.vocabulary import build_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.stream import PlanStream

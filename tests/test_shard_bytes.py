@@ -21,7 +21,8 @@ from tokenmill.errors import OutageError, RecipeError, RunError, StorageError
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.settings_train import LoaderSettings, PlanSettings
+from tokenmill.settings_loader import LoaderSettings
+from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.shard_bytes import ShardFile, StoreBytes

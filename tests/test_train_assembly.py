@@ -24,7 +24,8 @@ from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.settings_train import LoaderSettings, PlanSettings
+from tokenmill.settings_loader import LoaderSettings
+from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.documents import Assembled, assemble, assembled_length
 from tokenmill.tokenize.frames import take_frames
 from tokenmill.tokenize.templates import TEMPLATES

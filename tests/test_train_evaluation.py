@@ -23,7 +23,8 @@ from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.recipe import check_recipe
 from tokenmill.settings_evaluation import EvaluationSettings
-from tokenmill.settings_train import LoaderSettings, ModelSettings, PlanSettings
+from tokenmill.settings_loader import LoaderSettings
+from tokenmill.settings_train import ModelSettings, PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.evaluation import Evaluation
 from tokenmill.train.job import TrainJob, TrainResult

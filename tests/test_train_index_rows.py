@@ -16,7 +16,7 @@ from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.stagedir import parse_table, table_bytes
 from tokenmill.manifests.storage import Store, open_store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader, Step

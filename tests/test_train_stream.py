@@ -25,7 +25,8 @@ from tokenmill.errors import RecipeError, RunError, StorageError
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.settings_train import LoaderSettings, PlanSettings
+from tokenmill.settings_loader import LoaderSettings
+from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.stream import MicroBatch, PlanStream

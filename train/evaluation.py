@@ -17,7 +17,7 @@ from tokenmill.errors import RecipeError
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import Store
 from tokenmill.settings_evaluation import EvaluationSettings
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import Batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenmill.manifests.plans import Plan
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.train.shard_bytes import StoreBytes
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from tokenmill.errors import StorageError
 from tokenmill.manifests.shard_cache import ShardCache
 from tokenmill.manifests.storage import Store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.train.shard_checks import ShardChecks
 from tokenmill.train.shard_downloads import Downloads
 from tokenmill.train.shard_ranges import Piece, Range, RangeReader

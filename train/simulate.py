@@ -17,7 +17,7 @@ import numpy as np
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import Store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 from tokenmill.train.assembly import Assembler
 from tokenmill.train.loader import PlanLoader

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading

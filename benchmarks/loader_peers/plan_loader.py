@@ -17,7 +17,7 @@ from benchmarks.loader_peers.delivery import Epoch
 from benchmarks.loader_peers.packing import VOCABULARY
 from tokenmill.manifests.plans import open_plan
 from tokenmill.manifests.storage import open_store
-from tokenmill.settings_train import LoaderSettings
+from tokenmill.settings_loader import LoaderSettings
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import PackArrays
 from tokenmill.train.shard_bytes import StoreBytes

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenmill.errors import RecipeError
 from tokenmill.recipe import Recipe, load_recipe, storage_options
-from tokenmill.stage_rows import data_row, describe_row, plan_row
+from tokenmill.stage_rows import caption_row, data_row, describe_row, plan_row
 from tokenmill.stage_training import train_model, train_vision_tokenizer
 
 # Which stages of the chain a command may work on; everything before only has to be there already.
@@ -371,7 +371,7 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
     if name == "plan":
         return plan_row({phase: plan.description for phase, plan in chain.plans.items()})
     if name == "caption":
-        return _caption_row(chain)
+        return caption_row(chain)
     if name in _DATA_STAGES:
         return data_row(chain.snapshots(name))
     if name == "train":
@@ -387,26 +387,6 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
 
         return {"report": write_report(recipe, chain)}
     raise RecipeError(f"no stage {name!r}; allowed: {', '.join(ALL_STAGES)}")
-
-
-def _caption_row(chain: Any) -> dict[str, Any]:
-    """Ask, then choose; returns what was kept, and by column what was asked just now."""
-    from tokenmill.pipelines.asked_totals import asked_in, column_folders
-
-    _ = chain.select  # what stands before it is complete, or this ends here
-    columns = column_folders(chain)
-    before = asked_in(columns)
-    answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
-    row = data_row(chain.snapshots("choose"))
-    asked = {
-        path: {"source": one.folder.source, "columns": one.names, **(totals - before[path]).to_json()}
-        for path, totals in asked_in(columns).items()
-        for one in (columns[path],)
-    }
-    for snapshot in chain.snapshots("caption"):
-        if snapshot.folder.path in asked:  # of the samples that are kept now
-            asked[snapshot.folder.path]["unanswered"] = snapshot.totals.get("unanswered", 0)
-    return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
 
 
 def _tell(options: argparse.Namespace, value: dict[str, Any]) -> None:

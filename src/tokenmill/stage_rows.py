@@ -106,3 +106,23 @@ def _asked(totals: Mapping[str, Any]) -> str:
     left = totals["unanswered"]
     hint = f"; {left:,} have no good answer, --retry-failed asks them again" if left else ""
     return f"{totals['source']} {', '.join(totals['columns'])}: {told_totals(totals)}{hint}"
+
+
+def caption_row(chain: Any) -> dict[str, Any]:
+    """Ask, then choose; returns what was kept, and by column what was asked just now."""
+    from tokenmill.pipelines.asked_totals import asked_in, column_folders
+
+    _ = chain.select  # what stands before it is complete, or this ends here
+    columns = column_folders(chain)
+    before = asked_in(columns)
+    answers = {snapshot.folder.path: snapshot.digest for snapshot in chain.snapshots("caption")}
+    row = data_row(chain.snapshots("choose"))
+    asked = {
+        path: {"source": one.folder.source, "columns": one.names, **(totals - before[path]).to_json()}
+        for path, totals in asked_in(columns).items()
+        for one in (columns[path],)
+    }
+    for snapshot in chain.snapshots("caption"):
+        if snapshot.folder.path in asked:  # of the samples that are kept now
+            asked[snapshot.folder.path]["unanswered"] = snapshot.totals.get("unanswered", 0)
+    return {**row, **({"asked": asked} if asked else {}), "snapshots": answers | row["snapshots"]}
