@@ -219,6 +219,16 @@ def test_train_estimate_without_data_tells_from_the_recipe_alone(
     assert "--gpus: goes with --estimate" in capsys.readouterr().err
 
 
+def test_train_estimate_of_emu3s_vocabulary_needs_no_file_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parents[1] / "train/recipes/8b-phase2.yaml"
+
+    assert main(["train", str(recipe), "--estimate", "--gpus", "64", "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == pytest.approx(8.49e9, rel=1e-3)
+    assert found["memory_bytes"]["weights"] == 2 * found["parameters"]
+
+
 def _batch(length: int, borders: tuple[int, ...]) -> Batch:
     ids = torch.randint(0, VOCABULARY.size, (2, length), generator=torch.Generator().manual_seed(0))
     return Batch(ids[0].clone(), ids[1].clone(), torch.ones(length), torch.arange(length), Documents.at(borders))
