@@ -31,10 +31,11 @@ class CodesDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PictureCodes:
-    """Codes (t, h, w) of one image, or of one clip when `fps` is set."""
+    """Codes (t, h, w) of one image, or of one clip when `fps` and `seconds` are set."""
 
     codes_thw: NDArray[np.uint32]
     fps: float | None = None
+    seconds: float | None = None
 
 
 def parse_pictures(ids: Sequence[int] | NDArray[np.int32], vocabulary: Vocabulary) -> list[PictureCodes]:
@@ -80,13 +81,13 @@ def _parse_picture(inner: NDArray[np.int64], vocabulary: Vocabulary) -> PictureC
     if said is None:
         raise SampleError("off_grammar", f"meta {meta!r} is not a grid")
     h, w = int(said[1]), int(said[2])
-    grid = inner[sot[0] + 1 :]
+    grid, seconds = inner[sot[0] + 1 :], float(said[4]) if said[4] else None
     if h * w == 0 or len(grid) == 0 or len(grid) % (h * (w + 1) + 1):
         raise SampleError("off_grammar", f"{len(grid)} ids are not frames of {meta!r}")
     frames, fps = grid.reshape(-1, h * (w + 1) + 1), float(said[3]) if said[3] else None
     if fps is None and len(frames) > 1:
         raise SampleError("off_grammar", f"an image {meta!r} has {len(frames)} frames")
-    return PictureCodes(_codes(frames, h, w, vocabulary), fps)
+    return PictureCodes(_codes(frames, h, w, vocabulary), fps, seconds)
 
 
 def _codes(frames: NDArray[np.int64], h: int, w: int, vocabulary: Vocabulary) -> NDArray[np.uint32]:

@@ -26,7 +26,12 @@ from tokenmill.manifests.storage import Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ASIDE = ("logs/", "failures/", "rollups/")  # what stands beside a folder's data and records, and no digest covers
+ASIDE = (
+    "logs/",
+    "failures/",
+    "rollups/",
+    "references/",
+)  # what stands beside a folder's data and records, and no digest covers
 _RECORD_NAME = r"(?<unit>[^/]+)\.(?<attempt>[0-9]+)\.json$"
 _NAMES_AT_ONCE = 65_536
 

@@ -1,24 +1,28 @@
 """Stage generate: the recipe's prompts, drawn with the exported model and decoded to PNG, clips to mp4.
 
-The folder is named by the model and the settings of the drawing. Pictures carry digits of their own content and
-`generated.json` is published last and exclusively, so a killed run leaves nothing that counts, two runs at once agree
-on the first one, and asking again costs one look (0.1 s, no torch).
+The folder is named by the model and the settings of the drawing. The drawn ids are kept beside the pictures, since a
+picture that is encoded again gives other codes than those that were judged (`drawn_tokens`). Pictures and ids carry
+digits of their own content and `generated.json` is published last and exclusively, so a killed run leaves nothing that
+counts, two runs at once agree on the first one, and asking again costs one look (0.1 s, no torch).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import ManifestError, RecipeError, StorageError
 from tokenmill.generate.threads import steady_threads
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.named_tables import open_named_table
+from tokenmill.manifests.stagedir import table_bytes
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
 from tokenmill.pipelines.exported import Exported, find_export
@@ -28,8 +32,14 @@ from tokenmill.recipe import GenerateSettings, Recipe
 
 __all__ = ["evaluate_model", "generate_pictures", "generated_name"]
 
-VERSION = 1
-SCHEMA = 1
+VERSION = 2
+SCHEMA = 2
+TOKEN_COLUMNS: dict[str, Any] = {
+    "file": pl.String,  # of the picture or clip, in the same folder
+    "prompt": pl.String,
+    "seed": pl.Int64,
+    "ids": pl.List(pl.Int32),  # of the whole document, from BOS to EOS
+}
 _DESCRIPTION = "generated.json"
 
 
@@ -97,7 +107,8 @@ def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettin
     if not vision:
         raise RecipeError(f"generate.prompts: {exported.path} was trained without pictures; it cannot draw")
     tokenizer = open_vision(vision)
-    rows = [_put(store, folder, picture) for picture in _draw(exported, settings, tokenizer)]
+    pictures = _draw(exported, settings, tokenizer)
+    rows = [_put(store, folder, picture) for picture in pictures]
     described = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -105,6 +116,8 @@ def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettin
         "step": exported.description.get("step"),
         "model": exported.fingerprint,
         "vision": tokenizer.fingerprint,
+        "vocabulary": exported.description["vocabulary"],
+        "tokens": _put_tokens(store, folder, rows, pictures),
         "settings": _settings(settings),
         "pictures": rows,
     }
@@ -128,6 +141,29 @@ def _put(store: Store, folder: str, picture: Picture) -> dict[str, Any]:
         "ids_sha256": sha256_hex(picture.ids.astype("<i4").tobytes()),
         **({"fps": picture.fps, "frames": len(picture.frames)} if is_clip else {}),
     }
+
+
+def _put_tokens(store: Store, folder: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> str:
+    """Write the ids of everything that was drawn; returns the file's name."""
+    told = [(row["file"], row["prompt"], row["seed"], picture.ids.tolist())
+            for row, picture in zip(rows, pictures, strict=True)]  # fmt: skip
+    data = table_bytes(pl.DataFrame(told, schema=TOKEN_COLUMNS, orient="row"), SCHEMA)
+    name = f"tokens-{sha256_hex(data)[:8]}.parquet"
+    store.put(f"{folder}/{name}", data)
+    return name
+
+
+def drawn_tokens(store: Store, name: str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Return a description (`generated_name`) and the ids that were drawn (`TOKEN_COLUMNS`).
+
+    Raises ManifestError where nothing was drawn yet, or the table is damaged.
+    """
+    try:
+        described = json.loads(store.read_bytes(name))
+    except StorageError as error:
+        raise ManifestError(f'{name}: nothing was drawn yet; run "tokenmill generate"') from error
+    folder = name.removesuffix(f"/{_DESCRIPTION}")
+    return described, open_named_table(store, f"{folder}/{described['tokens']}").frame(TOKEN_COLUMNS)
 
 
 def _draw(exported: Exported, settings: GenerateSettings, tokenizer: Any) -> list[Picture]:

@@ -2,7 +2,7 @@
 
 Which samples are held out is a hash of their name, so nothing was written down and nothing has to be: the indexes that
 the plan names are enough. Documents come with the templates, wordings and stretches of clips that the plan would draw;
-a text longer than the context is taken up to the context.
+a text longer than the context is taken up to the context, and of a preference pair the chosen answer.
 """
 
 from __future__ import annotations
@@ -145,11 +145,12 @@ def _drawn(candidate: _Candidate, sample: Sample, plan: Plan, vocabulary: Vocabu
     document = candidate.document
     if document.frames:
         sample = replace(sample, segments=take_frames(sample.segments, document.frame, document.frames))
-    found = assemble(sample.segments, sample.text_ids, sample.codes, document.template, vocabulary, document.variant)
+    template = "chosen" if document.split else document.template  # of a pair what was preferred, alone
+    found = assemble(sample.segments, sample.text_ids, sample.codes, template, vocabulary, document.variant)
     return DrawnDocument(
         key=candidate.row["key"],
         modality=candidate.row["modality"],
-        template=document.template,
+        template=template,
         weight=candidate.weight,
         sample=sample,
         ids=found.ids[document.start :][: min(document.length, plan.context)],

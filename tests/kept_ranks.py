@@ -1,8 +1,8 @@
 """What ranks of the tests of checkpoints and guards load and do, for `rank_server.py`.
 
 One launch trains several jobs one after the other, since starting ranks costs more than training them. Steps are made
-bad by the environment: `BAD_STEPS={"7": 1000, "9": "nan"}` multiplies the weights in the arrays that the loader gives
-for a step (from 1), so that loss and gradient are what the case needs, by the real way.
+bad by the environment: `BAD_STEPS={"run": {"7": 1000, "9": "nan"}}` multiplies the weights in the arrays that the
+loader gives a run for a step (from 1), so that loss and gradient are what the case needs, by the real way.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def train(text: str, rows: Path) -> Any:
     from tokenmill.train import loop
     from tokenmill.train.job import TrainJob
 
-    bad = {int(step): float(factor) for step, factor in json.loads(os.environ.get("BAD_STEPS", "{}")).items()}
-    vars(loop)["_steps_ahead"] = partial(_spoiled, loop._steps_ahead, bad)
+    vars(loop)["_steps_ahead"] = partial(_spoiled, loop._steps_ahead, json.loads(os.environ.get("BAD_STEPS", "{}")))
     result = None
     for number, job in enumerate(json.loads(text)):
         if number:
@@ -45,9 +44,10 @@ def train(text: str, rows: Path) -> Any:
     return result
 
 
-def _spoiled(plain: Any, bad: Mapping[int, float], run: Any, done: int) -> Generator[Any]:
+def _spoiled(plain: Any, bad: Mapping[str, Mapping[str, Any]], run: Any, done: int) -> Generator[Any]:
+    factors = bad.get(run.settings.run, {})
     with closing(plain(run, done)) as steps:
         for step in steps:
             for arrays in step.micro_batches:
-                arrays.loss_weight[:] *= bad.get(step.number + 1, 1.0)
+                arrays.loss_weight[:] *= float(factors.get(str(step.number + 1), 1.0))
             yield step

@@ -71,7 +71,7 @@ class Bench:
             codes=codes,
             errors=errors,
             result=json.loads(result.read_text()) if result.exists() else None,
-            log="".join(path.read_text(errors="replace")[-4000:] for path in sorted(self._report.glob("log-*"))),
+            log="".join(path.read_text(errors="replace") for path in sorted(self._report.glob("log-*"))),
         )
 
     def train(self, *jobs: Mapping[str, Any], ranks: int = 2, **environment: str) -> Ended:
@@ -107,6 +107,17 @@ class Bench:
         checkpoint = folder.read(step)
         with folder.tensors(checkpoint) as tensors:
             return {name: tensors.read(name).numpy().tobytes() for name in checkpoint.tensors}
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Damage a file as disks and killed copies do."""
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(
+            data[: len(data) // 2] if damage == "cut off" else data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+        )
 
 
 def wait_for(condition: Callable[[], object]) -> None:

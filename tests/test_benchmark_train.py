@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from benchmarks import train
 from benchmarks.train_runs.made_up import MadeUp, whole_documents, write_documents
+from benchmarks.train_runs.padding import NO_LABEL, Documents, padded
 
 from tokenmill.manifests.plans import Plan
 
@@ -34,8 +35,6 @@ def test_documents_for_the_peer_are_those_of_the_plan(plan: Plan, tmp_path: Path
 
 
 def test_padded_batch_supervises_what_its_documents_do(plan: Plan, tmp_path: Path) -> None:
-    from benchmarks.train_runs.plain_trainer import NO_LABEL, Documents, padded
-
     write_documents(tmp_path / "documents.npz", whole_documents(plan, MADE_UP.vocabulary))
     documents = Documents(str(tmp_path / "documents.npz"))
     chosen = [documents[number] for number in (0, 7, 59)]

@@ -63,8 +63,10 @@ def real_runs(plan: Plan, how: Simulated, start: int, stop: int) -> Iterator[tup
         store = RangesStore(plan.folder.store.url)
         mine = open_plan(store, plan.folder.path)
         store.read.clear()
-        loader = PlanLoader(mine, VOCABULARY, global_packs=how.global_packs, rank=rank, world=how.ranks,
-                            micro_packs=how.micro_packs, attention_share=how.attention_share, threads=0,
+        shared_by = how.sequence_parallel
+        loader = PlanLoader(mine, VOCABULARY, global_packs=how.global_packs, rank=rank // shared_by,
+                            world=how.ranks // shared_by, micro_packs=how.micro_packs,
+                            attention_share=how.attention_share, threads=0,
                             source=CountedRanges(store))  # fmt: skip
         tokens = 0
         for number in range(start, stop):
@@ -82,6 +84,7 @@ def real_runs(plan: Plan, how: Simulated, start: int, stop: int) -> Iterator[tup
         Simulated(ranks=1, workers=0, global_packs=4),
         Simulated(ranks=3, workers=0, global_packs=8, micro_packs=2, attention_share=0.01),
         Simulated(ranks=2, workers=2, global_packs=8),
+        Simulated(ranks=4, workers=0, global_packs=2, sequence_parallel=2),
     ],
 )
 def test_simulation_tells_the_requests_and_bytes_of_a_real_run_on_every_rank(plan: Plan, how: Simulated) -> None:

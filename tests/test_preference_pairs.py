@@ -12,13 +12,14 @@ import pytest
 from tests.continued_plans import after
 from tests.pages import drawn
 
-from tokenmill.demo.tokens import Amounts, write_shards, write_token_source
+from tokenmill.demo.tokens import RED, Amounts, write_shards, write_token_source
 from tokenmill.errors import RecipeError, SampleError
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.verify_plan import plan_faults
 from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.checks import check_chain
+from tokenmill.pipelines.held_out import draw_documents
 from tokenmill.pipelines.plan import write_plan
 from tokenmill.pipelines.sources.layouts import lay_out as lay_out_json
 from tokenmill.pipelines.sources.raw_document import RawPicture, RawText
@@ -157,6 +158,16 @@ def test_plan_by_share_counts_both_answers(store):
     everything = mixed(store, PlanSettings(context=200))
     measured = plan.description["sources"]["pairs"]["measured"]["tokens"]
     assert measured == everything.description["templates"][PREFERENCE]["tokens"] == 40 * 2 * 38
+
+
+def test_held_out_pairs_are_shown_with_the_chosen_answer_alone(store):
+    snapshot = write_token_source(store, "pairs", V, Amounts(pairs=40, side=4))
+    plan = write_plan(store, [snapshot], PlanSettings(context=200, held_out=0.3))
+    held_out = draw_documents(plan, V, "held_out", 100)
+    assert len(held_out) + plan.description["totals"]["pairs"] == 40
+    assert {(one.template, len(one.ids)) for one in held_out} == {("chosen", 38)}
+    for one in held_out:
+        assert (one.ids == RED + V.vision_base).sum() == 12  # of 16 codes; of the rejected answer 4
 
 
 def test_continued_plan_keeps_pairs_whole_and_takes_each_once(store):

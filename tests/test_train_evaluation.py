@@ -1,7 +1,4 @@
-"""Evaluation on held-out packs: the same on any number of ranks, and training never notices it.
-
-Run as a script, this file is a rank.
-"""
+"""Evaluation on held-out packs: the same on any number of ranks, and training never notices it."""
 
 from __future__ import annotations
 
@@ -15,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests import tiny
+from tests.evaluating_rank import MODEL, PACKS
 
 from tokenmill.cli import main
 from tokenmill.demo.tokens import Amounts, write_token_source
@@ -29,16 +28,9 @@ from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.evaluation import Evaluation
 from tokenmill.train.job import TrainJob, TrainResult
 from tokenmill.train.loader import PlanLoader
+from tokenmill.train.step_documents import TEMPLATE_NAMES
 
 VOCABULARY = byte_vocabulary(33)
-PACKS = 5
-MODEL: dict[str, Any] = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1}
-CASES: dict[str, dict[str, Any]] = {
-    "still-0": {"zero_stage": 0, "lr": 1e-30, "steps": 2},
-    "still-3": {"zero_stage": 3, "lr": 1e-30, "steps": 2},
-    "learns": {"zero_stage": 1, "steps": 5, "z_loss": 1e-3, "loss_chunk_tokens": 50},
-    "unevaluated": {"zero_stage": 1, "steps": 5, "z_loss": 1e-3, "loss_chunk_tokens": 50, "evaluation": None},
-}
 
 
 def plans_in(store: Store) -> tuple[Plan, Plan]:
@@ -67,6 +59,7 @@ def test_evaluation_while_training_is_that_of_the_model_and_leaves_training_alon
     assert still[0].keys() == alone.keys()
     for name in ("loss", "loss_text", "loss_vision", "loss_by_template", "weight"):
         assert still[0][name] == pytest.approx(alone[name], rel=1e-6), name
+        assert rows["still-shared"]["evaluation"][0][name] == pytest.approx(alone[name], rel=1e-5), name
     assert [row["step"] for row in rows["learns"]["evaluation"]] == [2, 4, 5]
     assert rows["unevaluated"]["evaluation"] == []
     for name in ("loss", "loss_text", "loss_vision", "loss_by_template", "z_loss", "grad_norm"):
@@ -124,8 +117,6 @@ def evaluated_by(world: int, store: Store, training: Plan, held_out: Plan) -> di
 
 def check_templates(plan: Plan, rows: list[dict[str, Any]]) -> None:
     """Losses of templates, by what they weigh, are the loss."""
-    from tokenmill.train.step_documents import TEMPLATE_NAMES
-
     loader = PlanLoader(plan, VOCABULARY, global_packs=3)
     seen = set()
     for number, row in enumerate(rows):
@@ -174,6 +165,7 @@ def test_held_out_plan_that_could_hold_what_is_trained_on_is_refused(tmp_path: P
             "pretrain only 0.1",
         ),
         ({"held_out": 0.1, "phases": {"pretrain": {}, "held": {"part": "held_out"}}}, None),
+        ({"held_out": 0.1, "phases": {"pretrain": {}, "held": {"part": "held_out", "context": 2048}}}, "of 2048 ids"),
     ],
 )
 def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told: str | None) -> None:
@@ -190,9 +182,29 @@ def test_recipe_names_the_phase_it_cannot_evaluate_on(plan: dict[str, Any], told
         check_recipe(recipe, "recipe.yaml")
 
 
-def test_recipe_hands_the_held_out_phase_to_the_trainer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests import tiny  # not at the top: ranks that run this file know no package `tests`
+def test_recipe_with_phases_checks_the_evaluation_of_each() -> None:
+    recipe: dict[str, Any] = {
+        "root": "root",
+        "sources": {"text": {"kind": "jsonl", "url": "text"}},
+        "plan": {
+            "held_out": 0.1,
+            "phases": {
+                "one": {"context": 512},
+                "two": {"held_out": 0.05},
+                "held": {"part": "held_out", "context": 512},
+            },
+        },
+        "train": {"phases": {"one": {}, "two": {}}, "evaluation": {"phase": "held"}},
+    }
+    with pytest.raises(RecipeError, match=r"two only 0\.05: it would be evaluated on what is trained on"):
+        check_recipe(recipe, "recipe.yaml")
 
+    recipe["train"]["phases"]["two"] = {"evaluation": None}
+    found = check_recipe(recipe, "recipe.yaml").train.resolved()
+    assert [one.evaluation is not None for one in found.values()] == [True, False]
+
+
+def test_recipe_hands_the_held_out_phase_to_the_trainer_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[TrainJob] = []
 
     def launch(job: TrainJob, on_row: Any) -> TrainResult:
@@ -225,41 +237,5 @@ def _start(rank: int, world: int, folder: Path, *plans: str) -> subprocess.Popen
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1",
         "TOKENMILL_RENDEZVOUS": f"file://{folder / 'rendezvous'}",
     }  # fmt: skip
-    command = [sys.executable, __file__, str(folder), *plans]
+    command = [sys.executable, str(Path(__file__).with_name("evaluating_rank.py")), str(folder), *plans]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def _be_a_rank(folder: Path, training: str, held_out: str) -> None:
-    from torch import distributed
-
-    rows = {name: _train(folder, training, held_out, name) for name in CASES}
-    if distributed.get_rank() == 0:
-        (folder / "rows.json").write_text(json.dumps(rows))
-    distributed.destroy_process_group()
-
-
-def _train(folder: Path, training: str, held_out: str, name: str) -> dict[str, list[dict[str, Any]]]:
-    """Train one case; returns its metrics and what its evaluations found."""
-    from torch import distributed
-
-    from tokenmill.settings_train import TrainSettings
-    from tokenmill.train.job import TrainJob
-    from tokenmill.train.loop import train
-    from tokenmill.train.rows import read_rows
-
-    settings = TrainSettings.model_validate({
-        "run": name, "device": "cpu", "checkpoint_every": 99,
-        "global_packs_per_step": 3, "warmup_steps": 1, "tensorboard": name == "learns",
-        "evaluation": {"phase": "held", "every": 2, "packs": PACKS},
-        "model": MODEL,
-        **CASES[name],
-    })  # fmt: skip
-    job = TrainJob(root=str(folder / "store"), plan=training, evaluation_plan=held_out, settings=settings)
-    assert train(job).finished
-    distributed.barrier()
-    runs = folder / "store" / "checkpoints" / settings.run
-    return {part: list(read_rows(runs / f"{part}.jsonl")) for part in ("metrics", "evaluation")}
-
-
-if __name__ == "__main__":
-    _be_a_rank(*map(Path, sys.argv[1:2]), *sys.argv[2:])

@@ -16,24 +16,25 @@ from tokenmill.train.loss import LossLinear, chunked_loss, plain_loss
 from tokenmill.train.loss_kernels import chunk_kernel, liger_chunk, softmax_chunk
 
 COMPARE_KERNELS = """
+import itertools
 import torch
 from tokenmill.train.loss_kernels import liger_chunk, softmax_chunk
 generator = torch.Generator().manual_seed(0)
-for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-    for z_loss in (0.0, 1e-2):
-        logits = (torch.randn(6, 700, generator=generator) * 4).to(dtype)
-        logits[0, 3] = 80.0
-        labels = torch.tensor([3, 4, 5, 699, 0, 9])
-        for wants_gradient in (True, False):
-            ours, theirs = logits.clone(), logits.clone()
-            a = softmax_chunk(ours, labels, z_loss, wants_gradient)
-            b = liger_chunk(theirs, labels, z_loss, wants_gradient)
-            assert torch.allclose(a.losses, b.losses, atol=1e-5), (dtype, z_loss)
-            assert (a.penalties is None) == (b.penalties is None) == (z_loss == 0)
-            assert a.penalties is None or torch.allclose(a.penalties, b.penalties, rtol=1e-5)
-            if wants_gradient:
-                gradient = ours.float() if a.scale is None else ours.float() * a.scale[:, None]
-                assert (gradient - theirs.float()).abs().max() <= tolerance, (dtype, z_loss)
+tolerances = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
+sizes = (700, 40_000)  # the kernel takes 32,768 logits at a time
+for size, dtype, z_loss, wants_gradient in itertools.product(sizes, tolerances, (0.0, 1e-2), (True, False)):
+    ours = (torch.randn(6, size, generator=generator) * 4).to(dtype)
+    ours[0, 3] = 80.0
+    theirs = ours.clone()
+    labels = torch.tensor([3, 4, 5, size - 1, 0, 9])
+    a = softmax_chunk(ours, labels, z_loss, wants_gradient)
+    b = liger_chunk(theirs, labels, z_loss, wants_gradient)
+    assert torch.allclose(a.losses, b.losses, atol=1e-5), (size, dtype, z_loss)
+    assert (a.penalties is None) == (b.penalties is None) == (z_loss == 0)
+    assert a.penalties is None or torch.allclose(a.penalties, b.penalties, rtol=1e-5)
+    if wants_gradient:
+        gradient = ours.float() if a.scale is None else ours.float() * a.scale[:, None]
+        assert (gradient - theirs.float()).abs().max() <= tolerances[dtype], (size, dtype, z_loss)
 print("equal")
 """
 

@@ -34,7 +34,8 @@ VOCABULARY = byte_vocabulary(33)
 CONTEXT = 127  # neither 2 nor 4 ranks divide it
 SETTINGS: Mapping[str, Any] = {
     "device": "cpu", "global_packs_per_step": 4, "micro_packs": 4, "schedule": "constant", "warmup_steps": 5,
-    "tensorboard": False, "log_samples": True, "checkpoint_every": 1000,
+    "tensorboard": False, "log_samples": True, "checkpoint_every": 1000, "z_loss": 1e-3,
+    "evaluation": {"phase": "held_out", "every": 5, "packs": 3},
 }  # fmt: skip
 SHORT, LONG = 10, 50
 FIGURES = ("loss", "loss_text", "loss_vision", "grad_norm")
@@ -66,9 +67,9 @@ CASES = [
     *(Case(ranks=2, stage=stage, steps=LONG if stage == 2 else SHORT) for stage in range(4)),
     *(Case(ranks=2, stage=stage, sequence=2, steps=LONG if stage == 3 else SHORT) for stage in range(4)),
     Case(ranks=2, stage=1, sequence=2, micro_packs=3, checkpointing=True),  # with fillers: 4 packs are no multiple of 3
-    Case(ranks=4, stage=1, sequence=2, micro_packs=1),
+    Case(ranks=4, stage=1, sequence=2, micro_packs=1, steps=5),
 ]
-BFLOAT = [Case(ranks=2, stage=2, sequence=sequence, precision="bf16") for sequence in (1, 2)]
+BFLOAT = [Case(ranks=2, stage=2, sequence=sequence, precision="bf16", steps=5) for sequence in (1, 2)]
 MOVED = [Case(ranks=2, stage=2, sequence=2, steps=5, run="moved"), Case(ranks=4, stage=3, sequence=4, run="moved")]
 LOGITS = [
     *(Case(ranks=2, stage=stage, sequence=sequence) for stage in range(4) for sequence in (1, 2)),
@@ -80,15 +81,24 @@ LENGTHS = (40, 1, 30, 2, 50)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as ranks:  # fmt: skip
+        told, _ = ranks.communicate(json.dumps(made_plans(folder)), timeout=300)
+    assert ranks.returncode == 0, told[-3000:]
+    return folder
+
+
+def made_plans(folder: Path) -> list[str]:
+    """Write what is trained on, one sample of it broken, and what is evaluated on; the ranks load torch meanwhile."""
     store = open_store(str(folder / "store"))
     snapshot = write_token_source(store, "mixed", VOCABULARY, Amounts(images=30, texts=30, shards=1))
-    plan = write_plan(store, [snapshot], PlanSettings(context=CONTEXT))
+    plan = write_plan(store, [snapshot], PlanSettings(context=CONTEXT, held_out=0.2))
+    held_out = PlanSettings(context=CONTEXT, held_out=0.2, part="held_out", phase="held_out")
+    evaluated = write_plan(store, [snapshot], held_out)
     break_a_sample(plan, step=2)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, __file__, str(folder), plan.folder.path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return folder
+    return [plan.folder.path, evaluated.folder.path]
 
 
 def break_a_sample(plan: Plan, step: int) -> None:
@@ -112,6 +122,16 @@ def test_run_shared_otherwise_has_the_losses_gradients_and_samples_of_one_rank(t
         expect = pytest.approx({name: theirs[name] for name in figures}, rel=tolerance)
         assert {name: ours[name] for name in figures} == expect, ours["step"]
     assert rows_of(trained, case, "samples") == rows_of(trained, REFERENCE, "samples")[: case.steps]
+
+
+@pytest.mark.parametrize("case", [*CASES[1:], MOVED[-1]], ids=lambda case: case.name)
+def test_held_out_losses_are_those_of_one_rank_however_packs_are_shared(trained: Path, case: Case) -> None:
+    expected, found = (rows_of(trained, one, "evaluation") for one in (REFERENCE, case))
+
+    assert len(found) == case.steps // 5
+    for ours, theirs in zip(found, expected, strict=False):
+        for figure in ("step", "packs", "weight", "unreadable", "loss", "loss_text", "loss_by_template"):
+            assert ours[figure] == pytest.approx(theirs[figure], rel=1e-5 if ours["step"] <= SHORT else 1e-4), figure
 
 
 def test_ranks_that_share_packs_in_bfloat16_lose_as_ranks_that_do_not(trained: Path) -> None:
@@ -152,7 +172,7 @@ def rows_of(folder: Path, case: Case, kind: str = "metrics") -> list[dict[str, A
     return [json.loads(line) for line in lines]
 
 
-def _be_all_ranks(folder: Path, plan: str) -> None:
+def _be_all_ranks(folder: Path) -> None:
     import deepspeed.runtime.zero.stage3  # noqa: F401
     import torch
     from transformers import Emu3ForCausalLM  # noqa: F401
@@ -161,13 +181,14 @@ def _be_all_ranks(folder: Path, plan: str) -> None:
 
     torch.set_num_threads(1)
     gc.freeze()  # ZeRO 3 collects garbage with every engine it makes
+    plans: list[str] = json.load(sys.stdin)
     for ranks in (1, 2, 4):
-        children = [_forked(folder, plan, rank, ranks) for rank in range(ranks)]
+        children = [_forked(folder, plans, rank, ranks) for rank in range(ranks)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         assert not any(codes), f"{ranks} ranks ended with {codes}"
 
 
-def _forked(folder: Path, plan: str, rank: int, ranks: int) -> int:
+def _forked(folder: Path, plans: list[str], rank: int, ranks: int) -> int:
     child = os.fork()
     if child:
         return child
@@ -175,13 +196,13 @@ def _forked(folder: Path, plan: str, rank: int, ranks: int) -> int:
     try:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                        "TOKENMILL_RENDEZVOUS": f"file://{folder}/rendezvous-{ranks}"}  # fmt: skip
-        _be_a_rank(folder, plan, ranks)
+        _be_a_rank(folder, plans, ranks)
         code = 0
     finally:
         os._exit(code)
 
 
-def _be_a_rank(folder: Path, plan: str, ranks: int) -> None:
+def _be_a_rank(folder: Path, plans: list[str], ranks: int) -> None:
     import traceback
 
     from torch import distributed
@@ -191,17 +212,17 @@ def _be_a_rank(folder: Path, plan: str, ranks: int) -> None:
     try:
         for case in [*CASES, *BFLOAT, *MOVED]:
             if case.ranks == ranks:
-                assert train(_job(folder, plan, case)).finished
+                assert train(_job(folder, plans, case)).finished
         for case in LOGITS:
             if case.ranks == ranks:
-                _write_logits(folder, plan, case)
+                _write_logits(folder, plans, case)
         distributed.destroy_process_group()
     except BaseException:
         traceback.print_exc()
         raise
 
 
-def _job(folder: Path, plan: str, case: Case) -> Any:
+def _job(folder: Path, plans: list[str], case: Case) -> Any:
     from tokenmill.settings_train import TrainSettings
     from tokenmill.train.job import TrainJob
 
@@ -210,16 +231,17 @@ def _job(folder: Path, plan: str, case: Case) -> Any:
            "micro_packs": case.micro_packs, "steps": case.steps, "precision": case.precision,
            "activation_checkpointing": case.checkpointing,
            "model": {"hidden": 48, "layers": 2, "heads": heads, "kv_heads": kv_heads, "ffn": 48}}  # fmt: skip
-    return TrainJob(root=str(folder / "store"), plan=plan, settings=TrainSettings.model_validate({**SETTINGS, **own}))
+    settings = TrainSettings.model_validate({**SETTINGS, **own})
+    return TrainJob(root=str(folder / "store"), plan=plans[0], evaluation_plan=plans[1], settings=settings)
 
 
-def _write_logits(folder: Path, plan: str, case: Case) -> None:
+def _write_logits(folder: Path, plans: list[str], case: Case) -> None:
     """Compute the logits of packed documents, and of each document alone, through one engine."""
     import torch
 
     from tokenmill.train.training_run import start
 
-    run = start(_job(folder, plan, case))
+    run = start(_job(folder, plans, case))
     run.engine.eval()
     saved = _saved_bytes(run)
     packed = _logits(run, LENGTHS)
@@ -273,4 +295,4 @@ def _logits(run: Any, lengths: tuple[int, ...], first: int = 0) -> Any:
 
 
 if __name__ == "__main__":
-    _be_all_ranks(Path(sys.argv[1]), sys.argv[2])
+    _be_all_ranks(Path(sys.argv[1]))

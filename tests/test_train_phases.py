@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import pytest
 import torch
 from tests.rank_server import RankServer
 
+from tokenmill.cli import main
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError
 from tokenmill.manifests.plans import Plan
@@ -26,11 +28,12 @@ from tokenmill.settings_train import PlanSettings, TrainSettings
 from tokenmill.stage_training import train_model
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.checkpoints import RunFolder
-from tokenmill.train.first_weights import find_first_weights, take_weights
+from tokenmill.train.first_weights import find_first_weights, shape_to_take, take_weights
 from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.model import Batch, build_model
 from tokenmill.train.rows import read_rows
+from tokenmill.train.saving import architecture_differences
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +42,10 @@ CONTEXT = 96
 PHASES: dict[str, Any] = {
     "run": "whole", "device": "cpu", "steps": 4, "checkpoint_every": 2, "keep": 9, "global_packs_per_step": 2,
     "warmup_steps": 1, "lr": 0.01, "tensorboard": False, "threads_per_rank": 1,
-    "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1},
+    "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "dropout": 0.1, "tie_embeddings": True},
     "phases": {
-        "first": {}, "second": {"lr": 0.002, "zero_stage": 3, "sequence_parallel": 2, "model": {"dropout": 0.0}},
+        "first": {},
+        "second": {"lr": 0.002, "zero_stage": 3, "sequence_parallel": 2, "model": {"dropout": 0.0}},
     },
 }  # fmt: skip
 
@@ -54,14 +58,18 @@ class Bench:
     plans: dict[str, Plan]
     server: RankServer
 
-    def train(self, phase: str, run: str, *, ranks: int = 2, fault: str = "", **changes: Any) -> list[int]:
-        """Train a phase of the recipe, under `run` in place of its name; returns the ranks' exit codes."""
-        settings = TrainSettings.model_validate(PHASES | {"run": run} | changes).resolved()[phase]
-        job = TrainJob(root=str(self.root), plan=self.plans[phase].folder.path, settings=settings)
+    def train(self, run: str, *phases: str, fault: str = "") -> list[int]:
+        """Train phases of the recipe one after the other in one launch of two ranks; returns their exit codes."""
+        settings = TrainSettings.model_validate(PHASES | {"run": run}).resolved()
+        jobs = [
+            TrainJob(root=str(self.root), plan=self.plans[phase].folder.path, settings=settings[phase])
+            for phase in phases
+        ]
         report = self.root.parent / f"report-{len(list(self.root.parent.iterdir()))}"
-        self.server.start(job.model_dump_json(by_alias=True), report, ranks, TOKENMILL_FAULT=fault)
+        text = json.dumps([job.model_dump(mode="json", by_alias=True) for job in jobs])
+        self.server.start(text, report, 2, TOKENMILL_FAULT=fault)
         codes = list(self.server.ended())
-        assert fault or codes == [0] * ranks, (report / "log-00.txt").read_text()[-3000:]
+        assert fault or codes == [0, 0], (report / "log-00.txt").read_text()[-3000:]
         return codes
 
     def rows(self, run: str) -> list[dict[str, Any]]:
@@ -84,8 +92,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 @pytest.fixture(scope="module")
 def whole(bench: Bench) -> Bench:
     """Both phases of the run `whole`, trained without interruption."""
-    bench.train("first", "whole")
-    bench.train("second", "whole")
+    bench.train("whole", "first", "second")
     return bench
 
 
@@ -109,19 +116,17 @@ def test_export_of_each_phase_is_made_for_its_context(whole: Bench) -> None:
 
 
 def chain_of(whole: Bench) -> SimpleNamespace:
+    """The plans of the phases, as a chain of stages gives them."""
     return SimpleNamespace(plan_of=whole.plans.__getitem__, options=SimpleNamespace(quiet=True))
 
 
 def test_phases_killed_and_resumed_have_every_loss_of_those_that_were_not(whole: Bench) -> None:
     killed = -signal.SIGKILL
-    assert killed in whole.train("first", "broken", fault="checkpoint:between-files:2")
-    whole.train("first", "broken")
-    assert killed in whole.train("second", "broken", fault="checkpoint:before-record:1")
-    assert not RunFolder(open_store(str(whole.root)), "broken-second").steps()
-    assert killed in whole.train("second", "broken", fault="checkpoint:before-record:2")
+    assert killed in whole.train("broken", "first", fault="checkpoint:between-files:2")
+    assert killed in whole.train("broken", "first", "second", fault="checkpoint:before-record:3")
+    assert RunFolder(open_store(str(whole.root)), "broken-second").steps() == [2]
 
-    chain = chain_of(whole)
-    row = train_model(recipe(whole, "broken"), chain)
+    row = train_model(recipe(whole, "broken"), chain_of(whole))
 
     assert row["export"] == "checkpoints/broken-second/export"
     assert list(row["phases"]) == ["first", "second"]
@@ -152,7 +157,9 @@ def test_start_from_a_checkpoint_that_is_not_there_names_those_that_are(whole: B
 def test_start_from_a_run_of_another_vocabulary_names_both(whole: Bench) -> None:
     folder = RunFolder(open_store(str(whole.root)), "new")
 
-    with pytest.raises(RecipeError, match=r"codebook_size: 32} of 298 ids, the plan's is .*codebook_size: 33} of 299"):
+    with pytest.raises(
+        RecipeError, match=r"{codebook_size: 32, .*} of 298 ids, the plan's is {codebook_size: 33, .*} of 299"
+    ):
         find_first_weights(folder, TrainSettings(start_from="whole-first"), byte_vocabulary(33))
 
 
@@ -165,6 +172,23 @@ def test_start_from_a_run_of_another_shape_names_both(whole: Bench) -> None:
 
     with pytest.raises(RecipeError, match=r"hidden_size 32 ≠ 192.*num_hidden_layers 2 ≠ 3"):
         take_weights(first, model, folder)
+
+
+def test_start_from_without_sizes_takes_the_shape_of_the_other_run(whole: Bench) -> None:
+    folder = RunFolder(open_store(str(whole.root)), "new")
+    settings = TrainSettings.model_validate(
+        {"start_from": "whole-first@2", "model": {"dropout": 0.2, "rope_base": 5e6}}
+    )
+    first = find_first_weights(folder, settings, VOCABULARY)
+    assert first is not None and (first.name, first.is_other) == ("whole-first@2", True)
+
+    model = build_model(settings.model, VOCABULARY, 500, like=shape_to_take(first, settings))
+
+    config = model.causal.config
+    assert architecture_differences(first.checkpoint.model, config.to_dict()) == []
+    assert (config.max_position_embeddings, config.rope_parameters["rope_theta"]) == (500, 5e6)
+    assert (model.dropout, config.attention_dropout) == (0.2, 0.2)
+    assert model.causal.lm_head.weight is model.causal.model.embed_tokens.weight
 
 
 def test_run_that_was_begun_from_another_given_model_is_refused(whole: Bench) -> None:
@@ -200,3 +224,50 @@ def loss_of_first_step(bench: Bench, run: str) -> float:
     step = PlanLoader(bench.plans["second"], VOCABULARY, global_packs=2).step(0)
     with torch.no_grad():
         return float(sum(model(Batch.of(arrays, "cpu"))[0] for arrays in step.micro_batches)) / step.weight
+
+
+def test_phases_of_a_recipe_are_runs_of_their_own_from_the_weights_before() -> None:
+    settings = TrainSettings.model_validate(
+        {"run": "r", "lr": 1e-4, "start_from": "base", "model": {"preset": "100m", "dropout": 0.1},
+         "phases": {"a": {}, "b": {"lr": 1e-5, "model": {"dropout": 0.0}}, "c": {"start_from": "r-a@7", "run": "last"}}}
+    )  # fmt: skip
+
+    found = settings.resolved()
+
+    assert [(name, one.phase, one.run) for name, one in found.items()] == [
+        ("a", "a", "r-a"), ("b", "b", "r-b"), ("c", "c", "last")]  # fmt: skip
+    assert [one.start_from for one in found.values()] == ["base", "r-a", "r-a@7"]
+    assert [one.lr for one in found.values()] == [1e-4, 1e-5, 1e-4]
+    assert [(one.model.sizes.hidden, one.model.sizes.dropout) for one in found.values()] == [
+        (768, 0.1), (768, 0.0), (768, 0.1)]  # fmt: skip
+    assert settings.last == found["c"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"phases": {"a": {"run": "x"}, "b": {"run": "x", "start_from": None}}}, "phases: two of them have one run"),
+        ({"precision": "bf16", "phases": {"a": {"zero_stage": 0}}}, "phases.a: precision bf16 needs zero_stage"),
+        ({"phase": "x", "phases": {"a": {}}}, "phase: is 'x', but phases names a"),
+        ({"run": "m", "start_from": "m@3"}, "start_from: m@3 is the run itself"),
+        ({"phases": {"a": {"lrr": 1}}}, "phases.a.lrr"),
+    ],
+)
+def test_phases_that_do_not_go_together_are_refused_by_key(said: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        TrainSettings.model_validate(said)
+
+
+def test_estimate_of_phases_is_one_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"root: {tmp_path / 'root'}\nsources: {{a: {{kind: images, url: {tmp_path / 'none'}}}}}\n"
+        "plan: {phases: {a: {context: 512}, b: {context: 4096}}}\n"
+        "train: {steps: 10, phases: {a: {}, b: {zero_stage: 3}}}\n"
+    )
+
+    assert main(["train", str(path), "--estimate", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["phases"]
+    assert [one["tokens"] for one in found.values()] == [10 * 16 * 512, 10 * 16 * 4096]
+    assert main(["train", str(path), "--estimate"]) == 0
+    assert "phase b:" in capsys.readouterr().out

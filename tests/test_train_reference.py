@@ -21,7 +21,8 @@ from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.settings_train import ModelSettings, PlanSettings
+from tokenmill.settings_model import ModelSettings
+from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,7 @@ SETTINGS: Mapping[str, Any] = {
 }  # fmt: skip
 RUNS = ((0, 1), (1, 3))  # stage, packs at once: accumulates 4; accumulates 2, of which the second is short of packs
 BF16_PACKS = 16
+BF16_RUNS = ((1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"))  # stage, what is offloaded
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +78,9 @@ def test_run_has_the_losses_norms_and_rates_of_a_plain_loop(
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=2e-5), ours["step"]
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_gradients_of_micro_steps_are_summed_in_fp32(trained: Path, stage: int) -> None:
-    found, wanted = (np.load(trained / f"bf16-{kind}{stage}.npz") for kind in ("found", "wanted"))
+@pytest.mark.parametrize(("stage", "offload"), BF16_RUNS)
+def test_bf16_gradients_of_micro_steps_are_summed_in_fp32(trained: Path, stage: int, offload: str) -> None:
+    found, wanted = (np.load(trained / f"bf16-{stage}-{offload}-{kind}.npz") for kind in ("found", "wanted"))
 
     assert set(found) == set(wanted)
     for name in found:
@@ -134,11 +136,11 @@ def _be_the_rank(folder: Path, plan: str) -> None:
         own = {"run": run_name(stage, micro_packs), "zero_stage": stage, "micro_packs": micro_packs}
         settings = TrainSettings.model_validate({**SETTINGS, **own})
         assert train(TrainJob(root=str(folder / "store"), plan=plan, settings=settings)).finished
-    for stage in (1, 2, 3):
-        _write_bf16_gradients(folder, plan, stage)
+    for stage, offload in BF16_RUNS:
+        _write_bf16_gradients(folder, plan, stage, offload)
 
 
-def _write_bf16_gradients(folder: Path, plan: str, stage: int) -> None:
+def _write_bf16_gradients(folder: Path, plan: str, stage: int, offload: str) -> None:
     """Write Adam's first moment after one step, which is the gradient but for a factor, and what it should be."""
     import torch
 
@@ -149,8 +151,8 @@ def _write_bf16_gradients(folder: Path, plan: str, stage: int) -> None:
     from tokenmill.train.training_run import start
     from tokenmill.train.training_step import take_step
 
-    own = {"run": f"bf16-{stage}", "zero_stage": stage, "precision": "bf16", "clip": 0.0, "lr": 1e-9,
-           "global_packs_per_step": BF16_PACKS, "micro_packs": 1}  # fmt: skip
+    own = {"run": f"bf16-{stage}-{offload}", "zero_stage": stage, "offload": offload, "precision": "bf16", "clip": 0.0,
+           "lr": 1e-9, "global_packs_per_step": BF16_PACKS, "micro_packs": 1}  # fmt: skip
     settings = TrainSettings.model_validate({**SETTINGS, **own})
     run = start(TrainJob(root=str(folder / "store"), plan=plan, settings=settings))
     run.engine.train()
@@ -167,7 +169,8 @@ def _write_bf16_gradients(folder: Path, plan: str, stage: int) -> None:
     found = {name: whole(run.engine, p, "exp_avg") / (1 - BETAS[0]) for name, p in named_parameters(run.model)}
     for kind, tensors in (("found", found), ("wanted", wanted)):
         np.savez(
-            folder / f"bf16-{kind}{stage}.npz", **{name: np.asarray(torch.as_tensor(t)) for name, t in tensors.items()}
+            folder / f"{settings.run}-{kind}.npz",
+            **{name: np.asarray(torch.as_tensor(t)) for name, t in tensors.items()},
         )
 
 

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+import skimage.data
 from numpy.typing import NDArray
+from PIL import Image
+from tests import tiny_clip
+from tests.conversations import conversations
 
-from tokenmill.demo.tokens import Amounts, TokenSample, write_shards, write_token_source
+from tokenmill.demo.tokens import Amounts, write_shards, write_token_source
+from tokenmill.manifests.archive import ArchiveWriter
+from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
+from tokenmill.pipelines.chain import Chain, ChainOptions
 from tokenmill.pipelines.plan import write_plan
+from tokenmill.recipe import load_recipe
 from tokenmill.settings_train import PlanSettings
-from tokenmill.tokenize.segments import Segment, TextSegment, VisionSegment
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.packs import NO_LABEL
 
+RECIPES = Path(__file__).parents[1] / "train" / "recipes"
 VOCABULARY = byte_vocabulary(64)
 Weights = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -60,29 +70,13 @@ def is_answer(ids: Ids) -> NDArray[np.bool_]:
     return found
 
 
-def loader_over(store: Store, snapshots: Sequence[object], settings: PlanSettings) -> PlanLoader:
+def plan_of(recipe: str, **changes: object) -> PlanSettings:
+    """Return the plan of a shipped recipe, at a context and with templates for what these tests have."""
+    return load_recipe(RECIPES / f"{recipe}.yaml").plan.model_copy(update=changes)
+
+
+def loader_over(store: Store, snapshots: Sequence[Snapshot], settings: PlanSettings) -> PlanLoader:
     return PlanLoader(write_plan(store, snapshots, settings), VOCABULARY, global_packs=4, threads=0)
-
-
-def conversations(count: int) -> list[TokenSample]:
-    """Conversations about a picture, of one to three turns; every third opens with words of its own for the system."""
-    rng = np.random.default_rng(3)
-    samples: list[TokenSample] = []
-    for number in range(count):
-        texts = [("system", "Be short.")] if number % 3 == 0 else []
-        for turn in range(1 + number % 3):
-            texts += [("user", f"What is at {turn}, {number}?"), ("assistant", f"A box of {number + turn}, I think.")]
-        segments: list[Segment] = []
-        ids: list[int] = []
-        for role, text in texts:
-            encoded = list(VOCABULARY.text.encode(text))
-            if role == "user" and not any(isinstance(one, VisionSegment) for one in segments):
-                segments.append(VisionSegment(1, 4, 4, 0, learn=False, role="user"))
-            segments.append(TextSegment(len(ids), len(ids) + len(encoded), role, learn=role == "assistant"))  # type: ignore[arg-type]
-            ids += encoded
-        codes = rng.integers(0, VOCABULARY.codebook_size, 16).astype(np.uint16)
-        samples.append((f"chat-{number:04d}", "document", segments, np.array(ids, np.uint32), codes))
-    return samples
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +87,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_quality_tuning_supervises_pictures_alone_each_from_its_marker_to_its_end(store: Store) -> None:
     pictures = write_token_source(store, "pictures", VOCABULARY, Amounts(images=80, clips=20, shards=2))
     shares = {"generation": 0.8, "unconditional": 0.2}
-    settings = PlanSettings(context=640, text_weight=0.0, vision_weight=1.0,
-                            templates={"image": shares, "video": shares})  # fmt: skip
+    settings = plan_of("qft", context=640, templates={"image": shares, "video": shares})
 
     seen = list(documents_of(loader_over(store, [pictures], settings)))
     captioned = 0
@@ -110,9 +103,57 @@ def test_quality_tuning_supervises_pictures_alone_each_from_its_marker_to_its_en
     assert 60 <= captioned <= 95
 
 
+def test_quality_recipe_trains_on_what_its_scores_chose_and_on_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    pictures = {
+        name: Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "coffee", "rocket", "cat")
+    }
+    with ArchiveWriter(tmp_path / "shards" / "00000.tar") as writer:
+        for name, picture in pictures.items():
+            for side in (740, 700):
+                picture.resize((side + 60, side)).save(tmp_path / "one.jpg", quality=92)
+                writer.add(f"{name}-{side}", {"jpg": (tmp_path / "one.jpg").read_bytes(), "txt": name.encode()})
+    chain = Chain(recipe=load_recipe(RECIPES / "qft.yaml", small_enough(tmp_path)), options=ChainOptions(quiet=True))
+
+    (selected,) = chain.select.values()
+    rows = pl.concat(selected.folder.read_rows(commit) for commit in selected.commits)
+    (scored,) = [one for one in chain.score["pictures"] if one.folder.config.settings["scorer"] == "clip_similarity"]
+    scores = pl.concat(scored.folder.read_rows(commit) for commit in scored.commits)
+    fits = {
+        key for key, value in scores.select("key", "clip_similarity").iter_rows() if value is not None and value >= 0
+    }
+    reasons = dict(rows.select("key", "drop_reason").iter_rows())
+    assert {reasons[key] for key in reasons if key.endswith("-700")} == {"resolution"}
+    assert {key for key, reason in reasons.items() if reason is None} == fits
+    assert 0 < len(fits) < len(pictures)
+
+    loader = PlanLoader(chain.plan, byte_vocabulary(2048), global_packs=1, threads=0)
+    read = [sample.key for step in loader.steps(0, loader.plan.num_packs) for sample in step.samples]
+    assert sorted(read) == sorted(fits)
+
+
+def small_enough(folder: Path) -> list[str]:
+    """Change the recipe to a small CLIP with a head that likes everything, and to this project's own small codes."""
+    import torch
+
+    clip = tiny_clip.write_folder(folder / "clip")
+    torch.save({"weight": torch.zeros(1, tiny_clip.DIMENSION), "bias": torch.tensor([6.5])}, folder / "head.pth")
+    model = f"model: {clip}, when: min_side_px >= 720"
+    return [
+        f"root={folder / 'run'}", f"sources.pictures.url={folder / 'shards'}", "execution={executor: inline}",
+        f"filter.image.scorers.aesthetic={{{model}, head: {folder / 'head.pth'}}}",
+        f"filter.image.scorers.clip_similarity={{{model}}}",
+        "filter.image.rules.quality=(aesthetic / 10 + clip_similarity / 0.35) / 2 >= 0.325",  # a similarity of 0
+        "tokenize.vocabulary={name: bytes, codebook_size: 2048}", "tokenize.vision={name: scenes}",
+        "tokenize.image.min_area=4096", "tokenize.image.max_area=4096", "plan.context=512",
+    ]  # fmt: skip
+
+
 def test_instruction_tuning_supervises_every_answer_and_nothing_of_questions_pictures_and_system(store: Store) -> None:
-    chats = write_shards(store, "chats", VOCABULARY, [conversations(40), conversations(60)[40:]])
-    settings = PlanSettings(context=512, vision_weight=0.0, templates={"document": {"chat": 1.0}})
+    chats = write_shards(
+        store, "chats", VOCABULARY, [conversations(VOCABULARY, 40), conversations(VOCABULARY, 60)[40:]]
+    )
+    settings = plan_of("instruct", context=512)
 
     turns = []
     for ids, weights in documents_of(loader_over(store, [chats], settings)):
@@ -127,7 +168,7 @@ def test_instruction_tuning_supervises_every_answer_and_nothing_of_questions_pic
 
 def test_denominators_of_the_plan_are_the_weights_that_the_loader_gives(store: Store) -> None:
     pictures = write_token_source(store, "more", VOCABULARY, Amounts(images=30, texts=10, shards=1))
-    loader = loader_over(store, [pictures], PlanSettings(context=256, text_weight=0.0, vision_weight=1.0))
+    loader = loader_over(store, [pictures], plan_of("qft", context=256))
 
     for step in loader.steps(0, 3):
         given = sum(float(arrays.loss_weight.sum(dtype=np.float64)) for arrays in step.micro_batches)

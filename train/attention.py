@@ -86,14 +86,12 @@ def packed_attention(
     return with_all_heads(_attended(query_BHLK, key_BHLK, value_BHLK, documents, scaling, kernel), sequence), None
 
 
-def check_kernel(kernel: Kernel, device: torch.device, precision: str) -> None:
-    """Refuse a kernel that cannot train on a device in a precision; raises RecipeError."""
+def check_kernel(kernel: Kernel, device: torch.device) -> None:
+    """Refuse a kernel that cannot train on the device that was found; raises RecipeError."""
     if kernel in ("varlen", "flex") and device.type != "cuda":
-        raise RecipeError(f"train.attention: {kernel} trains on CUDA devices alone, and this is {device.type}; "
-                          "set it to auto")  # fmt: skip
-    if kernel == "varlen" and precision != "bf16":
-        raise RecipeError(f"train.attention: varlen takes 16-bit numbers alone, and train.precision is {precision}; "
-                          "set it to bf16, or train.attention to auto")  # fmt: skip
+        raise RecipeError(
+            f"train.attention: {kernel} trains on CUDA devices alone, and this is {device.type}; set it to auto"
+        )
 
 
 def register() -> None:

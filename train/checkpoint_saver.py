@@ -2,8 +2,8 @@
 
 A rank copies its share to host memory, and a thread writes, hashes and uploads it. Ranks say with each step's sums
 whether they have written theirs; at the first step where all have, rank 0 publishes the record. Only the copy is
-waited for: of 3.5 million parameters on 2 CPU ranks 25 ms of the 120 that saving takes (docs/training.md). One
-checkpoint at a time is on its way; if the next one is due before, it waits.
+waited for: with 6.9 million parameters (83 MB) on a busy CPU steps stood still for 0.15 to 0.33 s instead of 0.44 to
+1.55. One checkpoint at a time is on its way; if the next one is due before, it waits.
 """
 
 from __future__ import annotations

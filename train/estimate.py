@@ -159,11 +159,11 @@ def logits_bytes(settings: TrainSettings, config: Any, tokens: int) -> int:
     layer's gradient gathers in fp32, a chunk's part of it is made in bf16 first.
     """
     width = 2 if settings.precision == "bf16" else 4
-    matrix = config.vocab_size * config.hidden_size
-    chunk = min(settings.loss_chunk_tokens, tokens) * config.vocab_size
+    vocabulary, hidden = int(config.vocab_size), int(config.hidden_size)
+    matrix = vocabulary * hidden
+    chunk = min(settings.loss_chunk_tokens, tokens) * vocabulary
     passing = max(chunk * 4, matrix * 2) if width == 2 else 0
-    total: int = chunk * width + passing + matrix * 4 + 2 * tokens * config.hidden_size * width
-    return total
+    return chunk * width + passing + matrix * 4 + 2 * tokens * hidden * width
 
 
 def _memory(settings: TrainSettings, config: Any, state: StateBytes, tokens: int) -> Memory:

@@ -22,7 +22,7 @@ from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import Batch
 from tokenmill.train.sequence_parallel import part_of
-from tokenmill.train.tally import Sums, Tally, losses_of, summed_over_ranks
+from tokenmill.train.tally import Sums, Tally, finite, losses_of, summed_over_ranks
 from tokenmill.train.world import ALONE, SequenceGroup
 
 
@@ -76,13 +76,14 @@ class Evaluation:
         sums, unreadable = self._sums(engine, device)
         engine.train()
         weight = sums[1].sum()
-        return {
+        row = {
             "step": done,
             "packs": self.packs,
             "weight": float(weight),
             **losses_of(sums, float(weight), sums[1].sum(axis=1)),
             "unreadable": unreadable,
         }
+        return finite(row)
 
     def _sums(self, engine: Any, device: torch.device) -> tuple[Sums, int]:
         shape = Tally(self.loader.vocabulary).sums().shape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +76,9 @@ def shape_to_take(first: FirstWeights | None, settings: TrainSettings) -> Mappin
 
 
 def take_weights(first: FirstWeights, model: PackedModel, folder: RunFolder) -> None:
-    """Put the weights of another run into a model that is in no engine yet, and note in the run's folder whose.
+    """Put the weights of another run into rank 0's model, of which an engine gives all ranks theirs; note whose.
 
-    One rank of each machine checks the digests first. Raises ManifestError for damage, RecipeError if the model has
-    another shape.
+    Rank 0 checks the digests first. Raises ManifestError for damage, RecipeError if the model has another shape.
     """
     differing = architecture_differences(first.checkpoint.model, model.causal.config.to_dict())
     if differing:
@@ -88,14 +86,12 @@ def take_weights(first: FirstWeights, model: PackedModel, folder: RunFolder) -> 
             f"train.start_from: {first.name} holds another model than train.model ({', '.join(differing)}); leave the "
             "sizes out to take its own"
         )
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        first.folder.verify(first.checkpoint)
-    dist.barrier()
-    tensors = StoredTensors(first.folder, first.checkpoint)
-    with torch.no_grad():
-        for name, parameter in named_parameters(model):
-            parameter.copy_(tensors.read(f"{name}/weight"))
     if dist.get_rank() == 0:
+        first.folder.verify(first.checkpoint)
+        tensors = StoredTensors(first.folder, first.checkpoint)
+        with torch.no_grad():
+            for name, parameter in named_parameters(model):
+                parameter.copy_(tensors.read(f"{name}/weight"))
         told = {"start_from": first.name, "plan": first.checkpoint.loader["plan_id"]}
         folder.store.put(folder.at(RECORD), (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tokenmill.train.export import export_checkpoint
 from tokenmill.train.guard import Verdict
 from tokenmill.train.guard_log import GuardLog
 from tokenmill.train.job import TrainJob, TrainResult
+from tokenmill.train.preference import Preference
+from tokenmill.train.reference_opening import open_reference
 from tokenmill.train.resuming import restore_newest, resume
 from tokenmill.train.run_log import RunLog
 from tokenmill.train.schedule import learning_rate
@@ -35,6 +38,14 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     """
     stop = StopRequest()
     run = start(job)
+    if job.settings.preference is not None:
+        reference = open_reference(run.opening, lambda: bool(stop))
+        if reference is None:
+            done = max(run.folder.steps(), default=run.first_step)
+            return TrainResult(step=done, total_steps=run.total_steps, stopped=True, export=None)
+        run = replace(
+            run, preference=Preference(settings=job.settings.preference, plan=run.loader.plan, reference=reference)
+        )
     done = resume(run)
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()
@@ -81,7 +92,8 @@ class Loop:
                 if taken.refused and not self._goes_on(taken.row, taken.refused):
                     return False
                 row = taken.row | {"data_wait_s": waited_s, "step_s": time.perf_counter() - started + waited_s}
-                self._log.add(step, row | speed_of(run, step, row["step_s"]), run.total_steps)
+                speed = speed_of(run, step, row["step_s"]) if row["tokens"] else {}
+                self._log.add(step, row | speed, run.total_steps)
                 self._done = row["step"]
                 is_last = taken.stopping or self._done == run.total_steps
                 if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):

@@ -11,6 +11,7 @@ Shape suffixes: N ids, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -147,9 +148,28 @@ class LossLinear(nn.Linear):
         """Take the kernel and the z-loss that a run asks for; raises RecipeError as `chunk_kernel`."""
         self.kernel, self.z_loss = chunk_kernel(settings.loss_kernel, device), settings.z_loss
 
-    def forward(self, hidden_ND: Tensor, labels_N: Tensor | None = None, weights_N: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        hidden_ND: Tensor,
+        labels_N: Tensor | None = None,
+        weights_N: Tensor | None = None,
+        reweigh: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Any:
+        """Return logits, or with labels and weights the loss of these.
+
+        `reweigh` makes other weights of these and each id's own loss, which costs the logits a second time.
+        """
         if labels_N is None or weights_N is None:
             return super().forward(hidden_ND)
+        if reweigh is not None:
+            with torch.no_grad():
+                weights_N = reweigh(weights_N, self._loss(hidden_ND, labels_N, weights_N)[1])
+        return self._loss(hidden_ND, labels_N, weights_N)
+
+    def _loss(self, hidden_ND: Tensor, labels_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        matrix_VD: Tensor = self.weight
+        if not torch.is_grad_enabled():  # autograd alone would not find out that no gradient is wanted
+            hidden_ND, matrix_VD = hidden_ND.detach(), matrix_VD.detach()
         return chunked_loss(
-            hidden_ND, self.weight, labels_N, weights_N, self.chunk, kernel=self.kernel, z_loss=self.z_loss
+            hidden_ND, matrix_VD, labels_N, weights_N, self.chunk, kernel=self.kernel, z_loss=self.z_loss
         )

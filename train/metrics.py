@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 SHOWN = ("loss", "loss_text", "loss_vision", "loss_by_template", "z_loss", "lr", "grad_norm", "tokens_per_s",
-         "data_wait_s", "memory_gib", "mfu")  # fmt: skip
+         "data_wait_s", "memory_gib", "mfu", "loss_preference", "loss_next_token", "margin", "accuracy",
+         "reward_chosen", "reward_rejected")  # fmt: skip
 
 
 class Board:

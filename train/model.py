@@ -7,6 +7,7 @@ the way through it differs: one flat sequence of packed documents in, weighted l
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,16 @@ from tokenmill.train.activations import Checkpointing, keep_activations
 from tokenmill.train.attention import Documents, Kernel
 from tokenmill.train.loss import LossLinear
 from tokenmill.train.packs import PackArrays
+from tokenmill.train.preference_loss import Pairs
 from tokenmill.train.world import ALONE, SequenceGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's."""
+    """One flat sequence of packed documents on the device, or this rank's part of it; documents are the whole's.
+
+    Of a preference run it has pairs too, which change the weights.
+    """
 
     input_ids: Tensor
     labels: Tensor
@@ -35,6 +40,7 @@ class Batch:
     position_ids: Tensor
     documents: Documents
     sequence: SequenceGroup = ALONE
+    pairs: Pairs | None = None
 
     @classmethod
     def of(cls, arrays: PackArrays, device: torch.device | str, sequence: SequenceGroup = ALONE) -> Batch:
@@ -63,7 +69,8 @@ class PackedModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of cross-entropies, and each position's own without gradient."""
-        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight)  # type: ignore[no-any-return]
+        reweigh = None if batch.pairs is None else batch.pairs.weights
+        return self.causal.get_output_embeddings()(self.hidden(batch), batch.labels, batch.loss_weight, reweigh)  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Return all logits (L, V); for evaluation and tests."""
@@ -123,24 +130,25 @@ def weightless(config: Any, dropout: float = 0.0) -> PackedModel:
 def build_model(
     settings: ModelSettings, vocabulary: Vocabulary, context: int, *, loss_chunk_tokens: int = 1024,
     checkpointing: Checkpointing = "none", seed: int = 0, attention_kernel: Kernel = "auto",
-    like: Mapping[str, Any] | None = None
+    like: Mapping[str, Any] | None = None, is_drawn: bool = True
 ) -> PackedModel:  # fmt: skip
     """Build the model with fresh weights from the seed, or with those of `settings.from_path`.
 
     `like` is the configuration of a model whose weights will be put in: its shape is taken where the settings name a
-    given model or no sizes at all, and no file of weights is opened. Raises RecipeError when given weights are of
-    another vocabulary or a shorter context, or when `like` has another shape than the settings.
+    given model or no sizes at all, and no file of weights is opened. Without `is_drawn` fresh weights are whatever the
+    memory holds, which costs neither time nor memory: for ranks that get those of rank 0. Raises RecipeError when given
+    weights are of another vocabulary or a shorter context, or when `like` has another shape than the settings.
     """
     from tokenmill.train.given_model import given_model
 
     attention.register()
     torch.manual_seed(seed)
     if like is not None and (settings.from_path or settings.is_left_out):
-        causal = _shaped(config_like(like, settings, context), settings)
+        causal = _shaped(config_like(like, settings, context), settings, is_drawn=is_drawn)
     elif settings.from_path:
         causal = given_model(settings, vocabulary, context, seed)
     else:
-        causal = _shaped(model_config(settings, vocabulary, context), settings)
+        causal = _shaped(model_config(settings, vocabulary, context), settings, is_drawn=is_drawn)
     keep_activations(causal, checkpointing)
     return PackedModel(causal, embedding_dropout(causal.config, settings), loss_chunk_tokens, attention_kernel)
 
@@ -241,11 +249,15 @@ def named_parameters(model: PackedModel) -> Iterable[tuple[str, nn.Parameter]]:
     return model.causal.named_parameters()  # type: ignore[no-any-return]
 
 
-def _shaped(config: Any, settings: ModelSettings) -> Any:
-    """Build a model of a configuration with weights drawn anew."""
+def _shaped(config: Any, settings: ModelSettings, *, is_drawn: bool) -> Any:
+    """Build a model of a configuration, with weights drawn anew or of no meaning."""
+    from transformers.initialization import no_init_weights
+
     config._attn_implementation = attention.NAME
-    causal = causal_class(config.to_dict())(config)
-    if settings.scale_residual:
+    with nullcontext() if is_drawn else no_init_weights():
+        causal = causal_class(config.to_dict())(config)
+    causal.tie_weights()  # which is part of drawing them
+    if settings.scale_residual and is_drawn:
         _shrink_branches(causal, (2 * config.num_hidden_layers) ** -0.5)
     return causal
 

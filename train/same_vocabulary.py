@@ -18,4 +18,4 @@ def is_same_vocabulary(spec: Mapping[str, Any], vocabulary: Vocabulary) -> bool:
 
 def described(spec: Mapping[str, Any]) -> str:
     """Name a vocabulary by its description, on one line."""
-    return "{" + ", ".join(f"{key}: {value}" for key, value in spec.items()) + "}"
+    return "{" + ", ".join(f"{key}: {value}" for key, value in sorted(spec.items())) + "}"

@@ -23,18 +23,23 @@ from tokenmill.train.assembly import Assembler
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.pack_blocks import Block
 from tokenmill.train.pack_slots import Slots, StepArrays
+from tokenmill.train.sequence_checks import check_ranks
 from tokenmill.train.shard_bytes import FILES_KEPT, ShardFile
 from tokenmill.train.shard_ranges import Piece, Range, coalesce
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
-    """How training would be run: ranks, DataLoader workers of each (0: threads), packs of a step and at once."""
+    """How training would be run: ranks, DataLoader workers of each (0: threads), packs of a step and at once.
+
+    `sequence_parallel` neighbouring ranks read the same packs, each all of them.
+    """
 
     ranks: int
     workers: int
     global_packs: int
     micro_packs: int = 1
+    sequence_parallel: int = 1
     attention_share: float = 0.0
     loader: LoaderSettings = field(default_factory=LoaderSettings)
 
@@ -55,9 +60,10 @@ class RankReads:
 def simulate(store: Store, path: str, how: Simulated, start: int, stop: int) -> dict[str, Any]:
     """Tell what steps [start, stop) of the plan at a path would read, as JSON values.
 
-    Raises RecipeError for more ranks than packs in a step or a range that is none, ManifestError or StorageError where
-    the plan, a window or an index cannot be read.
+    Raises RecipeError for more ranks than packs in a step, ranks that are no groups or a range that is none,
+    ManifestError or StorageError where the plan, a window or an index cannot be read.
     """
+    check_ranks(how.sequence_parallel, how.ranks)
     counted = CountingStore(store.url, store.options)
     plan = open_plan(counted, path)
     counted.read.clear()
@@ -159,7 +165,7 @@ def _loaders(plan: Plan, vocabulary: Vocabulary, how: Simulated, source: Countin
     counter = _Counter(plan, vocabulary, source, lambda shard: None, 1)
     shape: dict[str, Any] = {
         "global_packs": how.global_packs,
-        "world": how.ranks,
+        "world": how.ranks // how.sequence_parallel,
         "micro_packs": how.micro_packs,
         "attention_share": how.attention_share,
         "threads": how.loader.threads,
@@ -167,7 +173,8 @@ def _loaders(plan: Plan, vocabulary: Vocabulary, how: Simulated, source: Countin
         "read_ahead_bytes": how.loader.read_ahead_bytes,
         "source": source,
     }
-    return [_Loader(plan, vocabulary, counter, rank=rank, **shape) for rank in range(how.ranks)]
+    readers = [rank // how.sequence_parallel for rank in range(how.ranks)]
+    return [_Loader(plan, vocabulary, counter, rank=reader, **shape) for reader in readers]
 
 
 def _step(loader: _Loader, number: int, source: CountingBytes, read: RankReads, how: Simulated) -> float:

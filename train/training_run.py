@@ -26,6 +26,8 @@ from tokenmill.train.job import TrainJob
 from tokenmill.train.loader import PlanLoader
 from tokenmill.train.loading import loading
 from tokenmill.train.model import PackedModel, build_model
+from tokenmill.train.preference import Preference, check_preference
+from tokenmill.train.reference_opening import Opening
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_heads, check_ranks
 from tokenmill.train.world import SequenceGroup, sequence_group, world
@@ -55,6 +57,19 @@ class Run:
     peak_flops: float | None
     first_step: int = 0
     evaluation: Evaluation | None = None
+    preference: Preference | None = None
+
+    @property
+    def packs(self) -> range:
+        """The packs of the plan that the run reads, once or more often."""
+        steps = self.total_steps - self.first_step
+        return range(min(steps * self.loader.global_packs, self.loader.plan.num_packs))
+
+    @property
+    def opening(self) -> Opening:
+        """What the reference of a preference run is opened by, before anything is restored."""
+        return Opening(engine=self.engine, model=self.model, loader=self.loader, folder=self.folder,
+                       settings=self.settings, packs=self.packs, device=self.device)  # fmt: skip
 
 
 def start(job: TrainJob) -> Run:
@@ -64,10 +79,11 @@ def start(job: TrainJob) -> Run:
     if settings.compile:
         check_compiler(device.type)
     rank, ranks = world()
-    check_kernel(settings.attention, device, settings.precision)
+    check_kernel(settings.attention, device)
     check_ranks(settings.sequence_parallel, ranks)
     store = open_store(job.root, job.options)
     plan = open_plan(store, job.plan)
+    check_preference(settings.preference, plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
     folder = run_folder(store, settings.run, settings.checkpoints)
     first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
@@ -80,6 +96,7 @@ def start(job: TrainJob) -> Run:
         seed=settings.seed,
         like=shape_to_take(first, settings),
         attention_kernel=settings.attention,
+        is_drawn=rank == 0,
     )
     if first is not None and first.is_other:
         take_weights(first, model, folder)

@@ -46,19 +46,26 @@ def take_step(run: Run, step: Step, *, stopping: bool, written: bool = False) ->
     lr = learning_rate(number_in_run, run.total_steps, run.settings)
     set_learning_rate(run.engine, lr)
     torch.manual_seed(int(digest_of([run.settings.seed, number_in_run, run.rank])[:15], 16))
+    paired = run.preference and run.preference.of(step, run.loader.packs_of(step.number))
+    step = paired.step if paired else step
     tally = Tally(run.loader.vocabulary)
     for number, whole in enumerate(step.micro_batches):
         if number:
             run.engine.step()
         arrays = part_of(whole, run.sequence, run.loader.vocabulary.pad)
-        total, losses = run.engine(Batch.of(arrays, run.device, run.sequence))
+        batch = Batch.of(arrays, run.device, run.sequence)
+        batch = paired.batch(number, batch) if paired else batch
+        total, losses = run.engine(batch)
         run.engine.backward(total * (run.ranks / max(step.weight, 1e-9)), scale_wrt_gas=False)
         first_id = run.sequence.rank * len(arrays.labels)
         tally.add(arrays, step.documents.templates[number], losses, total, first_id)
+        if paired:
+            paired.add(batch, losses)
     faults_here = len(step.faults) if run.sequence.is_first else 0
     told = (float(stopping), float(faults_here), float(written))
     sums, penalty, (stops, faults, writers) = tally.over_ranks(run.device, *told)
     found = losses_of(sums, step.weight, step.documents.weight)
+    found |= paired.row(found["loss"], run.device) if paired else {}
     norm, refused = _finish(run, found["loss"])
     row = {
         "step": number_in_run + 1,

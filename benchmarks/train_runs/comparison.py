@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.train_runs import packed
 from benchmarks.train_runs.made_up import MadeUp, whole_documents, write_documents
 from tokenmill.manifests.plans import Plan
-from tokenmill.settings_train import ModelSettings
+from tokenmill.settings_model import ModelSettings
 from tokenmill.train.model import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]

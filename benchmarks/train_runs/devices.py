@@ -17,11 +17,12 @@ from benchmarks.train_runs import packed
 from benchmarks.train_runs.made_up import MadeUp
 from tokenmill.errors import TokenmillError
 from tokenmill.manifests.plans import Plan
-from tokenmill.settings_train import ModelSettings, TrainSettings
+from tokenmill.settings_model import ModelSettings
+from tokenmill.settings_train import TrainSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 from tokenmill.train.devices import device_of
 from tokenmill.train.flops import ModelFlops
-from tokenmill.train.model import build_model
+from tokenmill.train.model import described_config, weightless
 
 EMU3_IDS = 184_622
 CODEBOOK = EMU3_IDS - byte_vocabulary(1).size + 1
@@ -105,8 +106,7 @@ def _share(sweep: Sweep, settings: Mapping[str, Any], plan: Plan, made_up: MadeU
 
 
 def _model_flops(settings: ModelSettings, made_up: MadeUp) -> tuple[ModelFlops, int]:
-    with torch.device("meta"):
-        model = build_model(settings, made_up.vocabulary, made_up.context)
+    model = weightless(described_config(settings, made_up.vocabulary, made_up.context))
     return ModelFlops.of(model.causal), sum(parameter.numel() for parameter in model.causal.parameters())
 
 

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Emu3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-NO_LABEL = -100
+from benchmarks.train_runs.padding import NO_LABEL, Documents, padded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +33,6 @@ class Job:
     seed: int
     lr: float
     pad: int
-
-
-class Documents(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Ids and labels of one document an item; transformers shifts labels itself."""
-
-    def __init__(self, path: str) -> None:
-        with np.load(path) as found:
-            self._ids = torch.from_numpy(found["ids"].astype(np.int64))
-            self._labels = self._ids.masked_fill(~torch.from_numpy(found["learned"]), NO_LABEL)
-            self._borders = found["borders"].tolist()
-
-    def __len__(self) -> int:
-        return len(self._borders) - 1
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        here = slice(self._borders[number], self._borders[number + 1])
-        return {"input_ids": self._ids[here], "labels": self._labels[here]}
 
 
 class Measure(TrainerCallback):  # type: ignore[misc]
@@ -116,16 +96,6 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
         "supervised": measure.supervised[-1] - measure.supervised[first],
         "ids": measure.padded[-1] - measure.padded[first],
         "losses": measure.losses,
-    }
-
-
-def padded(documents: list[dict[str, Tensor]], pad: int) -> dict[str, Tensor]:
-    """Make a batch of documents, each filled up to the longest."""
-    ids, labels = ([document[name] for document in documents] for name in ("input_ids", "labels"))
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=NO_LABEL),
-        "attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True),
     }
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_tokenizer, training_estimate
+from tokenmill import commands_pairs, commands_tokenizer, training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -157,6 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
+    _recipe_arguments(pairs)
+    commands_pairs.add_arguments(pairs)
     _add(commands, "train-tokenizer", "train the vision tokenizer on what was selected, resuming", recipe=True)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
@@ -273,6 +276,8 @@ def _hours(text: str) -> float:
 def _command(name: str) -> Command:
     if name == "evaluate-tokenizer":
         return commands_tokenizer.evaluate_tokenizer
+    if name == "pairs":
+        return commands_pairs.pairs
     from tokenmill import commands
 
     found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
+from tokenmill.settings_evaluation import check_evaluation
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_tokenizer import TokenizerTraining
@@ -279,24 +280,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _evaluated_on_what_is_held_out(self) -> Recipe:
-        asked, plans = self.train.evaluation, self.plan.resolved()
-        if asked is None:
-            return self
-        if asked.phase not in plans:
-            known = ", ".join(plans)
-            raise ValueError(f"train.evaluation.phase: no phase {asked.phase!r} in plan.phases; known: {known}")
-        held_out = plans[asked.phase]
-        if held_out.part != "held_out" or not held_out.held_out:
-            raise ValueError(
-                f"train.evaluation.phase: plan.phases.{asked.phase} is of part {held_out.part} and holds out "
-                f"{held_out.held_out:g}; it needs part: held_out and plan.held_out above 0"
-            )
-        trained = plans.get(self.train.phase)
-        if trained is not None and trained.part == "training" and trained.held_out < held_out.held_out:
-            raise ValueError(
-                f"train.evaluation.phase: plan.phases.{asked.phase} holds out {held_out.held_out:g} of the samples, "
-                f"{self.train.phase} only {trained.held_out:g}: it would be evaluated on what is trained on"
-            )
+        plans = self.plan.resolved()
+        for settings in self.train.resolved().values():
+            if settings.evaluation is not None:
+                check_evaluation(settings.evaluation, plans, settings.phase)
         return self
 
     @field_validator("storage")

@@ -85,6 +85,13 @@ class ModelSettings(BaseModel):
         names = ("preset", "from_path", "hidden", "layers", "heads", "kv_heads", "ffn", "tie_embeddings")
         return all(getattr(self, name) is None for name in names)
 
+    def over(self, other: ModelSettings) -> ModelSettings:
+        """Return these settings, laid over others where they name neither a model nor a size."""
+        if not self.is_left_out:
+            return self
+        before, said = (one.model_dump(exclude_unset=True, by_alias=True) for one in (other, self))
+        return ModelSettings.model_validate(before | said)
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelSettings:
         said = [n for n in ("preset", "hidden", "layers", "heads", "kv_heads", "ffn", "tie_embeddings")

@@ -27,6 +27,7 @@ from tokenmill.settings_mix import (
     check_shares,
 )
 from tokenmill.settings_model import ExportSettings, ModelSettings
+from tokenmill.settings_preference import PreferenceSettings
 from tokenmill.settings_watch import TrackioSettings, WandbSettings
 
 TOKENIZER_RUNS = "tokenizers"
@@ -252,6 +253,9 @@ class TrainPhase(_Settings):
     compile: bool = Field(
         default=False, description="compile the layers' parts at the first step (torch.compile); needs a compiler"
     )
+    preference: PreferenceSettings | None = Field(
+        default=None, description="DPO on the plan's preference pairs; needed where a plan has some"
+    )
     loss_chunk_tokens: int = Field(default=1024, ge=1, description="ids whose logits exist at the same time")
     loss_kernel: Literal["auto", "chunked", "liger"] = Field(
         default="auto", description="of the loss; auto = Liger's on CUDA where it is installed, torch's elsewhere"
@@ -301,8 +305,8 @@ class TrainSettings(TrainPhase):
 
     phases: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], TrainPhase] = Field(
         default_factory=dict,
-        description="name → where its run differs; a key said here replaces train's whole. Its plan is the phase of "
-        "that name, its run RUN-name, its first weights those of the phase before",
+        description="name → where its run differs; a key said here replaces train's whole, a model without sizes is "
+        "laid over. Its plan is the phase of that name, its run RUN-name, its first weights those of the phase before",
     )
 
     @field_validator("run")
@@ -338,6 +342,8 @@ class TrainSettings(TrainPhase):
         before = self.start_from
         for name, phase in self.phases.items():
             said = {key: getattr(phase, key) for key in phase.model_fields_set}
+            if "model" in said:
+                said["model"] = phase.model.over(self.model)
             own = {"phase": name, "run": f"{self.run}-{name}", "start_from": before}
             found[name] = _phase_settings(name, shared | own | said)
             before = found[name].run
@@ -360,6 +366,16 @@ class TrainSettings(TrainPhase):
         return self
 
     @model_validator(mode="after")
+    def _attention_is_fit_for_the_rest(self) -> TrainSettings:
+        if self.attention in ("varlen", "flex") and self.device == "cpu":
+            raise ValueError(f"attention {self.attention} trains on CUDA devices alone, found device cpu; take auto")
+        if self.attention == "varlen" and self.precision != "bf16":
+            raise ValueError(
+                f"attention varlen takes 16-bit numbers alone, found precision {self.precision}; take auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stage_is_fit_for_the_rest(self) -> TrainSettings:
         least = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
         if self.zero_stage < least:
@@ -372,6 +388,18 @@ class TrainSettings(TrainPhase):
     def _bf16_has_master_weights(self) -> TrainSettings:
         if self.precision == "bf16" and self.zero_stage == 0:
             raise ValueError("precision bf16 needs zero_stage 1, 2 or 3: ZeRO keeps the fp32 master weights")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> TrainSettings:
+        if self.preference is None:
+            return self
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"preference: a pair has to be whole on a rank; sequence_parallel is {self.sequence_parallel}"
+            )
+        if self.z_loss:
+            raise ValueError("preference: z_loss would weigh less than nothing on rejected answers; leave it out")
         return self
 
 

@@ -46,6 +46,7 @@ def simulated(recipe: Recipe, plan: Any, ranks: int | None, workers: int | None,
         workers=workers or 0,
         global_packs=train.global_packs_per_step,
         micro_packs=train.micro_packs,
+        sequence_parallel=train.sequence_parallel,
         attention_share=attention_share_of(train.model, vocabulary, plan.context),
         loader=train.loader,
     )
