@@ -141,7 +141,7 @@ def _be_the_rank(folder: Path, plan: str) -> None:
 
 
 def _write_bf16_gradients(folder: Path, plan: str, stage: int, offload: str) -> None:
-    """Write Adam's first moment after one step, which is the gradient but for a factor, and what it should be."""
+    """Write Adam's first moment after two steps, which is of their gradients alone, and what it should be."""
     import torch
 
     from tokenmill.settings_train import TrainSettings
@@ -156,15 +156,16 @@ def _write_bf16_gradients(folder: Path, plan: str, stage: int, offload: str) -> 
     settings = TrainSettings.model_validate({**SETTINGS, **own})
     run = start(TrainJob(root=str(folder / "store"), plan=plan, settings=settings))
     run.engine.train()
-    step = run.loader.step(0)
     wanted: dict[str, Any] = {}
     plain = _plain_copy(run)
-    for arrays in step.micro_batches:
-        plain.zero_grad()
-        (plain(Batch.of(arrays, "cpu"))[0] / step.weight).backward()
-        for name, parameter in named_parameters(plain):
-            wanted[name] = wanted.get(name, 0.0) + parameter.grad.float()
-    take_step(run, step, stopping=False)
+    for step in run.loader.steps(0, 2):  # the second must not find sums of the first, nor lose its own
+        wanted = {name: BETAS[0] * before for name, before in wanted.items()}
+        for arrays in step.micro_batches:
+            plain.zero_grad()
+            (plain(Batch.of(arrays, "cpu"))[0] / step.weight).backward()
+            for name, parameter in named_parameters(plain):
+                wanted[name] = wanted.get(name, 0.0) + parameter.grad.float()
+        take_step(run, step, stopping=False)
     link_states(run.engine)
     found = {name: whole(run.engine, p, "exp_avg") / (1 - BETAS[0]) for name, p in named_parameters(run.model)}
     for kind, tensors in (("found", found), ("wanted", wanted)):

@@ -62,12 +62,12 @@ def estimated(recipe: Recipe, plan_of: Callable[[str], Any], options: argparse.N
 
 
 def _of_run(recipe: Recipe, settings: TrainSettings, plan_of: Callable[[str], Any], machines: Machines) -> Any:
-    from tokenmill.tokenize.vocabulary import build_vocabulary
+    from tokenmill.tokenize.vocabulary import vocabulary_shape
     from tokenmill.train.estimate import estimate
 
     _check_sizes(recipe, settings)
     plan = _plan_if_there(plan_of, settings.phase)
-    vocabulary = build_vocabulary(plan.description["vocabulary"] if plan else recipe.tokenize.vocabulary)
+    vocabulary = vocabulary_shape(plan.description["vocabulary"] if plan else recipe.tokenize.vocabulary)
     work = _work_of(plan) if plan else _work_without(recipe, settings.phase)
     return {"plan": plan.plan_id if plan else None, **estimate(settings, vocabulary, work, machines).to_json()}
 
