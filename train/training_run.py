@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from tokenmill.manifests.plan_border import first_step
-from tokenmill.manifests.plans import open_plan
+from tokenmill.manifests.plans import Plan, open_plan
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.settings_train import TrainSettings
-from tokenmill.tokenize.vocabulary import build_vocabulary
+from tokenmill.tokenize.vocabulary import Vocabulary, build_vocabulary
 from tokenmill.train.attention import check_kernel
 from tokenmill.train.checkpoints import RunFolder, run_folder
 from tokenmill.train.compiling import check_compiler, compile_layers
@@ -86,20 +86,7 @@ def start(job: TrainJob) -> Run:
     check_preference(settings.preference, plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
     folder = run_folder(store, settings.run, settings.checkpoints)
-    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
-    model = build_model(
-        settings.model,
-        vocabulary,
-        plan.context,
-        loss_chunk_tokens=settings.loss_chunk_tokens,
-        checkpointing=settings.activation_checkpointing,
-        seed=settings.seed,
-        like=shape_to_take(first, settings),
-        attention_kernel=settings.attention,
-        is_drawn=rank == 0,
-    )
-    if first is not None and first.is_other:
-        take_weights(first, model, folder)
+    model = _model(settings, plan, vocabulary, folder)
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     if settings.compile:
         compile_layers(model.causal)
@@ -133,6 +120,25 @@ def start(job: TrainJob) -> Run:
         first_step=first_step(plan.description),
         evaluation=_evaluation(job, store, loader, sequence),
     )
+
+
+def _model(settings: TrainSettings, plan: Plan, vocabulary: Vocabulary, folder: RunFolder) -> PackedModel:
+    """Build the model; rank 0's has the weights that the run begins with."""
+    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
+    model = build_model(
+        settings.model,
+        vocabulary,
+        plan.context,
+        loss_chunk_tokens=settings.loss_chunk_tokens,
+        checkpointing=settings.activation_checkpointing,
+        seed=settings.seed,
+        like=shape_to_take(first, settings),
+        attention_kernel=settings.attention,
+        is_drawn=world()[0] == 0,
+    )
+    if first is not None and first.is_other:
+        take_weights(first, model, folder)
+    return model
 
 
 def _evaluation(job: TrainJob, store: Store, loader: PlanLoader, sequence: SequenceGroup) -> Evaluation | None:
