@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tokenmill.errors import ManifestError, StorageError
+from tokenmill.errors import ManifestError, RecipeError, StorageError
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import ModelSettings
@@ -142,6 +142,23 @@ def test_tensors_elsewhere_are_named_by_url_and_go_with_their_record() -> None:
     away.delete(away.files()[0].path)
     with pytest.raises(ManifestError, match="missing, or its sha256 differs"):
         plain.verify(found)
+
+
+def test_tensors_elsewhere_of_another_root_are_refused_and_relative_places_kept_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = (open_store(str(tmp_path / name)) for name in ("one", "two"))
+    first = run_folder(one, "main", "away")
+    first.claim()
+    first.publish(written(first, 2))
+
+    run_folder(open_store("one"), "main", str(tmp_path / "away")).claim()
+    run_folder(two, "other", "away").claim()
+    with pytest.raises(RecipeError, match=rf"main has the checkpoints of a run of {tmp_path}/one, and this root is"):
+        run_folder(two, "main", "away").claim()
+    monkeypatch.chdir("/")
+    RunFolder(one, "main").verify(first.read(2))
 
 
 @given(

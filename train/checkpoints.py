@@ -18,12 +18,12 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenmill.errors import ManifestError, OutageError, StorageError
+from tokenmill.errors import ManifestError, OutageError, RecipeError, StorageError
 from tokenmill.faults import fault_point
 from tokenmill.manifests.records import FileEntry, check_schema
 from tokenmill.manifests.storage import Store, open_store
@@ -178,6 +178,26 @@ class RunFolder:
             if step not in complete:
                 self.discard(step)
 
+    def claim(self) -> None:
+        """Note beside the tensors elsewhere whose they are; raises RecipeError if they are those of another root.
+
+        Runs of one name in two roots would take each other's checkpoints for what a killed run left.
+        """
+        if self.elsewhere is None:
+            return
+        name, local = f"{self.run}.root", self.store.local_path("")
+        mine = self.store.url if local is None else str(local.resolve())
+        if not self.elsewhere.exists(name):
+            with suppress(StorageError):  # a full disk is told of when there is a checkpoint to write
+                self.elsewhere.put(name, f"{mine}\n".encode())
+            return
+        owner = self.elsewhere.read_bytes(name).decode().strip()
+        if owner != mine:
+            raise RecipeError(
+                f"train.checkpoints: {self.elsewhere.url}/{self.run} has the checkpoints of a run of {owner}, and this "
+                f"root is {mine}; name another place or train.run, or remove {name} there if the root has moved"
+            )
+
     def discard(self, step: int) -> None:
         """Remove a checkpoint, complete or not; its record goes first."""
         folder = self.step_folder(step)
@@ -232,7 +252,10 @@ class RunFolder:
 
 def run_folder(store: Store, run: str, tensors_url: str | None) -> RunFolder:
     """Return a run's folder in the root, with the store of its tensors if that is another (`train.checkpoints`)."""
-    return RunFolder(store, run, open_store(tensors_url, store.options) if tensors_url else None)
+    if not tensors_url:
+        return RunFolder(store, run)
+    place = tensors_url if "://" in tensors_url else str(Path(tensors_url).absolute())  # records name it for ever
+    return RunFolder(store, run, open_store(place, store.options))
 
 
 def exported_step(folder: RunFolder, precision: str | None = None) -> int | None:

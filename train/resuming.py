@@ -24,8 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def resume(run: Run) -> int:
-    """Restore the newest whole checkpoint, if there is one, and return the number of steps done."""
+    """Restore the newest whole checkpoint, if there is one, and return the number of steps done.
+
+    Raises RecipeError where the checkpoints' place elsewhere is that of another root.
+    """
     if run.rank == 0:
+        run.folder.claim()
         run.folder.discard_unfinished()
     dist.barrier()
     if not run.folder.steps():
