@@ -29,6 +29,7 @@ from tokenmill.train.stopping import StopRequest
 from tokenmill.train.tally import finite
 from tokenmill.train.training_run import Run, start
 from tokenmill.train.training_step import Taken, speed_of, take_step
+from tokenmill.train.world import await_first
 
 
 def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
@@ -50,11 +51,12 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     if done < run.total_steps:
         done = Loop(run, done, stop, progress).to_end()
     export = None
-    dist.barrier()  # not behind the export, which may take longer than ranks wait for each other
+    dist.barrier()
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
             export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
+        await_first(f"export of {run.settings.run}, step {done}")  # or other machines would begin the next phase alone
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
 
 

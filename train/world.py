@@ -9,11 +9,27 @@ from typing import Any
 import torch.distributed as dist
 
 TIMEOUT = timedelta(minutes=10)
+_FOR_EVER = timedelta(days=30)
 
 
 def world() -> tuple[int, int]:
     """Return (rank, number of ranks)."""
     return dist.get_rank(), dist.get_world_size()
+
+
+def await_first(what: str) -> None:
+    """Hold every rank until the first calls this, however long that takes; fails where the first has died.
+
+    A collective alone would end with the time-out that steps have. `what` names it: another time needs another name.
+    """
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    if dist.get_rank() == 0:
+        store.set(what, "done")
+    else:
+        store.wait([what], _FOR_EVER)
+    dist.barrier()  # the store goes with the first rank: all have to have heard it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
