@@ -90,7 +90,7 @@ def test_prune_keeps_the_newest_and_removes_what_killed_runs_left(folder: RunFol
 
 
 def test_prune_keeps_milestones_and_what_is_on_its_way(folder: RunFolder) -> None:
-    for step in (2, 3, 4, 6, 7, 8):
+    for step in (0, 2, 3, 4, 6, 7, 8):
         folder.publish(written(folder, step))
     written(folder, 9)
 

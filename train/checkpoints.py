@@ -166,7 +166,8 @@ class RunFolder:
         What is not complete behind the newest stays: it may be the next one, on its way.
         """
         steps = self.steps()
-        kept = {step for step in steps if milestone_every and step % milestone_every == 0} | set(steps[-keep:])
+        milestones = {step for step in steps if milestone_every and step % milestone_every == 0} - {0}
+        kept = milestones | set(steps[-keep:])  # the start is there for a roll back alone
         for step in self._begun():
             if steps and step < steps[-1] and step not in kept:
                 self.discard(step)
