@@ -65,7 +65,7 @@ def pairs_of_votes(recipe: Recipe, votes: str, to: str | None = None) -> dict[st
     of other files.
     """
     store = open_store(recipe.root, recipe.storage)
-    name = generated_name(find_export(store, recipe.train.run), recipe.generate)
+    name = generated_name(find_export(store, recipe.train.last.run), recipe.generate)
     described, drawn = drawn_tokens(store, name)
     counted = count_votes((row for _, row in _rows(votes, recipe)), votes)
     pairs, left_out = voted_pairs(drawn, counted, build_vocabulary(described["vocabulary"]))

@@ -65,6 +65,7 @@ def test_inspect_checkpoint_tells_step_plan_sizes_and_losses_up_to_it(
 def test_inspect_run_tells_checkpoints_the_newest_and_how_it_went(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (folder / "start.json").write_text('{"start_from": "before@7", "plan": "cd"}')
     (folder / "evaluation.jsonl").write_text('{"step": 10, "loss": 2.5}\n{"step": 20, "loss": 2.25}\n')
 
     found = _inspected(folder, capsys)
@@ -78,6 +79,7 @@ def test_inspect_run_tells_checkpoints_the_newest_and_how_it_went(
     assert main(["inspect", str(folder)]) == 0
     told = capsys.readouterr().out
     assert "checkpoints  10, 20; unfinished: step-00000030" in told
+    assert "start_from   before@7" in told
     assert "exported     nothing yet" in told and "so far       30 steps, 3,000 ids, 0.30 hours" in told
 
 

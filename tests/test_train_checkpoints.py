@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tokenmill.errors import ManifestError
+from tokenmill.errors import ManifestError, StorageError
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
 from tokenmill.settings_train import ModelSettings
@@ -111,6 +112,14 @@ def test_checkpoint_set_aside_does_not_exist_and_keeps_its_files(folder: RunFold
     assert folder.steps() == [2]
     names = [entry.path.rpartition("/")[2] for entry in folder.store.files(folder.step_folder(4))]
     assert sorted(name[:10] for name in names) == ["damaged.js", "tensors-00", "tensors-01"]
+
+
+def test_disk_too_full_for_what_is_to_be_uploaded_is_told_with_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(open_store(f"memory://{uuid.uuid4().hex}"), "main")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+
+    with pytest.raises(StorageError, match=r"the disk is full: .* needs [\d,]+ bytes, 10 are free"):
+        written(folder, 2)
 
 
 def test_tensors_elsewhere_are_named_by_url_and_go_with_their_record() -> None:

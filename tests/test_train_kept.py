@@ -83,7 +83,7 @@ class Kept:
 
     def moved(self, run: str, stage: int, steps: int) -> dict[str, Any]:
         return self._bench.job(run, zero_stage=stage, steps=steps, checkpoint_every=25, model=MOVED_MODEL, lr=1e-3,
-                               log_samples=True)  # fmt: skip
+                               global_packs_per_step=2, log_samples=True)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,40 @@ def _rank(text: str, _rows: Path) -> Any:
     for case in (*CASES, *TUNING):
         result = _train(Path(folder), plans.get(case, plans[""]), case)
         print(asdict(result), flush=True)
+    for case in ("optimizer-2", "parameters", "bf16"):
+        assert _after_two_steps(Path(folder), plans[""], case, drops=True) == _after_two_steps(
+            Path(folder), plans[""], case, drops=False
+        ), case
     _wait_in_vain(Path(folder))
     return result
+
+
+def _after_two_steps(folder: Path, plan: str, case: str, *, drops: bool) -> dict[str, list[float]]:
+    """Give weights and moments after two steps, with a third one between them whose gradients are dropped, or not."""
+    from tokenmill.train.engine import discarding
+    from tokenmill.train.model import Batch, named_parameters
+    from tokenmill.train.parameters import PARTS, link_states, whole
+    from tokenmill.train.training_run import start
+    from tokenmill.train.training_step import take_step
+
+    run = start(_job(folder, plan, f"dropping-{case}", CASES[case][0]))
+    run.engine.train()
+    first, second, dropped = run.loader.steps(0, STEPS)
+    take_step(run, first, stopping=False)
+    if drops:
+        for number, arrays in enumerate(dropped.micro_batches):
+            if number:
+                run.engine.step()
+            run.engine.backward(run.engine(Batch.of(arrays, run.device))[0], scale_wrt_gas=False)
+        with discarding(run.engine):
+            run.engine.step()
+    take_step(run, second, stopping=False)
+    link_states(run.engine)
+    return {
+        f"{name}/{part}": whole(run.engine, parameter, part).flatten().tolist()
+        for name, parameter in named_parameters(run.model)
+        for part in PARTS
+    }
 
 
 def _wait_in_vain(folder: Path) -> None:
@@ -153,22 +185,27 @@ def _train(folder: Path, plan: str, case: str) -> Any:
     """Train from the start, or from the checkpoint that another case left."""
     from torch import distributed
 
-    from tokenmill.settings_train import TrainSettings
-    from tokenmill.train.job import TrainJob
     from tokenmill.train.loop import train
 
     changes, start = CASES.get(case) or (TUNING[case], None)
-    settings = TrainSettings.model_validate({
-        "run": case, "device": "cpu", "steps": STEPS, "keep": 9, "timeout_s": 60.0, "checkpoint_every": SAVED_AT,
-        "global_packs_per_step": 3, "lr": LR, "schedule": "constant", "tensorboard": False,
-        "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}, **changes,
-    })  # fmt: skip
     runs, name = folder / "store" / "checkpoints", f"step-{SAVED_AT:08d}"
     if start is not None and os.environ["RANK"] == "0":
         shutil.copytree(runs / start / name, runs / case / name)
     if distributed.is_initialized():
         distributed.barrier()
-    return train(TrainJob(root=str(folder / "store"), plan=plan, settings=settings))
+    return train(_job(folder, plan, case, changes))
+
+
+def _job(folder: Path, plan: str, run: str, changes: Mapping[str, Any]) -> Any:
+    from tokenmill.settings_train import TrainSettings
+    from tokenmill.train.job import TrainJob
+
+    settings = TrainSettings.model_validate({
+        "run": run, "device": "cpu", "steps": STEPS, "keep": 9, "timeout_s": 60.0, "checkpoint_every": SAVED_AT,
+        "global_packs_per_step": 3, "lr": LR, "schedule": "constant", "tensorboard": False,
+        "model": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48}, **changes,
+    })  # fmt: skip
+    return TrainJob(root=str(folder / "store"), plan=plan, settings=settings)
 
 
 if __name__ == "__main__":

@@ -271,3 +271,5 @@ def test_estimate_of_phases_is_one_for_each(tmp_path: Path, capsys: pytest.Captu
     assert [one["tokens"] for one in found.values()] == [10 * 16 * 512, 10 * 16 * 4096]
     assert main(["train", str(path), "--estimate"]) == 0
     assert "phase b:" in capsys.readouterr().out
+    assert main(["train", str(path), "--estimate", "train.start_from=other"]) == 2
+    assert "train.model: is left to train.start_from, other" in capsys.readouterr().err

@@ -52,7 +52,9 @@ def test_preference_training_on_any_ranks_is_the_same_and_draws_what_is_preferre
     assert alone["resumed"] == alone["whole"]
     assert alone["fresh"] == pytest.approx(alone["stored"], rel=1e-6)
     assert alone["parts"] == {"stopped": [False, 1], "finished": [True, 3]}
-    assert "has no reference for packs 0 to 19, which only the weights can give that it began with" in alone["refusal"]
+    lacking, nameless = alone["refusals"]
+    assert "has no reference for packs 0 to 19, which only the weights can give that it began with" in lacking
+    assert "checkpoints/whole/ has checkpoints and no reference for plans/pairs/" in nameless
 
     margins = [row["margin"] for row in alone["toy"]]
     assert margins[-1] > 3 + margins[0]
@@ -131,7 +133,7 @@ def _be_alone(folder: Path, plans: dict[str, str]) -> dict[str, Any]:
     found |= {name: [{key: row[key] for key in names} for row in rows]
               for name, rows in (("whole", whole), ("resumed", resumed))}  # fmt: skip
     found |= _reference(folder, plans["pairs"])
-    found |= {"refusal": _refused(folder, plans["pairs"])}
+    found |= {"refusals": _refused(folder, plans["pairs"])}
     return found | _toy(folder, plans)
 
 
@@ -170,17 +172,19 @@ def _reference(folder: Path, plan: str) -> dict[str, Any]:
     return {"fresh": fresh, "stored": stored, "parts": parts}
 
 
-def _refused(folder: Path, plan: str) -> str:
-    """Go on with a run whose model would begin with other weights now, and whose reference lacks a part."""
+def _refused(folder: Path, plan: str) -> list[str]:
+    """Go on with a run that would begin with other weights now; its reference lacks a part, then its name too."""
     from tokenmill.errors import RecipeError
 
-    for path in (folder / "store" / plan / "references").glob("*/packs-*"):
-        path.unlink()
-    try:
-        _train(folder, plan, _settings("whole", steps=STEPS + 1, seed=7))
-    except RecipeError as error:
-        return str(error)
-    return "nothing was refused"
+    told = []
+    for lost in (f"{plan}/references/*/packs-*", "checkpoints/whole/reference-*.json"):
+        for path in (folder / "store").glob(lost):
+            path.unlink()
+        try:
+            _train(folder, plan, _settings("whole", steps=STEPS + 1, seed=7))
+        except RecipeError as error:
+            told.append(str(error))
+    return told
 
 
 def _toy(folder: Path, plans: dict[str, str]) -> dict[str, Any]:

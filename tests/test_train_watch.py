@@ -91,6 +91,8 @@ def test_rows_without_speeds_are_told_as_far_as_they_go() -> None:
     sums.add({"step": 1, "loss": 3.0})
 
     assert tell_steps(sums) == "loss 3.0000  0.0 GiB"
+    sums.add({"step": 2, "loss": None, "loss_text": None, "skipped": "left out after a roll back", "tokens": 0})
+    assert tell_steps(sums) == "loss –  0.0 GiB"
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,16 @@ def emu3_vocabulary(
     qwen_tiktoken_path: str | Path, codebook_size: int = EMU3_CODEBOOK_SIZE, **settings: str
 ) -> Vocabulary:
     """Give the released Emu3 table (EMU3.md §3) over a local `qwen.tiktoken`; `settings` as QwenTokenizer takes."""
+    return _emu3_table(QwenTokenizer(qwen_tiktoken_path, **settings), codebook_size)
+
+
+def _emu3_table(text: TextTokenizer, codebook_size: int) -> Vocabulary:
     _check_codebook(codebook_size)
     extra = {role: _FIRST_EXTRA + k for role, k in {"eol": 200, "eof": 201, "bos": 203, "eos": 204}.items()}
     after_extras = _FIRST_EXTRA + _NUM_EXTRAS
     return Vocabulary(
         name="emu3",
-        text=QwenTokenizer(qwen_tiktoken_path, **settings),
+        text=text,
         codebook_size=codebook_size,
         vision_base=_FIRST_CODE,
         pad=_FIRST_SPECIAL,
@@ -162,6 +166,16 @@ def build_vocabulary(spec: Mapping[str, Any]) -> Vocabulary:
             raise RecipeError(f"vocabulary emu3 takes {allowed}; found {sorted(settings)}")
         return emu3_vocabulary(settings.pop("path"), codebook_size, **settings)
     return compact_vocabulary(name, build_text_tokenizer(name, settings), codebook_size)
+
+
+def vocabulary_shape(spec: Mapping[str, Any]) -> Vocabulary:
+    """Give a vocabulary of the spec's size, for whoever counts ids and encodes no text: `emu3` then needs no file.
+
+    Raises RecipeError as `build_vocabulary`.
+    """
+    if spec.get("name") == "emu3":
+        return _emu3_table(ByteTokenizer(), spec.get("codebook_size", EMU3_CODEBOOK_SIZE))
+    return build_vocabulary(spec)
 
 
 def _check_codebook(codebook_size: int) -> None:

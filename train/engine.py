@@ -64,7 +64,22 @@ def start_engine(model: PackedModel, settings: TrainSettings, micro_steps: int) 
     for name, buffer in model.named_buffers():
         buffer.data = buffers[name].to(buffer.device)
     set_timeouts(settings.timeout_s)
+    if settings.offload != "none":
+        _let_go_of_sums(engine.optimizer)
     return engine
+
+
+def _let_go_of_sums(optimizer: Any) -> None:
+    """Let ZeRO 1 and 2 drop a step whole: DeepSpeed 0.19 keeps its sums on the device if Adam is on the host (bf16)."""
+    if not hasattr(optimizer, "reset_cpu_buffers"):
+        return
+    reset = optimizer.reset_cpu_buffers
+
+    def reset_sums_too() -> None:
+        reset()
+        optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
+
+    optimizer.reset_cpu_buffers = reset_sums_too
 
 
 def set_timeouts(seconds: float) -> None:

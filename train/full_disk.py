@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 from tokenmill.errors import StorageError
 from tokenmill.manifests.storage import Store
@@ -18,24 +19,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def told_when_full(store: Store, folder: str, needed: int) -> Iterator[None]:
     """Write `needed` bytes below a folder meanwhile; raises StorageError naming it, them and what is free.
 
-    Only a local disk can be asked before; a remote store says it in its own words.
+    On its way to a remote store a file lies on the local disk for temporary files; the store itself cannot be asked.
     """
-    local = store.local_path(folder)
-    if local is None:
-        yield
-        return
+    here = store.local_path(folder) or Path(gettempdir())
     try:
-        local.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(local).free < needed:
+        here.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(here).free < needed:
             raise OSError(errno.ENOSPC, "too little is free")
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise _error(local, needed) from error
-        raise StorageError(f"{local}: cannot write a checkpoint there: {error.strerror}") from error
+            raise _error(here, needed) from error
+        raise StorageError(f"{here}: cannot write a checkpoint there: {error.strerror}") from error
     except StorageError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
-            raise _error(local, needed) from error
+            raise _error(here, needed) from error
         raise
 
 

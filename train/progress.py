@@ -110,7 +110,8 @@ def tell_steps(steps: StepSums) -> str:
     found = steps.to_json()
     columns = {"text": "loss_text", "vision": "loss_vision"}
     by_modality = ", ".join(f"{name} {found[column]:.4f}" for name, column in columns.items() if column in found)
-    parts = [f"loss {found['loss']:.4f}" + (f" ({by_modality})" if by_modality else "")]
+    loss = f"{found['loss']:.4f}" if "loss" in found else "–"  # of a step that the guard refused or left out
+    parts = [f"loss {loss}" + (f" ({by_modality})" if by_modality else "")]
     if "tokens_per_s" in found:
         parts.append(f"{found['tokens_per_s']:,.0f} ids/s")
     if "mfu" in found:

@@ -1,7 +1,8 @@
 """Opening a run's reference: fixed when the run begins, completed by the weights that it began with.
 
 `checkpoints/<run>/reference-<plan>.json` names it. A run that has a checkpoint may have other weights in its engine
-than those it began with; what it lacks then cannot be computed any more, unless they turn out to be the same.
+than those it began with; what it lacks then cannot be computed any more, unless they turn out to be the same. So a run
+that goes on with another plan of pairs is refused: those weights are not looked for.
 """
 
 from __future__ import annotations
@@ -54,15 +55,17 @@ class Opening:
 def open_reference(opening: Opening, stops: Callable[[], bool]) -> ReferenceFolder | None:
     """Return the reference with all that the run reads; every rank calls this alike.
 
-    Returns None where any rank was asked to stop before the end. Raises RecipeError where parts are missing and the
-    weights are not those that the run began with.
+    Returns None where any rank was asked to stop before the end. Raises RecipeError where parts are missing, or all of
+    them, and the weights are not those that the run began with.
     """
     path, has_checkpoint = _recorded(opening)
     found = ReferenceFolder(opening.plan.folder.store, path or "")
     if path and has_checkpoint and not found.missing(opening.packs):
         return found
+    if has_checkpoint and not path:
+        raise _none_any_more(opening)
     now = _path_now(opening)
-    if path and has_checkpoint and path != now:
+    if has_checkpoint and path != now:
         raise _cannot_complete(opening, found, now)
     if path != now:
         _write_record(opening, now)
@@ -106,6 +109,14 @@ def _write_record(opening: Opening, path: str) -> None:
         data = (json.dumps(told, indent=1, sort_keys=True) + "\n").encode()
         opening.folder.store.put(opening.record, data)
     dist.barrier()
+
+
+def _none_any_more(opening: Opening) -> RecipeError:
+    return RecipeError(
+        f"train.preference: {opening.folder.at('')} has checkpoints and no reference for {opening.plan.folder.path}, "
+        "which only the weights can give that it began with; train these pairs in another run (train.run), begun from "
+        f"this one if you like (train.start_from: {opening.folder.run})"
+    )
 
 
 def _cannot_complete(opening: Opening, found: ReferenceFolder, now: str) -> RecipeError:

@@ -21,7 +21,7 @@ from tokenmill.manifests.verify_checkpoint import CHECKPOINT_RECORD, examine_che
 
 _DIGESTS_UPTO_BYTES = 4 * 2**30
 _LOSSES = 12  # rows of the run that are shown
-_STEP, _METRICS = "step-", "metrics.jsonl"
+_STEP, _METRICS, _START = "step-", "metrics.jsonl", "start.json"
 _COLUMNS = ("step", "loss", "loss_text", "loss_vision", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gib")
 _SIZES = (
     "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -64,6 +64,7 @@ def _run(store: Store, steps: Sequence[str]) -> dict[str, Any]:
         "checkpoints": [int(name.removeprefix(_STEP)) for name in complete],
         "unfinished": [name for name in steps if name not in complete],
         "exported_step": _json(store, exported).get("step") if store.exists(exported) else None,
+        **({"start_from": _json(store, _START).get("start_from")} if store.exists(_START) else {}),
         **({"newest": _checkpoint(store, complete[-1])} if complete else {}),
         **_losses(store, None),
     }
@@ -92,7 +93,7 @@ def _checkpoint(store: Store, folder: str) -> dict[str, Any]:
         "digests": "compared" if with_digests else "not compared: tokenmill verify --deep reads every byte",
         "faults": [str(fault) for fault in findings.faults],
         "settings": {name: settings[name] for name in _SETTINGS if name in settings},
-        **{name: record[name] for name in ("guard", "run", "start_from") if record.get(name)},
+        **({"guard": record["guard"]} if record.get("guard") else {}),
     }
 
 
@@ -158,6 +159,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"checkpoints  {steps}" + (f"; unfinished: {', '.join(found['unfinished'])}" * bool(found["unfinished"]))
         exported = found["exported_step"]
         yield "exported     " + ("nothing yet" if exported is None else f"step {exported:,}")
+        if "start_from" in found:
+            yield f"start_from   {found['start_from']}"
         if "newest" in found:
             yield from _checkpoint_lines(found["newest"])
     if "losses" in found:
@@ -173,7 +176,7 @@ def _checkpoint_lines(found: Mapping[str, Any]) -> Iterator[str]:
         "settings": _pairs(found["settings"]),
         "digests": found["digests"],
         "faults": "; ".join(found["faults"]) or "none",
-        **{name: json.dumps(found[name]) for name in ("guard", "run", "start_from") if name in found},
+        **({"guard": json.dumps(found["guard"])} if "guard" in found else {}),
     }
     yield f"step         {found['step']:,}"
     yield from (f"{name:<12} {told}" for name, told in pairs.items())

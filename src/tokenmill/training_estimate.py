@@ -62,13 +62,24 @@ def estimated(recipe: Recipe, plan_of: Callable[[str], Any], options: argparse.N
 
 
 def _of_run(recipe: Recipe, settings: TrainSettings, plan_of: Callable[[str], Any], machines: Machines) -> Any:
-    from tokenmill.tokenize.vocabulary import build_vocabulary
+    from tokenmill.tokenize.vocabulary import vocabulary_shape
     from tokenmill.train.estimate import estimate
 
+    _check_sizes(recipe, settings)
     plan = _plan_if_there(plan_of, settings.phase)
-    vocabulary = build_vocabulary(plan.description["vocabulary"] if plan else recipe.tokenize.vocabulary)
+    vocabulary = vocabulary_shape(plan.description["vocabulary"] if plan else recipe.tokenize.vocabulary)
     work = _work_of(plan) if plan else _work_without(recipe, settings.phase)
     return {"plan": plan.plan_id if plan else None, **estimate(settings, vocabulary, work, machines).to_json()}
+
+
+def _check_sizes(recipe: Recipe, settings: TrainSettings) -> None:
+    """Refuse to reckon with the default sizes where the model is that of a run which the recipe does not describe."""
+    before = (settings.start_from or "").partition("@")[0]
+    if before and settings.model.is_left_out and before not in {one.run for one in recipe.train.resolved().values()}:
+        raise RecipeError(
+            f"train.model: is left to train.start_from, {settings.start_from}, which an estimate does not look up; "
+            "name a preset or sizes"
+        )
 
 
 def _plan_if_there(plan_of: Callable[[str], Any], phase: str) -> Any:
