@@ -123,7 +123,8 @@ def test_inspect_of_a_checkpoint_tells_its_step_and_size(tmp_path):
     }
     (tmp_path / "checkpoint.json").write_text(json.dumps(record))
     found, _ = inspect_path(str(tmp_path))
-    assert (found["kind"], found["step"], found["num_tensors"], found["bytes"]) == ("checkpoint", 7, 1, 12)
+    assert (found["kind"], found["step"], found["bytes"]) == ("checkpoint", 7, 12)
+    assert "01234567.safetensors: is missing" in found["faults"][0]
 
 
 def _holds(table: Path, key: str) -> bool:
