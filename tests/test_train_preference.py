@@ -125,7 +125,7 @@ def _be_two_ranks(folder: Path, plans: dict[str, str]) -> dict[str, Any]:
 
 def _be_alone(folder: Path, plans: dict[str, str]) -> dict[str, Any]:
     found = {"rows": _train(folder, plans["pairs"], _settings("alone"))}
-    dropped = {"model": {"dropout": 0.1}}
+    dropped = {"model": {"dropout": 0.1}, "seed": 3}  # a reference of their own: it is removed while the others train
     names = ("step", "loss", "loss_preference", "margin", "grad_norm")
     whole = _train(folder, plans["pairs"], _settings("whole", **dropped))
     _train(folder, plans["pairs"], _settings("resumed", steps=STEPS // 2, **dropped))
@@ -177,7 +177,8 @@ def _refused(folder: Path, plan: str) -> list[str]:
     from tokenmill.errors import RecipeError
 
     told = []
-    for lost in (f"{plan}/references/*/packs-*", "checkpoints/whole/reference-*.json"):
+    (record,) = (folder / "store").glob("checkpoints/whole/reference-*.json")
+    for lost in (f"{json.loads(record.read_text())['reference']}/packs-*", "checkpoints/whole/reference-*.json"):
         for path in (folder / "store").glob(lost):
             path.unlink()
         try:

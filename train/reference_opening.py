@@ -60,7 +60,7 @@ def open_reference(opening: Opening, stops: Callable[[], bool]) -> ReferenceFold
     """
     path, has_checkpoint = _recorded(opening)
     found = ReferenceFolder(opening.plan.folder.store, path or "")
-    if path and has_checkpoint and not found.missing(opening.packs):
+    if path and has_checkpoint and not _missing(opening, found):
         return found
     if has_checkpoint and not path:
         raise _none_any_more(opening)
@@ -70,7 +70,7 @@ def open_reference(opening: Opening, stops: Callable[[], bool]) -> ReferenceFold
     if path != now:
         _write_record(opening, now)
         found = ReferenceFolder(opening.plan.folder.store, now)
-    missing = found.missing(opening.packs)
+    missing = _missing(opening, found)
     if missing:
         log.info("reference: %d parts of %s are to be computed", len(missing), now)
     if missing and not complete(opening.engine, _loader(opening), found, missing, opening.device, stops):
@@ -94,6 +94,14 @@ def _recorded(opening: Opening) -> tuple[str, bool]:
             raise ManifestError(f"{opening.record}: names no reference; remove it to have it written anew") from error
     dist.broadcast_object_list(told)
     return told[0], told[1]
+
+
+def _missing(opening: Opening, found: ReferenceFolder) -> list[range]:
+    """Return the parts that rank 0 misses, on every rank: another run from the same weights may publish meanwhile."""
+    told: list[Any] = [found.missing(opening.packs) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(told)
+    missing: list[range] = told[0]
+    return missing
 
 
 def _path_now(opening: Opening) -> str:
