@@ -21,9 +21,9 @@ setup: $(VENV)/.installed  ## install everything into .venv (a minute with a war
 $(VENV)/.installed: requirements.lock requirements-nodeps.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || uv venv --python $(PYTHON) $(VENV)
 	@test -x "$(UV)" || $(BIN)/python -m pip install --quiet uv
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps -r requirements-nodeps.lock
-	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode --editable .
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r requirements.lock
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r requirements-nodeps.lock
+	@env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 demo: setup  ## the whole way on real media, 10 minutes on 2 cores; ends with the path of the report

@@ -98,14 +98,20 @@ class Loop:
                 self._log.add(step, row | speed, run.total_steps)
                 self._done = row["step"]
                 is_last = taken.stopping or self._done == run.total_steps
-                if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
-                    self._log.add_evaluation(run.evaluation.row(run.engine, run.device, self._done))
+                if not taken.stopping:  # who asked to stop waits for the checkpoint alone
+                    self._evaluate()
                 if is_last or self._saver.is_due(self._done):
                     self._save(last=is_last)
                     self._log.publish()
                 if is_last:
                     break
         return True
+
+    def _evaluate(self) -> None:
+        """Measure the held-out packs, if that is due."""
+        run = self._run
+        if run.evaluation is not None and run.evaluation.is_due(self._done, run.total_steps):
+            self._log.add_evaluation(run.evaluation.row(run.engine, run.device, self._done))
 
     def _taken(self, step: Step) -> Taken:
         """Take a step, or pass over it if it is left out."""
