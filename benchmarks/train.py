@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
+    os.environ.setdefault("DS_ACCELERATOR", options.device)  # or DeepSpeed says on stdout that it looked for one
     run = sweep if options.device == "cuda" or options.sweep else compare
     with tempfile.TemporaryDirectory() as scratch:
         found = run(Path(scratch), options)
