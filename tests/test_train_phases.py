@@ -61,9 +61,13 @@ class Bench:
     def train(self, run: str, *phases: str, fault: str = "") -> list[int]:
         """Train phases of the recipe one after the other in one launch of two ranks; returns their exit codes."""
         settings = TrainSettings.model_validate(PHASES | {"run": run}).resolved()
+        return self.launch([(settings[phase], phase) for phase in phases], fault=fault)
+
+    def launch(self, runs: Sequence[tuple[Any, str]], *, fault: str = "") -> list[int]:
+        """Train runs, each on the plan of a phase, in one launch of two ranks; returns their exit codes."""
         jobs = [
-            TrainJob(root=str(self.root), plan=self.plans[phase].folder.path, settings=settings[phase])
-            for phase in phases
+            TrainJob(root=str(self.root), plan=self.plans[phase].folder.path, settings=settings)
+            for settings, phase in runs
         ]
         report = self.root.parent / f"report-{len(list(self.root.parent.iterdir()))}"
         text = json.dumps([job.model_dump(mode="json", by_alias=True) for job in jobs])
@@ -113,6 +117,28 @@ def test_export_of_each_phase_is_made_for_its_context(whole: Bench) -> None:
 
     assert [config["max_position_embeddings"] for config in configs] == [CONTEXT, 8 * CONTEXT]
     assert [config["attention_dropout"] for config in configs] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_weights_are_carried_in_fp32_into_a_run_of_bf16(whole: Bench, zero_stage: int) -> None:
+    run = f"half-{zero_stage}"
+    said = {name: value for name, value in PHASES.items() if name not in ("phases", "model")}
+    own = {"run": run, "phase": "first", "start_from": "whole-first", "precision": "bf16", "zero_stage": zero_stage,
+           "steps": 1, "lr": 1e-12}  # fmt: skip
+    whole.launch([(TrainSettings.model_validate(said | own), "first")])
+
+    before, after = (weights_of(whole, name) for name in ("whole-first", run))
+
+    assert before.keys() == after.keys()
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
+    assert any((before[name] - before[name].bfloat16().float()).abs().max() > 1e-6 for name in before)
+
+
+def weights_of(whole: Bench, run: str) -> dict[str, torch.Tensor]:
+    folder = RunFolder(open_store(str(whole.root)), run)
+    checkpoint = folder.read(folder.steps()[-1])
+    with folder.tensors(checkpoint) as tensors:
+        return {name: tensors.read(name) for name in checkpoint.tensors if name.endswith("/weight")}
 
 
 def chain_of(whole: Bench) -> SimpleNamespace:

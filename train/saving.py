@@ -57,20 +57,32 @@ def restore(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Chec
             f"train.model: {folder.step_folder(checkpoint.step)} holds another model ({', '.join(differing)}); "
             "give this run another name (train.run)"
         )
-    shapes = {f"{name}/{part}": whole_shape(p) for name, p in named_parameters(model) for part in PARTS}
+    _take(engine, model, folder, checkpoint, PARTS)
+    set_step(engine, adam_steps)
+
+
+def restore_weights(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights alone into an engine, in fp32: from a module in bf16 it would have rounded ones.
+
+    Raises ManifestError as `restore`.
+    """
+    _take(engine, model, folder, checkpoint, PARTS[:1])
+
+
+def _take(engine: Any, model: PackedModel, folder: RunFolder, checkpoint: Checkpoint, parts: Sequence[str]) -> None:
+    shapes = {f"{name}/{part}": whole_shape(p) for name, p in named_parameters(model) for part in parts}
     rank, ranks = world()
     entries = [entry for number, entry in enumerate(checkpoint.files) if number % ranks == rank]
     owners = {entry.name: number % ranks for number, entry in enumerate(checkpoint.files)}
     with _checked(folder, checkpoint, entries, shapes) as tensors:
         for name, parameter in named_parameters(model):
-            for part in PARTS:
+            for part in parts:
                 key = f"{name}/{part}"
                 owner = owners[checkpoint.tensors[key]]
                 value = tensors.read(key) if owner == rank else torch.empty(shapes[key])
                 value = value.to(engine.device)
                 dist.broadcast(value, src=owner)
                 set_whole(engine, parameter, part, value)
-    set_step(engine, adam_steps)
 
 
 @contextmanager

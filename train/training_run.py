@@ -19,7 +19,7 @@ from tokenmill.train.compiling import check_compiler, compile_layers
 from tokenmill.train.devices import peak_flops_here
 from tokenmill.train.engine import start_distributed, start_engine
 from tokenmill.train.evaluation import Evaluation
-from tokenmill.train.first_weights import find_first_weights, shape_to_take, take_weights
+from tokenmill.train.first_weights import FirstWeights, find_first_weights, shape_to_take, take_weights
 from tokenmill.train.flops import ModelFlops
 from tokenmill.train.guard import Guard
 from tokenmill.train.job import TrainJob
@@ -28,6 +28,7 @@ from tokenmill.train.loading import loading
 from tokenmill.train.model import PackedModel, build_model
 from tokenmill.train.preference import Preference, check_preference
 from tokenmill.train.reference_opening import Opening
+from tokenmill.train.saving import restore_weights
 from tokenmill.train.schedule import total_steps
 from tokenmill.train.sequence_checks import check_heads, check_ranks
 from tokenmill.train.world import SequenceGroup, sequence_group, world
@@ -86,7 +87,8 @@ def start(job: TrainJob) -> Run:
     check_preference(settings.preference, plan)
     vocabulary = build_vocabulary(plan.description["vocabulary"])
     folder = run_folder(store, settings.run, settings.checkpoints)
-    model = _model(settings, plan, vocabulary, folder)
+    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
+    model = _model(settings, plan, vocabulary, folder, first)
     flops = ModelFlops.of(model.causal)  # before ZeRO takes the weights apart
     if settings.compile:
         compile_layers(model.causal)
@@ -103,12 +105,15 @@ def start(job: TrainJob) -> Run:
         attention_share=model.attention_share,
         **loading(plan, settings.loader),
     )
+    engine = start_engine(model, settings, loader.micro_steps)
+    if first is not None and first.is_other and settings.precision == "bf16":
+        restore_weights(engine, model, first.folder, first.checkpoint)
     return Run(
         settings=settings,
         folder=folder,
         loader=loader,
         model=model,
-        engine=start_engine(model, settings, loader.micro_steps),
+        engine=engine,
         device=device,
         rank=rank,
         ranks=ranks,
@@ -122,9 +127,10 @@ def start(job: TrainJob) -> Run:
     )
 
 
-def _model(settings: TrainSettings, plan: Plan, vocabulary: Vocabulary, folder: RunFolder) -> PackedModel:
+def _model(
+    settings: TrainSettings, plan: Plan, vocabulary: Vocabulary, folder: RunFolder, first: FirstWeights | None
+) -> PackedModel:
     """Build the model; rank 0's has the weights that the run begins with."""
-    first = find_first_weights(folder, settings, vocabulary, plan.description["vision"])
     model = build_model(
         settings.model,
         vocabulary,
