@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import save
 
 from tokenmill.cli import main
 from tokenmill.errors import ManifestError
@@ -259,16 +261,21 @@ def test_verify_of_a_snapshot_that_tells_wrong_totals_names_it(finished, tmp_pat
 def test_verify_of_a_checkpoint_names_the_file_that_changed(tmp_path):
     folder = tmp_path / "checkpoints" / "run" / "step-00000010"
     folder.mkdir(parents=True)
-    (folder / "tensors-00-01234567.safetensors").write_bytes(b"weights")
-    entry = FileEntry(name="tensors-00-01234567.safetensors", role="tensors", bytes=7, sha256=sha256_hex(b"weights"))
+    data = save({"a/weight": np.arange(3, dtype=np.float32)})
+    name = "tensors-00-01234567.safetensors"
+    (folder / name).write_bytes(data)
+    entry = FileEntry(name=name, role="tensors", bytes=len(data), sha256=sha256_hex(data))
     record = {"schema": 1, "step": 10, "files": [entry.to_json()]}
     (folder / "checkpoint.json").write_text(json.dumps(record))
     (tmp_path / "checkpoints" / "run" / "export").mkdir()
     (tmp_path / "checkpoints" / "run" / "export" / "config.json").write_text('{"model_type": "emu3"}')
     assert _faults(tmp_path) == set()
-    (folder / entry.name).write_bytes(b"Weights")
+    (folder / entry.name).write_bytes(data[:-1] + b"!")
     assert _faults(tmp_path, deep=False) == set()
     assert _faults(tmp_path) == {f"checkpoints/run/step-00000010/{entry.name}"}
+    (folder / entry.name).write_bytes(b"?" * len(data))
+    assert _faults(tmp_path, deep=False) == {f"checkpoints/run/step-00000010/{entry.name}"}
+    (folder / entry.name).write_bytes(data)
     (folder / "checkpoint.json").write_text(json.dumps(record)[:-5])
     assert _faults(tmp_path, deep=False) == {"checkpoints/run/step-00000010/checkpoint.json"}
 
