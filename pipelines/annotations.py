@@ -17,7 +17,8 @@ from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.packed_table import open_rows
 from tokenmill.manifests.records import Commit
 from tokenmill.manifests.stagedir import StageDir
-from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.pipelines.chain import Chain
+from tokenmill.pipelines.checked_recipe import MODALITIES
 from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.reading import ordered_map
 from tokenmill.pipelines.samples import FAILURE_COLUMNS

@@ -11,17 +11,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from tokenmill.errors import RecipeError
-from tokenmill.filters.rules import Rules
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.manifests.takedowns import Takedowns, read_takedowns
 from tokenmill.pipelines import recipe_sections as sections
 from tokenmill.pipelines.captioning import caption_works, choose_works
-from tokenmill.pipelines.compare import DuplicateSettings, compare_work
+from tokenmill.pipelines.checked_recipe import MODALITIES, CheckedRecipe
+from tokenmill.pipelines.compare import compare_work
 from tokenmill.pipelines.compare_engines import engines_of
-from tokenmill.pipelines.compare_settings import duplicate_settings, scorers_compared
+from tokenmill.pipelines.compare_settings import scorers_compared
 from tokenmill.pipelines.contamination import decontaminate_work, with_contaminated
 from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.dispatch import RunOptions
@@ -37,14 +36,11 @@ from tokenmill.pipelines.runner import run_stage
 from tokenmill.pipelines.samples import SampleSlice, slices
 from tokenmill.pipelines.score import score_works
 from tokenmill.pipelines.scored import Scored, scored_slices
-from tokenmill.pipelines.scoring_pass import ScoringPass, scoring_pass
 from tokenmill.pipelines.selected import Selected, selected_slices
 from tokenmill.pipelines.selection import select_work
-from tokenmill.pipelines.sources.source import open_source
 from tokenmill.pipelines.split import split_work
 from tokenmill.pipelines.takedown_stage import takedown_work, with_takedowns
 from tokenmill.pipelines.tokens import tokenize_work
-from tokenmill.recipe import FilterSettings, Recipe, RuleSettings
 from tokenmill.settings_caption import CaptionSettings
 from tokenmill.settings_tokens import TokenShards
 
@@ -53,7 +49,6 @@ STAGES = (
     "ingest", "split", "score", "takedown", "decontaminate", "compare", "duplicates", "select", "caption", "choose",
     "tokenize", "plan",
 )  # fmt: skip
-MODALITIES = ("image", "video", "text", "document")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +67,12 @@ class ChainOptions:
 
 
 @dataclass(kw_only=True)
-class Chain:
+class Chain(CheckedRecipe):
     """A recipe's stages, each computed once when first asked for; holds nothing but snapshots.
 
     Sources that are tokenized already stand apart (`tokens`): they come in at the stage tokenize.
     """
 
-    recipe: Recipe
     options: ChainOptions = field(default_factory=ChainOptions)
     tokens: Mapping[str, TokenShards] = field(init=False)
 
@@ -94,15 +88,6 @@ class Chain:
     @cached_property
     def limits(self) -> DecodeLimits:
         return sections.decode_limits(self.recipe.execution)
-
-    @cached_property
-    def modality(self) -> dict[str, str]:
-        """Map every source to its modality."""
-        return {name: open_source(name, self._settings(name)).modality for name in self.recipe.sources}
-
-    def sources_of(self, modality: str) -> list[str]:
-        """Name a modality's sources in alphabetical order: what is decided over all must not hang on the recipe's."""
-        return sorted(name for name, found in self.modality.items() if found == modality)
 
     @cached_property
     def ingest(self) -> dict[str, Snapshot]:
@@ -140,70 +125,6 @@ class Chain:
         return {
             n: tuple(one for key, some in found.items() if key[0] == n for one in some) for n in self.recipe.sources
         }
-
-    @cached_property
-    def passes(self) -> dict[str, ScoringPass]:
-        """The scorers of every modality, built (without their models) and checked."""
-        found = {}
-        for modality in MODALITIES:
-            scorers = self._filter(modality).scorers
-            specs = [sections.scorer_spec(name, scorer) for name, scorer in sorted(scorers.items())]
-            found[modality] = scoring_pass(modality, specs, sections.sampling(self._filter(modality).frames))
-            pool = self.recipe.execution.pools.get("score")
-            if pool is not None and pool.decode is not None:
-                found[modality].check_halves()
-        return found
-
-    @cached_property
-    def rules(self) -> dict[str, Rules]:
-        """The rules of every modality, checked; what a source changes of them is in `rules_of`."""
-        found = {}
-        for modality in MODALITIES:
-            columns = self.passes[modality].columns
-            where = f"filter.{modality}"
-            found[modality] = self.parse_rules(modality, self._filter(modality).rules, f"{where}.rules")
-            for name in self._filter(modality).carry:
-                if name not in columns:
-                    raise RecipeError(f"{where}.carry: no score {name!r}; allowed: {', '.join(sorted(columns))}")
-        return found
-
-    @cached_property
-    def rules_of(self) -> dict[str, Rules]:
-        """The rules of every source: its modality's, and what `filter.<modality>.sources` says of it."""
-        found = {name: self.rules[modality] for name, modality in self.modality.items()}
-        for modality in MODALITIES:
-            for name, changes in self._filter(modality).sources.items():
-                where = f"filter.{modality}.sources.{name}"
-                if self.modality.get(name) != modality:
-                    allowed = ", ".join(self.sources_of(modality)) or "none"
-                    raise RecipeError(f"{where}: no {modality} source of that name; allowed: {allowed}")
-                merged = {**self._filter(modality).rules, **changes.rules}
-                rules = {rule: one for rule, one in merged.items() if one is not None}
-                found[name] = self.parse_rules(modality, rules, f"{where}.rules")
-        return found
-
-    def parse_rules(self, modality: str, rules: Mapping[str, RuleSettings], where: str) -> Rules:
-        """Check rules against the scores of a modality; raises RecipeError that starts with `where`."""
-        scoring = self.passes[modality]
-        closed = {
-            column: f"its scorer {name} is score_only (filter.{modality}.scorers.{name}.score_only)"
-            for name in self.score_only(modality)
-            for column in scoring.scorers[name].columns
-        }
-        rescues = {name: rule.rescue for name, rule in rules.items() if rule.rescue is not None}
-        keeps = {name: rule.keep for name, rule in rules.items()}
-        return Rules.parse(keeps, scoring.columns, where, rescues=rescues, closed=closed)
-
-    def score_only(self, modality: str) -> frozenset[str]:
-        """Name the scorers that no rule may look at."""
-        return frozenset(name for name, one in self._filter(modality).scorers.items() if one.score_only)
-
-    def looked_at(self, modality: str) -> frozenset[str]:
-        """Name the scorers a selection looks at: a new one that is `score_only` and not carried touches none."""
-        carry = set(self._filter(modality).carry)
-        scorers = self.passes[modality].scorers
-        closed = self.score_only(modality)
-        return frozenset(n for n, scorer in scorers.items() if n not in closed or carry.intersection(scorer.columns))
 
     @cached_property
     def scored(self) -> dict[str, list[Scored]]:
@@ -260,15 +181,6 @@ class Chain:
         return self._single("decontaminate", works)
 
     @cached_property
-    def duplicate_settings(self) -> dict[str, DuplicateSettings]:
-        """What counts as a copy and who survives, of the modalities that ask for it; checked."""
-        asked = {
-            modality: duplicate_settings(modality, self._filter(modality).duplicates, self.passes[modality].columns)
-            for modality in MODALITIES
-        }
-        return {name: one for name, one in asked.items() if one is not None and self.sources_of(name)}
-
-    @cached_property
     def compare(self) -> dict[str, Snapshot]:
         """Who is a copy of whom, by modality: decided over all sources of it at once."""
         works = {
@@ -299,9 +211,6 @@ class Chain:
 
     def _num_rows(self, modality: str) -> int:
         return sum(part.piece.num_rows for name in self.sources_of(modality) for part in self.judged[name])
-
-    def _rules_in(self, modality: str) -> dict[str, Rules]:
-        return {name: self.rules_of[name] for name in self.sources_of(modality)}
 
     def _judged_of(self, modality: str) -> list[Scored]:
         """Return the slices of a modality as a comparison sees them: a scorer it does not read decides nothing anew."""
@@ -394,13 +303,6 @@ class Chain:
         if stage == "decontaminate":  # what was made of the sets belongs to it
             found = {**found, **{s.source: s.snapshots for sets in self.evaluation_sets.values() for s in sets}}
         return [one for value in found.values() for one in (value if isinstance(value, tuple) else (value,))]
-
-    def _settings(self, name: str) -> dict[str, object]:
-        """Return a source's section, its path made absolute: a worker may run in another folder."""
-        return sections.absolute(self.recipe.sources[name].model_dump())
-
-    def _filter(self, modality: str) -> FilterSettings:
-        return self.recipe.filter.get(modality) or FilterSettings()  # type: ignore[call-overload]
 
     def _ingest_work(self, name: str) -> StageWork:
         work = ingest_work(self.store, name, self._settings(name), unit_bytes=self.recipe.execution.unit_bytes)

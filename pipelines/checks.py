@@ -12,7 +12,8 @@ from functools import partial
 from tokenmill.errors import RecipeError
 from tokenmill.filters.scorer import reads_caption
 from tokenmill.pipelines.caption_checks import check_captions
-from tokenmill.pipelines.chain import MODALITIES, Chain
+from tokenmill.pipelines.chain import Chain
+from tokenmill.pipelines.checked_recipe import MODALITIES
 from tokenmill.pipelines.evaluation_sets import check_sets
 from tokenmill.pipelines.plan_exclusion import check_exclude_files
 from tokenmill.pipelines.recipe_sections import personal_mask

@@ -12,7 +12,8 @@ from typing import Any
 from tokenmill.errors import RunError
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.annotations import run_sql
-from tokenmill.pipelines.chain import MODALITIES, Chain, ChainOptions
+from tokenmill.pipelines.chain import Chain, ChainOptions
+from tokenmill.pipelines.checked_recipe import MODALITIES
 from tokenmill.pipelines.execution_threads import query_threads
 from tokenmill.pipelines.funnel import Funnel, Judged, count_funnels
 from tokenmill.pipelines.what_if import changed_rules

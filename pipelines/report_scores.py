@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.pipelines.chain import MODALITIES
+from tokenmill.pipelines.checked_recipe import MODALITIES
 from tokenmill.pipelines.report_charts import Level, Part, histogram, stacked_bar
 from tokenmill.pipelines.report_data import Run
 from tokenmill.pipelines.report_html import Child, Markup, count, element, join, note, section

@@ -28,7 +28,7 @@ from tokenmill.manifests.stagedir import StageDir, parse_table, read_table
 from tokenmill.manifests.storage import Store
 from tokenmill.manifests.takedowns import Takedowns
 from tokenmill.pipelines.answers import is_paid_for
-from tokenmill.pipelines.chain import MODALITIES
+from tokenmill.pipelines.checked_recipe import MODALITIES
 from tokenmill.pipelines.earlier_verdicts import keep_verdicts_without
 from tokenmill.pipelines.ingest import index_record, table_output, taken_down_row
 from tokenmill.pipelines.jobs import Job, StagedArchive, Target, Unit, publish
