@@ -94,15 +94,25 @@ def open_named_table(store: Store, path: str) -> NamedTable:
 
 
 def _whole_numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Give the numbers of a column, by their memory: `to_numpy` of a column with nulls would make them floats."""
+    """Give the numbers of a column, nulls as 0, by their memory: `fill_null` imports pandas, a quarter of a second."""
     import pyarrow as pa
 
-    column = column if column.type == pa.int64() else column.cast(pa.int64())
-    chunks = (column.fill_null(0) if column.null_count else column).chunks
-    return np.concatenate(
-        [np.empty(0, np.int64)]
-        + [np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset :][: len(chunk)] for chunk in chunks if len(chunk)]
-    )
+    if not pa.types.is_integer(column.type):
+        raise ValueError(f"a column of {column.type} where one of whole numbers was expected")
+    kind = f"{'i' if pa.types.is_signed_integer(column.type) else 'u'}{column.type.bit_width // 8}"
+    return np.concatenate([np.empty(0, np.int64), *(_numbers(chunk, kind) for chunk in column.chunks if len(chunk))])
+
+
+def _numbers(chunk: pa.Array, kind: str) -> NDArray[np.int64]:
+    is_there, values = chunk.buffers()
+    here = slice(chunk.offset, chunk.offset + len(chunk))
+    numbers = np.frombuffer(values, kind)[here].astype(np.int64)
+    if kind == "u8" and (numbers < 0).any():
+        raise ValueError("a number of 2^63 or more")
+    if chunk.null_count:
+        bits = np.unpackbits(np.frombuffer(is_there, np.uint8), bitorder="little")
+        numbers[bits[here] == 0] = 0
+    return numbers
 
 
 def _one_dictionary(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +164,20 @@ def test_build_pack_labels_never_cross_documents() -> None:
     joined = join_packs([pack, filler_pack(9)])
     assert joined.cu_seqlens.tolist() == [0, 3, 5, 8, 16]
     assert joined.num_tokens == 5
+
+
+def test_loader_first_step_imports_neither_pandas_nor_torch(plan: Plan) -> None:
+    """Each would cost a resume more than all else that its first batch needs."""
+    program = f"""
+import sys
+from tokenmill.manifests.plans import open_plan
+from tokenmill.manifests.storage import open_store
+from tokenmill.tokenize.vocabulary import byte_vocabulary
+from tokenmill.train.loader import PlanLoader
+plan = open_plan(open_store({plan.folder.store.url!r}), {plan.folder.path!r})
+step = PlanLoader(plan, byte_vocabulary(64), global_packs=4).step(1)
+print(step.num_tokens > 0, *sorted({{"pandas", "torch"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["True"]

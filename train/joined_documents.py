@@ -6,8 +6,10 @@ N documents, in the order of the plan.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from tokenmill.tokenize.layouts import Scanned, distinct_of, join_scanned, scan_
 from tokenmill.tokenize.segments import segments_from_json, segments_to_json
 from tokenmill.train import assembly_tables as tables
 from tokenmill.train.shard_index import ShardIndex
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _FROM_INDEX = 3  # columns of a member that its index tells: AT, COUNT, WIDTH
 
@@ -88,16 +93,23 @@ class JoinedDocuments:
 
     def scanned(self, placed: DocumentRows) -> tuple[Scanned, NDArray[np.int64]]:
         """Give all documents' strings and the place of each document's among them; fills `has_string`."""
-        import pyarrow as pa
-
         runs = list(self._runs)
         taken = [_taken(self._runs[row], int(placed.frame[row]), int(placed.frames[row])) for row in runs]
-        scanned = join_scanned([*self._scanned, scan_segments(pa.array(taken, pa.large_string()))])
+        scanned = join_scanned([*self._scanned, scan_segments(_strings(taken))])
         read = np.concatenate([*self._read, np.array(runs, np.int64)])
         places = np.full(len(placed), -1, np.int64)
         places[read] = np.arange(len(read))
         self.has_string[read] = True
         return scanned, places
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    """Give texts to Arrow by their memory: `pa.array` would import pandas (0.15 s of a start) to look at them."""
+    import pyarrow as pa
+
+    data = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, data)], dtype=np.int64)
+    return pa.Array.from_buffers(pa.large_string(), len(data), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(data))])
 
 
 @lru_cache(maxsize=65_536)
