@@ -118,7 +118,7 @@ class Bar:
 class Motion:
     """A clip described exactly; `benchmarks.toyworld.motion` says where its things are at any time, and draws it.
 
-    The first of `objects` moves, a second one stays still. `way` is left, right, up or down, or None for a slanting one.
+    The first of `objects` moves, a second one stays still. `way` is left, right, up or down, or None (slanting).
     """
 
     seed: int
