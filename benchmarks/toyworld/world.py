@@ -138,7 +138,7 @@ class Tracks:
     `visible` (T, N) float64: the share of the thing's box that lies in the picture and not behind the bar, 0 to 1.
     """
 
-    first: int
+    first: float
     centres: NDArray[np.float64]
     visible: NDArray[np.float64]
 
