@@ -101,7 +101,12 @@ def _moving(made: Motion) -> tuple[str, ...]:
     first, *others = made.objects
     it, way = name(first.shape, first.colour), f" {made.way}" if made.way else ""
     if made.kind == "bouncing":
-        ends = (f" moves{way} and bounces", " bounces", f" moves{way} and bounces off the edges", f" moves{way} and bounces")
+        ends = (
+            f" moves{way} and bounces",
+            " bounces",
+            f" moves{way} and bounces off the edges",
+            f" moves{way} and bounces",
+        )
     elif made.kind == "occluded":
         ends = (f" moves{way} behind a brown bar", f" moves{way} behind a bar", f" moves{way} and passes behind a bar")
         ends = (*ends, f" moves{way} behind a brown bar")

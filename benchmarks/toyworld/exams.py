@@ -102,7 +102,9 @@ def _relation(rng: random.Random, made: Scene, due: _Due, unseen: bool) -> Quest
         return _fitting(ask.relation_is(rng, made, answer), due, unseen)
     first, second = made.objects
     true = relation(first, second)
-    new = [where for where in ask.RELATIONS if relation_of(first.shape, where, second.shape) in UNSEEN and where != true]
+    new = [
+        where for where in ask.RELATIONS if relation_of(first.shape, where, second.shape) in UNSEEN and where != true
+    ]
     return ask.relation_asked(rng, made, rng.choice(new), answer) if new else None
 
 

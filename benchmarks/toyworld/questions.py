@@ -141,7 +141,9 @@ def relation_where(rng: random.Random, made: Scene) -> Question:
 
 def way(rng: random.Random, made: Motion) -> Question:
     """Ask which way the thing moves."""
-    text = rng.choice((f"which way does the {made.objects[0].shape} move?", f"where does the {made.objects[0].shape} go?"))
+    text = rng.choice(
+        (f"which way does the {made.objects[0].shape} move?", f"where does the {made.objects[0].shape} go?")
+    )
     return Question(kind="motion", form="way", text=text, answer=made.way or "", unseen=is_unseen(made))
 
 
@@ -195,4 +197,3 @@ def _is_swap(look: Look, present: Sequence[Look]) -> bool:
 
 def _colours(made: Scene | Motion, shape: str) -> set[str]:
     return {thing.colour for thing in made.objects if thing.shape == shape}
-
