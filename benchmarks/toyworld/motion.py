@@ -29,7 +29,7 @@ _OF_OCCLUDED = (0.104, 0.114)  # radius: 3.3 to 3.65 pixels, so that it is seen 
 
 
 def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -> Motion:
-    """Make the clip of `seed`, of a kind or any: of looks that training has, or if `unseen` with one that it has not."""
+    """Make the clip of `seed`, of a kind or any: of looks that training has, or if `unseen` with one that it lacks."""
     rng = random.Random(f"toy motion {seed}{' unseen' * unseen}")
     drawn = rng.choice(get_args(MotionKind))
     make = {"straight": _straight, "bouncing": _bouncing, "occluded": _occluded}[kind or drawn]

@@ -26,7 +26,7 @@ __all__ = ["HELDOUT_SEEDS", "background", "canvas_of", "draw", "look", "scene", 
 
 KINDS: tuple[tuple[Kind, float], ...] = (("single", 0.35), ("group", 0.25), ("pair", 0.3), ("mixed", 0.1))
 SMALL, LARGE, OF_GROUP, OF_PAIR = (0.15, 0.18), (0.24, 0.27), (0.125, 0.145), (0.14, 0.17)
-_GAP = 0.04
+_GAP = 0.06  # two pixels between any two things, so that they are two for the judge
 _EDGE = 0.02
 _PLAIN = 2.0  # of two things, how much farther they are apart in one direction than in the other
 _OFFSETS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}

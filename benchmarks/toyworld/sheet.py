@@ -20,7 +20,7 @@ from benchmarks.toyworld.scenes import HELDOUT_SEEDS, KINDS, draw, scene
 from benchmarks.toyworld.world import FRAMES, MOTION_KINDS, SIZE
 
 _EVERY = 4  # frames of a clip that are shown: one a latent frame
-_LETTER_PX, _LINE_PX, _LINES = 6, 12, 4
+_LETTER_PX, _LINE_PX, _LINES = 6, 12, 5
 
 
 def sheet(scale: int = 4, columns: int = FRAMES // _EVERY) -> NDArray[np.uint8]:
@@ -30,8 +30,8 @@ def sheet(scale: int = 4, columns: int = FRAMES // _EVERY) -> NDArray[np.uint8]:
     for kind, _ in KINDS:
         chosen = [made for made in map(scene, seeds) if made.kind == kind][:columns]
         rows.append([(draw(made), captions(made)[0]) for made in chosen])
-    for moving in MOTION_KINDS:
-        made = motion(HELDOUT_SEEDS, kind=moving)
+    for number, moving in enumerate(MOTION_KINDS):
+        made = motion(HELDOUT_SEEDS + number, kind=moving)
         frames = draw_motion(made, columns * _EVERY)[::_EVERY]
         rows.append([(frame, f"frame {n * _EVERY}" if n else clip_captions(made)[0]) for n, frame in enumerate(frames)])
     return np.concatenate([np.concatenate([_cell(*cell, scale) for cell in row], axis=1) for row in rows])
