@@ -128,10 +128,10 @@ def _attended(
     shape = weights.shape
     normed = _normed(hidden, layer.norm_before, shape.epsilon)
     mixed = linear(normed, layer.attention).view(*hidden.shape[:2], -1, shape.head_width).transpose(1, 2)
-    turned, value = mixed.split([shape.heads + shape.kv_heads, shape.kv_heads], dim=1)
+    turned, value = torch.split(mixed, [shape.heads + shape.kv_heads, shape.kv_heads], dim=1)
     left, right = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat([-right, left], dim=-1) * sin
-    query, key = turned.split([shape.heads, shape.kv_heads], dim=1)
+    query, key = torch.split(turned, [shape.heads, shape.kv_heads], dim=1)
     return query, key, value
 
 
