@@ -136,7 +136,8 @@ def test_relation_on_the_diagonal_and_within_the_margin_does_not_hold_twice() ->
 def test_scores_by_kind_and_split_name_faults_and_counts() -> None:
     unseen = Prompt(kind="colours", text="", wanted=(Wanted(shape="square", colour="blue"),), unseen=True)
     prompts = [RED, RED, RED, unseen, unseen]
-    drawn: list[list[Placed]] = [
+    purple: Placed = ("purple", "circle", 9, 9, 4.8)
+    drawn: list[list[Placed]] = [[RED_CIRCLE], [BLUE_SQUARE], [purple], [BLUE_SQUARE], [BLUE_SQUARE]]
         [RED_CIRCLE],
         [BLUE_SQUARE],
         [("purple", "circle", 9, 9, 4.8)],
