@@ -118,7 +118,7 @@ class Bar:
 class Motion:
     """A clip described exactly; `benchmarks.toyworld.motion` says where its things are at any time, and draws it.
 
-    The first of `objects` moves, a second one stays still. `way` is left, right, up or down, or None for a slanting one.
+    The first of `objects` moves, a second one stays still. `way` is left, right, up or down, or None (slanting).
     """
 
     seed: int
@@ -138,7 +138,7 @@ class Tracks:
     `visible` (T, N) float64: the share of the thing's box that lies in the picture and not behind the bar, 0 to 1.
     """
 
-    first: int
+    first: float
     centres: NDArray[np.float64]
     visible: NDArray[np.float64]
 
