@@ -58,7 +58,7 @@ class AtChance:
         return not self.above
 
 
-def wilson(right: int, n: int, z: float = Z95) -> Interval:
+def wilson(right: float, n: int, z: float = Z95) -> Interval:
     """Return the share `right` / `n` with Wilson's interval, which holds for shares near 0 and 1 too.
 
     Raises ValueError for counts that cannot be.

@@ -32,6 +32,9 @@ from benchmarks.toyworld.world import BACKGROUNDS, BAR, COLOURS, SHAPES
 LEAST_LIKENESS = 0.72  # of coverage and template: intersection over union, soft
 LEAST_AREA = 0.012  # of the picture: 12 pixels of 1,024; the smallest thing of the world covers 29
 FARTHEST_COLOUR = 75.0  # RGB units from the name's colour
+SEARCH_STEPS_PX = (2.0, 1.0, 0.5, 0.25)
+WAYS = np.array([(x, y, r) for x in (-1, 0, 1) for y in (-1, 0, 1) for r in (-1, 0, 1) if abs(x) + abs(y) + abs(r) in (1, 2)])
+SMALLEST_RADIUS_PX = 2.0
 SPLIT_COVERAGE = (0.7, 0.85)  # where things run into each other: look again for what is covered by so much
 
 
@@ -143,28 +146,67 @@ def _object(pixels: Pixels, regions: Regions, number: int, part: Mask, name: str
     alike = _coverage(pixels, regions.background, colour)
     others = (regions.labels >= 0) & ~part
     around = grown(part, 2)
-    edge = _at_border(part)
-    touched = bool((grown(part) & others).any()) or edge
-    known = ~grown(others & around) | part if others.any() else np.ones_like(part)
+    known = part | ~grown(others) if others.any() else np.ones_like(part)
+    touched = not known[around].all() or _at_border(part)
     soft = np.where(around & known, alike, 0)
-    fits = sorted((_fit(shape, soft, known) for shape in look.shapes), key=lambda fit: -fit[0])
-    likeness, x, y, radius, shape = fits[0]
-    if likeness < LEAST_LIKENESS:
+    found = [_fit(shape, soft, known) for shape in look.shapes]
+    fits = sorted([_searched(fit, soft, known) for fit in found] if touched else found, key=lambda fit: -fit.likeness)
+    best = fits[0]
+    if best.likeness < LEAST_LIKENESS:
         return None
-    margin = likeness - fits[1][0] if len(fits) > 1 else 1.0
-    return Seen(shape=shape, colour=name, x=x, y=y, radius=radius, likeness=likeness, margin=margin, whole=not touched)
+    return Seen(
+        shape=best.shape,
+        colour=name,
+        x=best.x,
+        y=best.y,
+        radius=best.radius,
+        likeness=best.likeness,
+        margin=best.likeness - fits[1].likeness if len(fits) > 1 else 1.0,
+        whole=not touched,
+    )
 
 
-def _fit(shape: str, soft: Floats, known: Mask) -> tuple[float, float, float, float, str]:
-    """Return how like a shape's template a coverage is at its own centre and area, with centre and radius."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    shape: str
+    x: float
+    y: float
+    radius: float
+    softness: int
+    likeness: float
+
+
+def _fit(shape: str, soft: Floats, known: Mask) -> _Fit:
+    """Put a shape where the coverage's centroid and area say, and tell how like it is to the coverage."""
     area = float(soft.sum())
     rows, columns = soft.sum(1), soft.sum(0)
     cx = float((columns * (np.arange(len(columns)) + 0.5)).sum() / area)
     cy = float((rows * (np.arange(len(rows)) + 0.5)).sum() / area)
     x, y, radius = placed(shape, area, cx, cy)
-    size = (soft.shape[0], soft.shape[1])
-    likeness = max(_likeness(cover(shape, x, y, radius, size, level), soft, known) for level in range(len(SOFTNESS_PX)))
-    return likeness, x, y, radius, shape
+    fits = [_tried(shape, x, y, radius, level, soft, known) for level in range(len(SOFTNESS_PX))]
+    return max(fits, key=lambda fit: fit.likeness)
+
+
+def _tried(shape: str, x: float, y: float, radius: float, softness: int, soft: Floats, known: Mask) -> _Fit:
+    template = cover(shape, x, y, radius, (soft.shape[0], soft.shape[1]), softness)
+    likeness = _likeness(template, soft, known)
+    return _Fit(shape=shape, x=x, y=y, radius=radius, softness=softness, likeness=likeness)
+
+
+def _searched(best: _Fit, soft: Floats, known: Mask) -> _Fit:
+    """Look around for a better place and size: where part of a thing is hidden, its centroid is not its middle."""
+    for step in SEARCH_STEPS_PX:
+        while True:
+            tried = [
+                _tried(best.shape, best.x + dx, best.y + dy, best.radius + dr, best.softness, soft, known)
+                for dx, dy, dr in WAYS * step
+                if best.radius + dr >= SMALLEST_RADIUS_PX
+            ]
+            candidate = max(tried, key=lambda fit: fit.likeness)
+            if candidate.likeness <= best.likeness + 1e-4:
+                break
+            best = candidate
+    return best
 
 
 def _likeness(template: Floats, soft: Floats, known: Mask) -> float:
