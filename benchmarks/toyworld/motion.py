@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks.toyworld.scenes import OF_PAIR, background, look, with_noise
+from benchmarks.toyworld.scenes import OF_PAIR, background, canvas_of, look, with_noise
 from benchmarks.toyworld.splits import is_unseen
 from benchmarks.toyworld.world import BAR, FRAMES, SIZE, WAYS, Bar, Motion, MotionKind, Mover, Tracks
-from tokenmill.demo.drawing import backdrop, draw_thing
+from tokenmill.demo.drawing import draw_thing
 from tokenmill.demo.world import Thing
 
 _SUPERSAMPLING = 8  # finer than of pictures: a thing moves by eighths of a pixel
@@ -63,7 +63,7 @@ def tracks(made: Motion, num_frames: int, first: float = 0) -> Tracks:
 def draw_motion(made: Motion, num_frames: int = FRAMES, first: int = 0) -> NDArray[np.uint8]:
     """Draw a clip, any part of it: THWC uint8, 32 x 32; frame t of the result is that of time `first` + t."""
     side = SIZE * _SUPERSAMPLING
-    ground = backdrop(made.corners, side)
+    ground = canvas_of(made.corners, side)
     frames = [_frame(made, ground, centres) for centres in tracks(made, num_frames, first).centres]
     return with_noise(np.stack(frames), made.seed)
 
@@ -85,7 +85,13 @@ def _frame(made: Motion, ground: Image.Image, centres: NDArray[np.float64]) -> N
     pen, side = ImageDraw.Draw(canvas), SIZE * _SUPERSAMPLING
     for one, (x, y) in zip(made.objects, centres, strict=True):
         thing = Thing(
-            shape=one.shape, colour=one.colour, size="small", x=x / SIZE, y=y / SIZE, radius=one.radius / SIZE, rgb=one.rgb
+            shape=one.shape,
+            colour=one.colour,
+            size="small",
+            x=x / SIZE,
+            y=y / SIZE,
+            radius=one.radius / SIZE,
+            rgb=one.rgb,
         )
         draw_thing(pen, thing, side)
     if made.bar is not None:
@@ -132,7 +138,11 @@ def _straight(rng: random.Random, unseen: bool) -> _Made:
     speed = rng.uniform(0.5, room / (FRAMES - 1))
     along = rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE - speed * (FRAMES - 1))
     if rng.random() < 2 / 3:
-        return (_going(mover, way, along, rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE), speed),), way, None
+        return (
+            (_going(mover, way, along, rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE), speed),),
+            way,
+            None,
+        )
     other = _mover(rng, OF_PAIR, unseen)
     while other.shape == mover.shape or other.colour == mover.colour:
         other = _mover(rng, OF_PAIR, unseen)
@@ -167,7 +177,9 @@ def _occluded(rng: random.Random, unseen: bool) -> _Made:
     forward = along if sum(WAYS[way]) > 0 else SIZE - along
     box = (low, 0.0, high, float(SIZE)) if WAYS[way][0] else (0.0, low, float(SIZE), high)
     shade = rng.randint(-6, 6)
-    bar = Bar(left=box[0], top=box[1], right=box[2], bottom=box[3], rgb=(BAR[0] + shade, BAR[1] + shade, BAR[2] + shade))
+    bar = Bar(
+        left=box[0], top=box[1], right=box[2], bottom=box[3], rgb=(BAR[0] + shade, BAR[1] + shade, BAR[2] + shade)
+    )
     dx, dy = WAYS[way]
     x, y = (forward, lane) if dx else (lane, forward)
     return (replace(mover, x=x, y=y, vx=dx * speed, vy=dy * speed),), way, bar

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from benchmarks.toyworld.splits import SEEN_SHAPES, is_unseen
 from benchmarks.toyworld.world import BACKGROUNDS, COLOURS, NOISE, RELATIONS, SHAPES, SIZE
@@ -22,7 +22,7 @@ from tokenmill.demo.drawing import SUPERSAMPLING, backdrop, draw_thing
 from tokenmill.demo.staging import HELDOUT_SEEDS
 from tokenmill.demo.world import RGB, Kind, Scene, Thing
 
-__all__ = ["HELDOUT_SEEDS", "background", "draw", "look", "scene", "with_noise"]
+__all__ = ["HELDOUT_SEEDS", "background", "canvas_of", "draw", "look", "scene", "with_noise"]
 
 KINDS: tuple[tuple[Kind, float], ...] = (("single", 0.35), ("group", 0.25), ("pair", 0.3), ("mixed", 0.1))
 SMALL, LARGE, OF_GROUP, OF_PAIR = (0.15, 0.18), (0.24, 0.27), (0.125, 0.145), (0.14, 0.17)
@@ -51,11 +51,16 @@ def scene(seed: int, *, unseen: bool = False) -> Scene:
 def draw(made: Scene) -> NDArray[np.uint8]:
     """Draw a scene, with its noise: HWC uint8, 32 x 32."""
     side = SIZE * SUPERSAMPLING
-    canvas = backdrop(made.corners, side)
+    canvas = canvas_of(made.corners, side)
     pen = ImageDraw.Draw(canvas)
     for thing in made.objects:
         draw_thing(pen, thing, side)
     return with_noise(np.asarray(canvas.reduce(SUPERSAMPLING)), made.seed)
+
+
+def canvas_of(corners: tuple[RGB, RGB, RGB, RGB], side: int) -> Image.Image:
+    """Return a background to draw on, larger than the picture; its gradient has the picture's steps, which is faster."""
+    return backdrop(corners, SIZE).resize((side, side), Image.Resampling.NEAREST)
 
 
 def with_noise(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
@@ -117,7 +122,9 @@ def _place(rng: random.Random, cast: list[Thing], where: str) -> tuple[Thing, ..
                 break
             places.append((x, y))
         if len(places) == len(cast) and (not is_pair or _stands(places[0], where, places[1])):
-            return tuple(replace(thing, x=round(x, 4), y=round(y, 4)) for thing, (x, y) in zip(cast, places, strict=True))
+            return tuple(
+                replace(thing, x=round(x, 4), y=round(y, 4)) for thing, (x, y) in zip(cast, places, strict=True)
+            )
 
 
 def _apart(dx: float, dy: float, radii: float) -> bool:

@@ -16,9 +16,7 @@ Combination = tuple[str | int, ...]  # its kind, and what is combined
 UNSEEN_LOOKS = (("red", "triangle"), ("blue", "circle"), ("yellow", "square"))
 UNSEEN_RELATIONS = (("square", "left of", "circle"), ("triangle", "above", "square"))
 UNSEEN_COUNTS = ((3, "square"), (2, "purple"), (4, "green"))  # of a shape, or of a colour
-SEEN_SHAPES = {
-    colour: tuple(shape for shape in SHAPES if (colour, shape) not in UNSEEN_LOOKS) for colour in COLOURS
-}
+SEEN_SHAPES = {colour: tuple(shape for shape in SHAPES if (colour, shape) not in UNSEEN_LOOKS) for colour in COLOURS}
 UNSEEN: frozenset[Combination] = frozenset(
     [("look", *look) for look in UNSEEN_LOOKS]
     + [("relation", *related) for related in UNSEEN_RELATIONS]

@@ -76,9 +76,10 @@ class Prompt:
 class Question:
     """A question about a picture or clip, with its answer of one or two words.
 
-    `form` tells questions of a kind apart that have other answers: of yes_no "random", "popular" and "adversarial"
-    (how the absent thing was chosen; a present one carries the same word as its counterpart), of relation "is"
-    (yes, no) and "where" (left, right, above, below), of motion "way" (left, right, up, down) and "bounce" (yes, no).
+    `form` tells questions of a kind apart that have other answers or are harder: of yes_no "random", "popular" and
+    "adversarial" (how the absent look was chosen; the word also stands with present ones, as many), "shape" and "colour"
+    (a shape or colour alone), of relation "is" (yes, no) and "where" (left, right, above, below), of motion "way" (left,
+    right, up, down) and "bounce" (yes, no), of counting "number", of colour "name".
     `unseen`: question or answer names a combination that never occurs in training.
     """
 
@@ -149,7 +150,8 @@ class Tracks:
 #                 position(motion, t) -> (N, 2), draw_motion(motion, num_frames, first=0) -> THWC uint8
 #   splits.py     combinations(scene or motion), is_unseen(scene or motion)
 #   captions.py   captions(scene), clip_captions(motion) -> tuple[str, ...]
-#   questions.py  questions(scene), clip_questions(motion); exam(kind, n, unseen=False) -> ((Scene, Question), …)
-#                 clip_exam(kind, n, unseen=False) -> ((Motion, Question), …): balanced, from held-out seeds
+#   questions.py  questions(scene, count=2), clip_questions(motion, count=2) -> tuple[Question, ...]
+#   exams.py      exam(kind, n, unseen=False) -> ((Scene, Question), …), clip_exam(kind, n, unseen=False) ->
+#                 ((Motion, Question), …): from held-out seeds, each answer of a form equally often
 #   prompts.py    prompts(kind, n, unseen=False) -> (Prompt, …)
 #   writing.py    write_pictures, write_questions, write_clips; each with shuffled=False
