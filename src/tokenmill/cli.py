@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_pairs, commands_tokenizer, training_estimate
+from tokenmill import commands_benchmark, commands_pairs, commands_tokenizer, training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -85,6 +85,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["evaluate", "tokenizer"]:
         given[:2] = ["evaluate-tokenizer"]
+    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
+        given[:1] = [commands_benchmark.COMMAND]
     options, rest = parser.parse_known_args(given)
     late = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest != late or (late and not hasattr(options, "overrides")):
@@ -117,6 +119,8 @@ def build_parser() -> argparse.ArgumentParser:
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
+    benchmark = "draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)"
+    commands_benchmark.add_arguments(_add(commands, commands_benchmark.COMMAND, benchmark))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
@@ -276,6 +280,8 @@ def _hours(text: str) -> float:
 def _command(name: str) -> Command:
     if name == "evaluate-tokenizer":
         return commands_tokenizer.evaluate_tokenizer
+    if name == commands_benchmark.COMMAND:
+        return commands_benchmark.evaluate_benchmark
     if name == "pairs":
         return commands_pairs.pairs
     from tokenmill import commands
