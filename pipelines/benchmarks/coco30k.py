@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import Asked, LeftOut, Output, Prompts, Score, TextFile
@@ -30,7 +32,7 @@ class Coco30k:
         ids: a file with annotation ids, white space between them, instead of the draw.
     """
 
-    number: int = 30_000
+    number: Annotated[int, Field(ge=1)] = 30_000
     choice_seed: int = 0
     ids: str = ""
 

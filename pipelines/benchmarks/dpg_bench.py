@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import Asked, LeftOut, Output, Prompts, Score, TextFile
 
-_MOST_SAMPLES = 4
 _TOTAL = re.compile(r"^DPG-Bench score: ([\d.eE+-]+)\s*$", re.MULTILINE)
 _CATEGORY = re.compile(r"^\t([^\t:]+): ([\d.eE+-]+)\s*$", re.MULTILINE)
 
@@ -25,7 +26,7 @@ _CATEGORY = re.compile(r"^\t([^\t:]+): ([\d.eE+-]+)\s*$", re.MULTILINE)
 class DpgBench:
     """`samples`: pictures in a grid, 1 to 4 (the scorer's PIC_NUM)."""
 
-    samples: int = 4
+    samples: Annotated[int, Field(ge=1, le=4)] = 4
 
     title: ClassVar = "DPG-Bench"
     is_video: ClassVar = False
@@ -33,10 +34,6 @@ class DpgBench:
     scored: ClassVar = "images"
     endings: ClassVar = (".txt",)
     paper: ClassVar[Mapping[str, Mapping[str, float]]] = {"Emu3": {"overall": 80.60}, "Emu3, DPO": {"overall": 81.60}}
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.samples <= _MOST_SAMPLES:
-            raise ValueError(f"samples: a grid has 1 to {_MOST_SAMPLES} pictures, found {self.samples}")
 
     def prompts(self, files: Sequence[TextFile]) -> Prompts:
         """Read a folder of texts, a prompt each."""

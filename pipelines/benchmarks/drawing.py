@@ -1,31 +1,35 @@
 """Draw what a benchmark asks with an exported model, into the layout its scorer expects.
 
 A sample's seed comes from the run's seed, the prompt's name and the sample's number, so a part of a benchmark, a shard
-of it or a resumed run gives the pictures the whole would. What was drawn already is left alone; a kill loses one batch.
+of it or a resumed run gives the pictures the whole would. What was drawn already is left alone; a kill loses one batch
+(`Work.batch`, 8 samples), and what it costs to be sure of that is a table a batch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from io import BytesIO
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.generate.drawing import Drawing
 from tokenmill.generate.export_folder import ExportFolder
+from tokenmill.generate.grammar import VisionGrammar
+from tokenmill.generate.model import ExportedModel
+from tokenmill.generate.sampling import Sampling
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines.benchmarks.benchmark import Asked, Benchmark, LeftOut, Output, Prompts
+from tokenmill.pipelines.benchmarks.benchmark import Asked, Benchmark, Output, Prompts
+from tokenmill.pipelines.benchmarks.drawn_files import png, seed_of
 from tokenmill.pipelines.benchmarks.folder import BenchmarkFolder, Drawn
+from tokenmill.pipelines.tokens_settings import open_vision
 from tokenmill.pipelines.write_video import mp4
-from tokenmill.tokenize.documents import VisionSegment
 from tokenmill.tokenize.vision import VisionTokenizer
 
 log = logging.getLogger(__name__)
@@ -37,19 +41,22 @@ _TOLD = 100  # of what was left out, in run.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What of a run determines its pictures; sides in pixels."""
+    """What of a run determines its pictures; sides in pixels, `fps` and `seconds` of clips alone."""
 
     height: int
     width: int
     fps: float
     seconds: float
-    top_k: int
-    top_p: float
-    temperature: float
-    guidance: float
+    sampling: Sampling
     negative: str
     seed: int
     dtype: str
+
+    def told(self, *, is_video: bool) -> dict[str, Any]:
+        """Return all of them in one mapping."""
+        told = asdict(self)
+        told |= told.pop("sampling")
+        return {key: value for key, value in told.items() if is_video or key not in ("fps", "seconds")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,36 +71,37 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A file that is not there yet."""
+    """A file that is not there yet, and what the model is given for it."""
 
     asked: Asked
     text: str
     output: Output
 
 
-class Drawing:
+class BenchmarkDrawing:
     """One benchmark, one model, one folder."""
 
     def __init__(
-        self, name: str, benchmark: Benchmark, exported: ExportFolder, folder: BenchmarkFolder, settings: Settings
-    ) -> None:
-        from tokenmill.pipelines.tokens_settings import open_vision
+        self, name: str, benchmark: Benchmark, model: str, folder: BenchmarkFolder, settings: Settings, work: Work,
+        storage: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._exported = ExportFolder(open_store(model, storage or {}), "")
+        self._name, self._benchmark, self._folder, self._work = name, benchmark, folder, work
+        self._settings, self._vision = settings, _vision(self._exported, work.device)
+        self._template = _template(settings, self._vision, is_video=benchmark.is_video)
+        self._told = settings.told(is_video=benchmark.is_video)
 
-        spec = exported.description.get("vision")
-        if not spec:
-            raise RecipeError(f"{exported.store.url}: was trained without pictures; it cannot draw")
-        self._name, self._benchmark, self._exported, self._folder = name, benchmark, exported, folder
-        self._settings, self._vision = settings, open_vision(spec)
-        self._segment = _segment(settings, self._vision, is_video=benchmark.is_video)
-        self.left_out: list[LeftOut] = []
+    def run(self, prompts: Prompts, texts: Mapping[str, str], *, prompt_file: str = "") -> dict[str, Any]:
+        """Draw what is missing; `texts` replaces prompts by what a rewriter made of them.
 
-    def run(self, prompts: Prompts, texts: Mapping[str, str], work: Work, *, prompt_file: str = "") -> dict[str, Any]:
-        """Draw what is missing; `texts` replaces prompts by what a rewriter made of them."""
+        Raises:
+            RecipeError: the folder holds something else, or the context not even a picture.
+        """
         self._begin(prompts, texts, prompt_file)
         for file, text in prompts.beside.items():
             self._folder.put(file, text.encode())
-        first, step = work.shard
-        mine = prompts.asked[: work.limit][first::step]
+        first, step = self._work.shard
+        mine = prompts.asked[: self._work.limit][first::step]
         whole = self._folder.whole()
         wanted = [
             _Wanted(asked=asked, text=texts.get(asked.prompt, asked.prompt), output=output)
@@ -101,37 +109,27 @@ class Drawing:
             for output in asked.outputs
             if output.file not in whole
         ]
-        self.left_out = list(prompts.left_out)
-        if wanted:
-            self._draw(wanted, work)
-        counts = self._folder.count()
-        reasons = Counter(one.reason for one in self.left_out)
+        num_long = self._draw(wanted) if wanted else 0
+        reasons = Counter(one.reason for one in prompts.left_out) + Counter({"beyond_context": num_long})
         return {
             "benchmark": self._name,
             "folder": self._folder.store.url,
             "scored": f"{self._folder.store.url}/{self._benchmark.scored}".rstrip("/"),
             "prompts": len(mine),
             "rewritten": sum(asked.prompt in texts for asked in mine),
-            "new_files": len({one.output.file for one in wanted}) - reasons["beyond_context"],
-            **counts,
+            "new_files": len(wanted) - num_long,
+            **self._folder.count(),
             "left_out": dict(sorted(reasons.items())),
         }
 
     def _begin(self, prompts: Prompts, texts: Mapping[str, str], prompt_file: str) -> None:
-        rows = [
-            {"name": asked.name, "prompt": asked.prompt, "text": texts.get(asked.prompt, asked.prompt), **asked.row,
-             "files": [output.file for output in asked.outputs]}
-            for asked in prompts.asked
-        ]  # fmt: skip
-        settings = asdict(self._settings)
-        if not self._benchmark.is_video:
-            del settings["fps"], settings["seconds"]
+        rows = [_row(asked, texts.get(asked.prompt, asked.prompt)) for asked in prompts.asked]
         identity = {
             "version": VERSION,
             "benchmark": self._name,
             "model": self._exported.fingerprint,
             "vision": self._vision.fingerprint,
-            "settings": settings,
+            "settings": self._told,
             "prompts": digest_of([(row["name"], row["text"], row["files"]) for row in rows]),
         }
         told = {
@@ -144,55 +142,47 @@ class Drawing:
         }
         self._folder.begin(identity, rows, told)
 
-    def _draw(self, wanted: Sequence[_Wanted], work: Work) -> None:
+    def _draw(self, wanted: Sequence[_Wanted]) -> int:
+        """Draw files; returns how many were left out because the context does not hold them."""
         from tokenmill.generate.model import load_model
-        from tokenmill.generate.threads import steady_threads
 
         with self._exported.local() as path:
-            loaded = load_model(path, dtype=self._settings.dtype, device=work.device)
+            loaded = load_model(path, dtype=self._settings.dtype, device=self._work.device)
         fitting = [one for one in wanted if self._fits(loaded, one)]
         began = told = time.monotonic()
         done = 0
-        with steady_threads(loaded.model):
-            for batch in _batches(fitting, work.batch):
-                self._draw_batch(loaded, batch, work.batch)
-                done += len(batch)
-                if time.monotonic() - told > _LINE_EVERY_S:
-                    told = time.monotonic()
-                    rate = done / (told - began)
-                    left_h = (len(fitting) - done) / rate / 3600
-                    log.info("%s: %d of %d files, %.2f a second, %.1f h", self._name, done, len(fitting), rate, left_h)
+        for batch in _batches(fitting, self._work.batch):
+            self._draw_batch(loaded, batch)
+            done += len(batch)
+            if time.monotonic() - told > _LINE_EVERY_S:
+                told = time.monotonic()
+                rate = done / (told - began)
+                left_h = (len(fitting) - done) / rate / 3600
+                log.info("%s: %d of %d files, %.2f a second, %.1f h", self._name, done, len(fitting), rate, left_h)
+        return len(wanted) - len(fitting)
 
-    def _fits(self, loaded: Any, one: _Wanted) -> bool:
-        """Say whether the context holds prompt and picture; a prompt that is too long is told once."""
-        from tokenmill.generate.grammar import VisionGrammar
-        from tokenmill.generate.prompts import drawing_prompt
+    def _fits(self, loaded: ExportedModel, one: _Wanted) -> bool:
+        """Say whether the context holds prompt and picture; raises RecipeError where not even the picture fits."""
+        template, context = self._template, loaded.model.config.max_position_embeddings
+        grammar = VisionGrammar(loaded.vocabulary, template.height, template.width, template.frames)
+        lengths = {text: len(template.ids_before(grammar, text)) for text in ("", one.text, template.negative)}
+        if max(lengths[""], lengths[template.negative]) + grammar.num_ids > context:
+            told = f"{grammar.num_ids} ids of a picture or clip of this size, and the negative prompt"
+            raise RecipeError(f"{told}: the model's context holds {context}")
+        return bool(lengths[one.text] + grammar.num_ids <= context)
 
-        picture = self._segment
-        behind = VisionGrammar(loaded.vocabulary, picture.h, picture.w, picture.t).num_ids
-        needed = max(
-            len(drawing_prompt(loaded.vocabulary, text, picture)) for text in (one.text, self._settings.negative)
-        )
-        if needed + behind <= loaded.model.config.max_position_embeddings:
-            return True
-        if len(drawing_prompt(loaded.vocabulary, "", picture)) + behind > loaded.model.config.max_position_embeddings:
-            told = f"{behind} ids of a picture or clip of this size; the model's context holds"
-            raise RecipeError(f"{told} {loaded.model.config.max_position_embeddings}")
-        self.left_out.append(LeftOut(where=one.output.file, reason="beyond_context"))
-        return False
+    def _draw_batch(self, loaded: ExportedModel, batch: Sequence[_Wanted]) -> None:
+        """Draw, decode and publish the samples of some files."""
+        from tokenmill.generate.sample import draw_documents
 
-    def _draw_batch(self, loaded: Any, batch: Sequence[_Wanted], batch_size: int) -> None:
-        drawn = [
-            (one, sample, seed_of(self._settings.seed, one.asked.name, sample))
-            for one in batch
-            for sample in one.output.samples
-        ]
-        documents = self._documents(
-            loaded, [one.text for one, _, _ in drawn], [seed for _, _, seed in drawn], batch_size
-        )
+        samples = [(one, sample, self._seed(one, sample)) for one in batch for sample in one.output.samples]
+        documents = draw_documents(
+            loaded, [replace(self._template, prompt=one.text, seed=seed) for one, _, seed in samples],
+            self._settings.sampling, batch_size=self._work.batch, num_codes=self._vision.codebook_size,
+        )  # fmt: skip
         frames: dict[str, list[NDArray[np.uint8]]] = {}
-        rows: list[Drawn] = []
-        for (one, sample, seed), ids in zip(drawn, documents, strict=True):
+        rows = []
+        for (one, sample, seed), ids in zip(samples, documents, strict=True):
             frames.setdefault(one.output.file, []).append(self._pixels(loaded, ids))
             rows.append(
                 Drawn(
@@ -203,75 +193,58 @@ class Drawing:
         for one in batch:
             for file, text in one.asked.beside.items():
                 self._folder.put(file, text.encode())
-        told = {one.output.file: self._told(one) for one in batch}
-        self._folder.publish({file: self._encoded(some, told[file]) for file, some in frames.items()}, rows)
+        self._folder.publish({one.output.file: self._encoded(one, frames[one.output.file]) for one in batch}, rows)
 
-    def _documents(
-        self, loaded: Any, texts: Sequence[str], seeds: Sequence[int], batch_size: int
-    ) -> list[NDArray[np.int32]]:
-        from tokenmill.generate.sample import generate_vision
+    def _seed(self, one: _Wanted, sample: int) -> int:
+        return seed_of(self._settings.seed, one.asked.name, sample)
 
-        picture, settings = self._segment, self._settings
-        return generate_vision(
-            loaded.model, loaded.vocabulary, texts, picture.h, picture.w, picture.t, fps=picture.fps,
-            seconds=picture.seconds, top_k=settings.top_k, temperature=settings.temperature,
-            guidance=settings.guidance, negative=settings.negative, seed=seeds, batch_size=batch_size,
-            num_codes=self._vision.codebook_size,
-        )  # fmt: skip
-
-    def _pixels(self, loaded: Any, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
+    def _pixels(self, loaded: ExportedModel, ids: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Return the frames (T, H, W, 3) of a document."""
         from tokenmill.generate.pictures import decode_ids
 
         return np.stack(decode_ids(ids, loaded.vocabulary, self._vision))
 
-    def _told(self, one: _Wanted) -> dict[str, str]:
-        """What a picture says of itself."""
-        seeds = [str(seed_of(self._settings.seed, one.asked.name, sample)) for sample in one.output.samples]
-        settings = ", ".join(f"{key} {value}" for key, value in asdict(self._settings).items() if value != "")
-        told = {"prompt": one.text, "seed": " ".join(seeds), "settings": settings}
-        return told | ({"rewritten from": one.asked.prompt} if one.text != one.asked.prompt else {})
-
-    def _encoded(self, samples: Sequence[NDArray[np.uint8]], told: dict[str, str]) -> bytes:
-        from tokenmill.generate.pictures import save_png
-
-        if self._segment.fps is not None:
-            return mp4(samples[0], self._segment.fps)
-        buffer = BytesIO()
-        save_png(buffer, grid_of([sample[0] for sample in samples]), told)
-        return buffer.getvalue()
+    def _encoded(self, one: _Wanted, samples: Sequence[NDArray[np.uint8]]) -> bytes:
+        if self._template.fps is not None:
+            return mp4(samples[0], self._template.fps)
+        told = {
+            "prompt": one.text,
+            "seed": " ".join(str(self._seed(one, sample)) for sample in one.output.samples),
+            "settings": ", ".join(f"{key} {value}" for key, value in self._told.items() if value != ""),
+            **({"rewritten from": one.asked.prompt} if one.text != one.asked.prompt else {}),
+        }
+        return png([sample[0] for sample in samples], told)
 
 
-def seed_of(seed: int, name: str, sample: int) -> int:
-    """Return the seed of a sample (48 bits): of these three alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}\0{sample}".encode()).digest()[:6], "big")
+def _row(asked: Asked, text: str) -> dict[str, Any]:
+    files = [output.file for output in asked.outputs]
+    return {"name": asked.name, "prompt": asked.prompt, "text": text, **asked.row, "files": files}
 
 
-def grid_of(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Put pictures (H, W, 3) of one size two in a row; a missing last one is black."""
-    if len(pictures) == 1:
-        return pictures[0]
-    full = [*pictures, *[np.zeros_like(pictures[0])] * (len(pictures) % 2)]
-    rows = [np.concatenate(full[first : first + 2], axis=1) for first in range(0, len(full), 2)]
-    return np.concatenate(rows)
+def _vision(exported: ExportFolder, device: str) -> VisionTokenizer:
+    """Open the tokenizer by the export's own words, on our device."""
+    spec = exported.description.get("vision")
+    if not spec:
+        raise RecipeError(f"{exported.store.url}: was trained without pictures; it cannot draw")
+    return open_vision({**spec, "device": device} if device != "cpu" or "device" in spec else spec)
 
 
-def open_export(url: str, storage: Mapping[str, Any]) -> ExportFolder:
-    """Open the model of a folder; raises StorageError where there is none."""
-    return ExportFolder(open_store(url, storage), "")
-
-
-def _segment(settings: Settings, vision: VisionTokenizer, *, is_video: bool) -> VisionSegment:
-    """Return the grid in codes; a clip has whole windows, at least one."""
+def _template(settings: Settings, vision: VisionTokenizer, *, is_video: bool) -> Drawing:
+    """Return what every sample has in common; a clip has whole windows, at least one."""
     factor, window = vision.spatial_factor, vision.temporal_factor
     for side, pixels in (("--height", settings.height), ("--width", settings.width)):
         if pixels < factor or pixels % factor:
             raise RecipeError(f"{side} {pixels}: has to be a multiple of the tokenizer's {factor} pixels a code")
     rows, columns = settings.height // factor, settings.width // factor
     if not is_video:
-        return VisionSegment(1, rows, columns, 0, None, None)
+        return Drawing(prompt="", height=rows, width=columns, negative=settings.negative)
+    if not (0 < settings.fps < float("inf") and 0 < settings.seconds < float("inf")):
+        raise RecipeError(f"--fps {settings.fps:g}, --seconds {settings.seconds:g}: both have to be above 0")
     steps = max(1, round(settings.seconds * settings.fps / window))
-    return VisionSegment(steps, rows, columns, 0, settings.fps, round(steps * window / settings.fps, 3))
+    return Drawing(
+        prompt="", height=rows, width=columns, frames=steps, fps=settings.fps,
+        seconds=round(steps * window / settings.fps, 3), negative=settings.negative,
+    )  # fmt: skip
 
 
 def _batches(wanted: Sequence[_Wanted], size: int) -> Iterator[list[_Wanted]]:

@@ -61,7 +61,7 @@ class BenchmarkFolder:
         self.store = store
 
     def begin(self, identity: Mapping[str, Any], asked: Iterable[Mapping[str, Any]], told: Mapping[str, Any]) -> None:
-        """Claim the folder; raises RecipeError where something else was drawn into it."""
+        """Claim the folder; raises RecipeError where something else was drawn into it already."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked)
         described = {"schema": SCHEMA, **identity, **told, "drawn": {}}
         if self.store.put_exclusive(RUN, _json(described)):
@@ -69,9 +69,10 @@ class BenchmarkFolder:
             return
         found = self.run()
         other = [key for key, value in json.loads(_json(identity)).items() if found.get(key) != value]
-        if other:
+        if other and self._num_tables():
             raise RecipeError(f"{self.store.url}: was drawn with another {', '.join(other)}; take another --out")
-        if not self.store.exists(ASKED):
+        if other or not self.store.exists(ASKED):
+            self.store.put(RUN, _json(described))
             self.store.put(ASKED, lines.encode())
 
     def run(self) -> dict[str, Any]:

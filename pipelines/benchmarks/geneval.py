@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import Asked, LeftOut, Output, Prompts, Score, TextFile, lines_of
@@ -22,7 +24,7 @@ from tokenmill.pipelines.benchmarks.benchmark import Asked, LeftOut, Output, Pro
 class GenEval:
     """`samples`: pictures a prompt."""
 
-    samples: int = 4
+    samples: Annotated[int, Field(ge=1)] = 4
 
     title: ClassVar = "GenEval"
     is_video: ClassVar = False

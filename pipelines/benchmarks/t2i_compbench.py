@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import (
@@ -30,7 +32,7 @@ from tokenmill.pipelines.benchmarks.benchmark import (
 class T2ICompBench:
     """`samples`: pictures a prompt."""
 
-    samples: int = 10
+    samples: Annotated[int, Field(ge=1)] = 10
 
     title: ClassVar = "T2I-CompBench"
     is_video: ClassVar = False

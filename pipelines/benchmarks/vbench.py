@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import (
@@ -64,8 +66,8 @@ class VBench:
         dimensions: only prompts of these, with commas between them; empty: all.
     """
 
-    samples: int = 5
-    still_samples: int = 25
+    samples: Annotated[int, Field(ge=1)] = 5
+    still_samples: Annotated[int, Field(ge=1)] = 25
     dimensions: str = ""
 
     title: ClassVar = "VBench"

@@ -108,7 +108,8 @@ def _draw(options: argparse.Namespace, benchmark: Benchmark, folder: BenchmarkFo
         raise RecipeError(f"--prompts: {benchmark.title}'s own prompt file is wanted")
     if options.limit is not None and options.limit < 1:
         raise RecipeError(f"--limit {options.limit}: has to be at least 1")
-    from tokenmill.pipelines.benchmarks.drawing import Drawing, Settings, Work, open_export
+    from tokenmill.generate.sampling import Sampling
+    from tokenmill.pipelines.benchmarks.drawing import BenchmarkDrawing, Settings, Work
     from tokenmill.pipelines.benchmarks.prompt_files import read_files, read_rewritten
     from tokenmill.recipe import storage_options
     from tokenmill.tokenize.vision_device import opened_device
@@ -118,14 +119,14 @@ def _draw(options: argparse.Namespace, benchmark: Benchmark, folder: BenchmarkFo
     prompts = benchmark.prompts(read_files(options.prompts, benchmark.endings, storage))
     texts = read_rewritten(options.rewritten, storage) if options.rewritten else {}
     guidance = benchmark.guidance if options.guidance is None else options.guidance
+    sampling = Sampling(top_k=options.top_k, top_p=options.top_p, temperature=options.temperature, guidance=guidance)
     settings = Settings(
-        height=options.height, width=options.width, fps=options.fps, seconds=options.seconds, top_k=options.top_k,
-        top_p=options.top_p, temperature=options.temperature, guidance=guidance, negative=options.negative,
-        seed=options.seed, dtype=options.dtype,
+        height=options.height, width=options.width, fps=options.fps, seconds=options.seconds, sampling=sampling,
+        negative=options.negative, seed=options.seed, dtype=options.dtype,
     )  # fmt: skip
     work = Work(device=options.device, batch=options.batch, shard=options.shard, limit=options.limit)
-    drawing = Drawing(options.name, benchmark, open_export(options.model, storage), folder, settings)
-    return drawing.run(prompts, texts, work, prompt_file=options.prompts)
+    drawing = BenchmarkDrawing(options.name, benchmark, options.model, folder, settings, work, storage)
+    return drawing.run(prompts, texts, prompt_file=options.prompts)
 
 
 def _likeness(options: argparse.Namespace, benchmark: Benchmark, folder: BenchmarkFolder) -> dict[str, Any]:
