@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from tokenmill import (
     commands_ask,
+    commands_benchmark,
     commands_chat,
     commands_draw,
     commands_extend,
@@ -42,6 +43,7 @@ _OWN_FILES: dict[str, Command] = {
     "ask": commands_ask.ask,
     "chat": commands_chat.chat,
     "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
+    commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
     "pairs": commands_pairs.pairs,
 }
 
@@ -102,6 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["evaluate", "tokenizer"]:
         given[:2] = ["evaluate-tokenizer"]
+    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
+        given[:1] = [commands_benchmark.COMMAND]
     options, rest = parser.parse_known_args(given)
     if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
         more = [text for text in rest if not text.startswith("-")]
@@ -138,6 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
+    benchmark = "draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)"
+    commands_benchmark.add_arguments(_add(commands, commands_benchmark.COMMAND, benchmark))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
