@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenmill.pipelines.write_video import mp4
 
 from tokenmill.errors import RecipeError
 from tokenmill.generate.drawing import Drawing
@@ -29,7 +30,6 @@ from tokenmill.pipelines.benchmarks.benchmark import Asked, Benchmark, Output, P
 from tokenmill.pipelines.benchmarks.drawn_files import png, seed_of
 from tokenmill.pipelines.benchmarks.folder import BenchmarkFolder, Drawn
 from tokenmill.pipelines.tokens_settings import open_vision
-from tokenmill.pipelines.write_video import mp4
 from tokenmill.tokenize.vision import VisionTokenizer
 
 log = logging.getLogger(__name__)
