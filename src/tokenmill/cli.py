@@ -24,6 +24,7 @@ from tokenmill import (
     commands_chat,
     commands_draw,
     commands_extend,
+    commands_lmms,
     commands_pairs,
     commands_tokenizer,
     training_estimate,
@@ -42,6 +43,7 @@ _OWN_FILES: dict[str, Command] = {
     "ask": commands_ask.ask,
     "chat": commands_chat.chat,
     "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
+    commands_lmms.COMMAND: commands_lmms.evaluate_lmms,
     "pairs": commands_pairs.pairs,
 }
 
@@ -102,6 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["evaluate", "tokenizer"]:
         given[:2] = ["evaluate-tokenizer"]
+    if given[:2] == ["evaluate", "lmms"]:
+        given[:2] = [commands_lmms.COMMAND]
     options, rest = parser.parse_known_args(given)
     if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
         more = [text for text in rest if not text.startswith("-")]
@@ -138,6 +142,8 @@ def build_parser() -> argparse.ArgumentParser:
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
+    lmms = "understanding by lmms-eval: its results beside the paper's figures (also: evaluate lmms)"
+    commands_lmms.add_arguments(_add(commands, commands_lmms.COMMAND, lmms))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
