@@ -20,12 +20,13 @@ from tokenmill.errors import RecipeError, SampleError
 from tokenmill.generate.conversing import Turn, conversation_prompts
 from tokenmill.generate.likelihood import Likelihood, answer_likelihoods
 from tokenmill.generate.model import ExportedModel
-from tokenmill.generate.sample import generate_text
+from tokenmill.generate.text import generate_text
 from tokenmill.generate.threads import steady_threads
 from tokenmill.tokenize.vision import VisionTokenizer
 
 _log = logging.getLogger(__name__)
 _READ = frozenset({"max_new_tokens", "temperature", "do_sample", "top_k", "top_p", "num_beams", "until"})
+_LEAST_ROOM = 16  # ids that must be left for an answer; tasks ask for up to 1,024 and get as many as there are
 _OUTSIDE = frozenset({"image_aspect_ratio", "use_cache", "num_return_sequences"})  # of others' models
 
 
@@ -39,11 +40,12 @@ class Replier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How an answer is drawn: the likeliest id at temperature 0; it ends before the first of `until`."""
+    """How an answer of up to `max_new` ids is drawn: the likeliest at temperature 0; it ends before any of `until`."""
 
     max_new: int
     temperature: float = 0.0
     top_k: int = 0
+    top_p: float = 1.0
     until: tuple[str, ...] = ()
 
 
@@ -73,7 +75,7 @@ def manner_of(settings: Mapping[str, Any], *, max_new: int, blank_line_ends: boo
     A lone blank line in `until` is what lmms-eval adds to every task; unless it shall end an answer it is left out.
 
     Raises:
-        RecipeError: beams, a top_p below 1, or a setting that is not known here: others would change the answers.
+        RecipeError: beams, or a setting that is not known here: it might change the answers.
     """
     unknown = sorted(set(settings) - _READ - _OUTSIDE)
     if unknown:
@@ -83,17 +85,16 @@ def manner_of(settings: Mapping[str, Any], *, max_new: int, blank_line_ends: boo
     temperature = float(settings.get("temperature") or 0.0)
     if settings.get("do_sample") is False:
         temperature = 0.0
-    beams, top_p = int(settings.get("num_beams") or 1), float(settings.get("top_p") or 1.0)
+    beams = int(settings.get("num_beams") or 1)
     if beams != 1:
         raise RecipeError(f"num_beams {beams}: there is no search by beams; set it to 1")
-    if temperature and top_p < 1:
-        raise RecipeError(f"top_p {top_p:g} with temperature {temperature:g}: answers are drawn with top_k only")
     until = settings.get("until") or ()
     ends = (until,) if isinstance(until, str) else tuple(until)
     return Manner(
         max_new=int(settings.get("max_new_tokens") or max_new),
         temperature=temperature,
         top_k=int(settings.get("top_k") or 0) if temperature else 0,
+        top_p=float(settings.get("top_p") or 1.0) if temperature else 1.0,
         until=tuple(end for end in ends if end and (blank_line_ends or end != "\n\n")),
     )
 
@@ -119,26 +120,14 @@ def replies(
 
 
 def _batch(replier: Replier, posed: Sequence[Posed], manner: Manner) -> list[Reply]:
-    prompts = opened_prompts(replier, posed, manner.max_new)
-    askable = [index for index, prompt in enumerate(prompts) if not isinstance(prompt, SampleError)]
-    vocabulary = replier.model.vocabulary
-    with steady_threads(replier.model.model):
-        drawn = generate_text(
-            replier.model.model,
-            vocabulary,
-            [prompts[index] for index in askable],  # type: ignore[misc]
-            max_new=manner.max_new,
-            top_k=manner.top_k,
-            temperature=manner.temperature,
-            seed=[posed[index].seed for index in askable],
-            batch_size=max(1, len(askable)),
-        )
-    answered = dict(zip(askable, drawn, strict=True))
+    prompts = opened_prompts(replier, posed, min(manner.max_new, _LEAST_ROOM))
+    answered = _answered(replier, posed, prompts, manner)
+    decode = replier.model.vocabulary.text.decode
     return [
         Reply(error=prompt)
         if isinstance(prompt, SampleError)
         else Reply(
-            text=before_any(vocabulary.text.decode(answered[index].tolist()), manner.until),
+            text=before_any(decode(answered[index].tolist()), manner.until),
             num_prompt=len(prompt),
             num_new=len(answered[index]),
         )
@@ -146,13 +135,44 @@ def _batch(replier: Replier, posed: Sequence[Posed], manner: Manner) -> list[Rep
     ]
 
 
-def opened_prompts(replier: Replier, posed: Sequence[Posed], max_new: int) -> list[NDArray[np.int32] | SampleError]:
-    """Open a batch and give the ids of each, or why there are none; what cannot be asked is logged by its name."""
+def _answered(
+    replier: Replier, posed: Sequence[Posed], prompts: Sequence[NDArray[np.int32] | SampleError], manner: Manner
+) -> dict[int, NDArray[np.int32]]:
+    """Continue the prompts there are, those with equal room for an answer together, so that no other decides of it."""
+    model, vocabulary = replier.model.model, replier.model.vocabulary
+    context = model.config.max_position_embeddings
+    rooms: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, SampleError):
+            rooms[min(manner.max_new, context - len(prompt))].append(index)
+    found: dict[int, NDArray[np.int32]] = {}
+    with steady_threads(model):
+        for room, indexes in rooms.items():
+            drawn = generate_text(
+                model,
+                vocabulary,
+                [prompts[index] for index in indexes],  # type: ignore[misc]
+                max_new=room,
+                top_k=manner.top_k,
+                top_p=manner.top_p,
+                temperature=manner.temperature,
+                seed=[posed[index].seed for index in indexes],
+                batch_size=len(indexes),
+            )
+            found |= zip(indexes, drawn, strict=True)
+    return found
+
+
+def opened_prompts(replier: Replier, posed: Sequence[Posed], room: int) -> list[NDArray[np.int32] | SampleError]:
+    """Open a batch and give the ids of each, or why there are none, which is logged by its name.
+
+    `room` ids of the context must be left for an answer.
+    """
     turns: list[Sequence[Turn] | SampleError] = [_opened(one) for one in posed]
     clear = [one for one in turns if not isinstance(one, SampleError)]
     ids = iter(conversation_prompts(clear, replier.model.vocabulary, replier.vision))
     context = replier.model.model.config.max_position_embeddings
-    prompts = [one if isinstance(one, SampleError) else _fitting(next(ids), max_new, context) for one in turns]
+    prompts = [one if isinstance(one, SampleError) else _fitting(next(ids), room, context) for one in turns]
     for one, prompt in zip(posed, prompts, strict=True):
         if isinstance(prompt, SampleError):
             _log.warning("%s cannot be asked: %s (%s)", one.name, prompt.reason, prompt.message)
@@ -166,10 +186,10 @@ def _opened(posed: Posed) -> Sequence[Turn] | SampleError:
         return error
 
 
-def _fitting(prompt: NDArray[np.int32] | SampleError, max_new: int, context: int) -> NDArray[np.int32] | SampleError:
-    if isinstance(prompt, SampleError) or len(prompt) + max_new <= context:
+def _fitting(prompt: NDArray[np.int32] | SampleError, room: int, context: int) -> NDArray[np.int32] | SampleError:
+    if isinstance(prompt, SampleError) or len(prompt) + room <= context:
         return prompt
-    told = f"{len(prompt)} ids, {max_new} for the answer, {context} in the model's context"
+    told = f"{len(prompt)} ids and {room} for the answer, {context} in the model's context"
     return SampleError("too_long", told)
 
 

@@ -152,22 +152,29 @@ def _row(one: UnderstandingSet, score: Score | None) -> dict[str, Any]:
 
 
 def _files(place: Path) -> list[Path]:
+    """List a folder's results in the order of their dates; tasks put files of their own with such names beside them."""
     if place.is_file():
         return [place]
     found = sorted(place.rglob("*_results.json"), key=lambda file: file.name)
-    if not found:
+    chosen = [file for file in found if isinstance(_content(file).get("results"), dict)]
+    if not chosen:
         raise RecipeError(f"{place}: no results of lmms-eval; give what --output_path named, or a *_results.json in it")
-    return found
+    return chosen
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{file}: no results of lmms-eval ({error})") from error
-    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+    results = _content(file)
+    if not isinstance(results.get("results"), dict):
         raise RecipeError(f'{file}: no results of lmms-eval (it has no "results")')
     return results
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file}: no results of lmms-eval ({error})") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _value(found: Mapping[str, Any], metric: str) -> float | None:

@@ -18,8 +18,8 @@ from tokenmill.generate.likelihood import answer_likelihoods
 from tokenmill.generate.model import ExportedModel
 from tokenmill.generate.prompts import question_prompt
 from tokenmill.generate.replying import Manner, Posed, Replier, before_any, likelihoods, manner_of, replies
-from tokenmill.generate.sample import generate_text
 from tokenmill.generate.seeing import Seen
+from tokenmill.generate.text import generate_text
 from tokenmill.tokenize.vision import load_vision_tokenizer
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
@@ -170,6 +170,14 @@ def test_one_that_cannot_be_asked_is_named_and_costs_no_other(replier, caplog):
     assert "a/test/1 cannot be asked: undecodable" in caplog.text and "160 in the model's context" in caplog.text
 
 
+def test_an_answer_gets_the_room_that_its_own_prompt_leaves(replier):
+    long = Manner(max_new=1024)
+    asked = [posed("a", "What?", manner=long), posed("b", seen(0), "w" * 60, manner=long)]
+    together = replies(replier, asked, 2)
+    assert [one.num_prompt + one.num_new for one in together] == [CONTEXT, CONTEXT]
+    assert together == [replies(replier, [one], 1)[0] for one in asked]
+
+
 def test_likelihoods_of_a_question_are_those_of_its_prompt(replier):
     [prompt] = conversation_prompts([[user(seen(0), "Which?")]], V, replier.vision)
     found = likelihoods(replier, posed("q", seen(0), "Which?"), ["yes", "no"])
@@ -184,7 +192,9 @@ def test_settings_of_harnesses_become_a_manner():
                 "until": ["ASSISTANT:", "\n\n"], "image_aspect_ratio": "original"}  # fmt: skip
     assert manner_of(settings, max_new=256) == Manner(max_new=16, until=("ASSISTANT:",))
     assert manner_of({"until": "\n\n"}, max_new=9, blank_line_ends=True) == Manner(max_new=9, until=("\n\n",))
-    assert manner_of({"temperature": 0.7, "top_k": 50}, max_new=9) == Manner(max_new=9, temperature=0.7, top_k=50)
+    assert manner_of({"temperature": 0.7, "top_k": 50, "top_p": 0.9}, max_new=9) == Manner(
+        max_new=9, temperature=0.7, top_k=50, top_p=0.9
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenmill.cli import main
 from tokenmill.errors import RecipeError
 from tokenmill.generate.understanding_sets import SETS, lmms_command, mean_of, read_scores, rows_of, table_of
 
@@ -43,6 +44,8 @@ def test_sets_that_were_not_run_are_told_and_left_out_of_both_means(tmp_path):
 def test_a_folder_of_several_runs_is_read_whole_and_the_later_run_of_a_set_wins(tmp_path):
     write_results(tmp_path / "m/20260101_results.json", {"gqa": {"exact_match,none": 0.1}})
     write_results(tmp_path / "m/20260102_results.json", {"gqa": {"exact_match,none": 0.2}})
+    (tmp_path / "submissions").mkdir()
+    (tmp_path / "submissions/mmbench_en_dev_results.json").write_text('{"overall_acc": 0.9}')
     write_results(tmp_path / "m/20260103_results.json", {"ai2d": {"exact_match,flexible-extract": 0.3}})
     found = {score.set.name: score.value for score in read_scores([tmp_path])}
     assert found == pytest.approx({"GQA": 20.0, "AI2D": 30.0})
@@ -85,3 +88,16 @@ def test_the_command_names_the_model_and_twelve_tasks():
     command = lmms_command("my run/export", device="cuda:1")
     assert "'pretrained=my run/export'" in command and "--device cuda:1" in command
     assert command.split("--tasks ")[1].split()[0].count(",") == 11
+
+
+def test_the_command_line_prints_table_json_and_command(tmp_path, capsys):
+    path = str(write_results(tmp_path / "a_results.json", of_the_paper()))
+    assert main(["evaluate", "lmms", "--results", path]) == 0
+    assert capsys.readouterr().out == table_of(read_scores([path])) + "\n"
+    assert main(["evaluate-lmms", "--results", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["sets"]) == 12 and found["mean"]["paper"] == 62.12
+    assert main(["evaluate", "lmms", "--model", "run/export", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == lmms_command("run/export", device="cpu") + "\n"
+    assert main(["evaluate", "lmms"]) == 2
+    assert "--results" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from tokenmill import (
     commands_chat,
     commands_draw,
     commands_extend,
+    commands_lmms,
     commands_pairs,
     commands_tokenizer,
     training_estimate,
@@ -44,6 +45,7 @@ _OWN_FILES: dict[str, Command] = {
     "chat": commands_chat.chat,
     "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
     commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
+    commands_lmms.COMMAND: commands_lmms.evaluate_lmms,
     "pairs": commands_pairs.pairs,
 }
 
@@ -106,6 +108,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         given[:2] = ["evaluate-tokenizer"]
     elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
         given[:1] = [commands_benchmark.COMMAND]
+    elif given[:2] == ["evaluate", "lmms"]:
+        given[:2] = [commands_lmms.COMMAND]
     options, rest = parser.parse_known_args(given)
     if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
         more = [text for text in rest if not text.startswith("-")]
@@ -144,6 +148,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
     benchmark = "draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)"
     commands_benchmark.add_arguments(_add(commands, commands_benchmark.COMMAND, benchmark))
+    lmms = "understanding by lmms-eval: its results beside the paper's figures (also: evaluate lmms)"
+    commands_lmms.add_arguments(_add(commands, commands_lmms.COMMAND, lmms))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
