@@ -5,7 +5,8 @@ itself each step: see "How drawing works, and how fast" in docs/generation.md fo
 of the model's own forward (tests: to 1e-5, in float64 to 1e-12). Models with anything else inside are not known here,
 and transformers runs them (`model_decoder.py`).
 
-On CUDA a step of one id is compiled: it reads the whole cache under a mask, so that no shape ever changes.
+On CUDA a step of one id is compiled: it reads the whole cache under a mask, so that no shape changes from step to step.
+That was written and captured (tests), and not run on a GPU yet.
 
 Shape suffixes: B rows, L ids, D width, H heads of queries, G of keys and values, K width of a head, T ids of the cache.
 """
@@ -25,12 +26,15 @@ _CHUNK = 256  # the compiled step's cache is a multiple as long, so that few len
 
 
 class LlamaDecoder:
-    """The forward of a model that `llama_weights.is_known`, with a cache of `rows` times `length` ids."""
+    """The forward of a model that `llama_weights.is_known`, with a cache of `rows` times `length` ids.
 
-    def __init__(self, model: Any, rows: int, length: int) -> None:
+    `is_compiled` is chosen by the device where it is None.
+    """
+
+    def __init__(self, model: Any, rows: int, length: int, *, is_compiled: bool | None = None) -> None:
         self._weights = LlamaWeights.of(model)
         embedding = self._weights.embedding
-        self._is_compiled = embedding.is_cuda
+        self._is_compiled = embedding.is_cuda if is_compiled is None else is_compiled
         length = -(-length // _CHUNK) * _CHUNK if self._is_compiled else length
         layers, shape = len(self._weights.layers), self._weights.shape
         self._cache = embedding.new_zeros((layers, 2, rows, shape.kv_heads, length, shape.head_width))
@@ -79,14 +83,13 @@ class LlamaDecoder:
         return step(self._weights, ids_BL, cos, sin, self._cache[..., :end, :], self._places_T[start:end], mask)
 
     def _feed_compiled(self, ids_B1: Tensor) -> Tensor:
-        at = self._places_T[self._fed, None]
+        at = self._places_T[self._fed : self._fed + 1].clone()  # at the address a kernel wants, whatever the place
         self._fed += 1
         is_seen = (self._places_T <= at) & (self._places_T >= self._padding_B1)
         cos, sin = self._rope_at(at - self._padding_B1)
         mask = _additive(is_seen, self._cache)[:, None, None]
-        torch._dynamo.mark_static_address(self._cache)
-        hidden: Tensor = _compiled_step()(self._weights, ids_B1, cos, sin, self._cache, at, mask)
-        return hidden.clone()  # the next replay writes over it
+        hidden: Tensor = compiled_step()(self._weights, ids_B1, cos, sin, self._cache, at, mask)
+        return hidden
 
     def _rope_at(self, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._rope
@@ -117,8 +120,9 @@ def step(
 
 
 @lru_cache(maxsize=1)
-def _compiled_step() -> Any:
-    return torch.compile(step, fullgraph=True, mode="reduce-overhead")
+def compiled_step(backend: str = "inductor") -> Any:
+    """Compile `step`, for all models and sizes; other sizes are compiled once more, with sizes left open."""
+    return torch.compile(step, backend=backend)
 
 
 def _attended(

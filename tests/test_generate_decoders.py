@@ -11,6 +11,7 @@ import transformers
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.generate import llama_decoder
 from tokenmill.generate.continuation import Continuation
 from tokenmill.generate.llama_weights import is_known
 
@@ -67,6 +68,20 @@ def test_own_forward_of_a_wide_model_keeps_its_matrices_apart_and_gives_the_same
 def test_own_forward_in_half_precision_is_as_close_as_half_precision_is() -> None:
     model = small("Emu3").bfloat16()
     assert largest_difference(model, READ) < 0.1
+
+
+@torch.inference_mode()
+def test_step_that_cuda_runs_is_captured_whole_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = torch.compile(llama_decoder.step, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(llama_decoder, "compiled_step", lambda: captured)
+    model = small("Emu3").double()
+    ids, padding, rows = torch.from_numpy(np.stack([READ[1]] * 2)).long(), torch.tensor([0, 4]), torch.tensor([1, 0, 1])
+    streams = [llama_decoder.LlamaDecoder(model, 3, 40, is_compiled=is_compiled) for is_compiled in (False, True)]
+    plain, compiled = (
+        [stream.read(ids, padding, rows), *(stream.feed(torch.from_numpy(piece[:3])) for piece in NEXT)]
+        for stream in streams
+    )
+    assert max(float((one - other).abs().max()) for one, other in zip(plain, compiled, strict=True)) < 1e-12
 
 
 @pytest.mark.parametrize(

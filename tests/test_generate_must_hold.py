@@ -20,7 +20,7 @@ from tokenmill.generate.model import ExportedModel
 from tokenmill.generate.pictures import PictureCodes, decode_ids, parse_pictures
 from tokenmill.generate.sample import Drawing, draw_documents
 from tokenmill.generate.sampling import Sampling
-from tokenmill.tokenize.documents import TextSegment, VisionSegment, assemble
+from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, assemble
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
@@ -108,7 +108,7 @@ def opening(drawing: Drawing, text: str) -> NDArray[np.int32]:
     codes = np.zeros(drawing.frames * drawing.height * drawing.width, np.uint32)
     text_ids = np.array(V.text.encode(text), np.uint32)
     picture = VisionSegment(drawing.frames, drawing.height, drawing.width, 0, drawing.fps, drawing.seconds)
-    segments = [TextSegment(0, len(text_ids), "caption"), picture] if text else [picture]
+    segments: list[Segment] = [TextSegment(0, len(text_ids), "caption"), picture] if text else [picture]
     ids = assemble(segments, text_ids, codes, "generation" if text else "unconditional", V).ids
     return ids[: np.flatnonzero(ids == V.sot)[0] + 1]
 
@@ -206,7 +206,7 @@ def test_extension_is_what_transformers_makes_of_documents_with_those_frames(pre
     for one in found:
         for window in one.windows:
             drawing = window.drawing
-            rows = np.concatenate([drawing.begun, codes_of(*drawing.begun.shape)])[: drawing.frames]  # type: ignore[union-attr,list-item,arg-type]
+            rows = np.concatenate([drawing.begun, codes_of(*drawing.begun.shape)])[: drawing.frames]  # type: ignore[union-attr]
             picture = VisionSegment(len(rows), drawing.height, drawing.width, 0, 8.0, 1.0)
             frames = assemble([picture], np.zeros(0, np.uint32), rows.reshape(-1), "unconditional", V).ids
             begun = frames[np.flatnonzero(frames == V.sot)[0] + 1 :]

@@ -80,7 +80,7 @@ def draw(
     """
     ids, mask = _padded(prompts, vocabulary.pad)
     allowed = prefix_function(vocabulary, grid, as_tensor=as_tensor)
-    processors: list[Any] = [PrefixConstrainedLogitsProcessor(allowed, num_beams=1)]  # type: ignore[arg-type]
+    processors: list[Any] = [PrefixConstrainedLogitsProcessor(allowed, num_beams=1)]
     if guidance != 1:
         negative, negative_mask = _padded(against, vocabulary.pad)
         processors.insert(
