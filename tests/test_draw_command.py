@@ -256,7 +256,7 @@ def test_prompt_in_a_script_that_the_vocabulary_lacks_is_refused_and_a_lost_lett
     tokenizer.add_special_tokens(["[UNK]"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     spec = {"name": "huggingface", "path": str(tmp_path / "tokenizer.json"), "codebook_size": 2048}
-    folder, out = random_export(tmp_path / "model", build_vocabulary(spec)), tmp_path / "out"
+    folder, out = random_export(tmp_path / "model", build_vocabulary(spec), areas=None), tmp_path / "out"
     told = refused(capsys, "draw", folder, "赤い円い", "--out", out)
     assert "knows 0 of the 4 letters of prompt 1" in told
     assert "the negative of prompt 1" in refused(capsys, "draw", folder, "a", "--negative", "円", "--out", out)
