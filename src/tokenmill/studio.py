@@ -211,9 +211,8 @@ class Studio:
             return media
         if isinstance(media, np.ndarray):
             frames = media if media.ndim == 4 else media[None]
-            return GivenMedia(
-                name="frames", frames=frames, seconds=tuple(map(float, range(len(frames)))), fps=wanted.fps
-            )
+            seconds = () if wanted.fps is None else tuple(number / wanted.fps for number in range(len(frames)))
+            return GivenMedia(name="frames", frames=frames, seconds=seconds, fps=wanted.fps)
         return read_media(str(media), wanted, self.storage)
 
 
