@@ -206,7 +206,7 @@ def test_coco_draws_one_caption_a_photograph_by_seed_and_names_files_by_its_id(m
 
 def test_coco_takes_a_list_of_ids(model, tmp_path, capsys):
     prompts = captions(tmp_path / "captions_val2014.json", 4)
-    (tmp_path / "ids.txt").write_text("9 8\n14")
+    (tmp_path / "ids.txt").write_text("9 8\n14 9")
     evaluate(capsys, "coco30k", model, prompts, tmp_path / "out", f"ids={tmp_path}/ids.txt")
     assert sorted(listed(tmp_path / "out" / "images")) == ["14.png", "8.png", "9.png"]
     (tmp_path / "ids.txt").write_text("9 800")

@@ -63,7 +63,7 @@ class Coco30k:
 
     def _chosen(self, name: str, captions: Mapping[int, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if self.ids:
-            return [self._named(name, captions, text) for text in _words(self.ids)]
+            return [self._named(name, captions, text) for text in dict.fromkeys(_words(self.ids))]
         order = sorted(captions)
         random.Random(self.choice_seed).shuffle(order)
         first: dict[int, Mapping[str, Any]] = {}

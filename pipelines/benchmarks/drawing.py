@@ -124,6 +124,9 @@ class BenchmarkDrawing:
 
     def _begin(self, prompts: Prompts, texts: Mapping[str, str], prompt_file: str) -> None:
         rows = [_row(asked, texts.get(asked.prompt, asked.prompt)) for asked in prompts.asked]
+        files = Counter(file for row in rows for file in row["files"])
+        if twice := [file for file, number in files.items() if number > 1]:
+            raise RecipeError(f"{prompt_file}: two prompts are drawn into one file, {twice[0]}")
         identity = {
             "version": VERSION,
             "benchmark": self._name,
@@ -136,7 +139,7 @@ class BenchmarkDrawing:
             "prompt_file": prompt_file,
             "model_path": self._exported.store.url,
             "step": self._exported.description.get("step"),
-            "asked": {"prompts": len(rows), "files": sum(len(row["files"]) for row in rows)},
+            "asked": {"prompts": len(rows), "files": len(files)},
             "left_out": [asdict(one) for one in prompts.left_out[:_TOLD]],
             "num_left_out": len(prompts.left_out),
         }
@@ -148,7 +151,8 @@ class BenchmarkDrawing:
 
         with self._exported.local() as path:
             loaded = load_model(path, dtype=self._settings.dtype, device=self._work.device)
-        fitting = [one for one in wanted if self._fits(loaded, one)]
+        most = self._room(loaded)
+        fitting = [one for one in wanted if len(loaded.vocabulary.text.encode(one.text)) <= most]
         began = told = time.monotonic()
         done = 0
         for batch in _batches(fitting, self._work.batch):
@@ -161,15 +165,15 @@ class BenchmarkDrawing:
                 log.info("%s: %d of %d files, %.2f a second, %.1f h", self._name, done, len(fitting), rate, left_h)
         return len(wanted) - len(fitting)
 
-    def _fits(self, loaded: ExportedModel, one: _Wanted) -> bool:
-        """Say whether the context holds prompt and picture; raises RecipeError where not even the picture fits."""
-        template, context = self._template, loaded.model.config.max_position_embeddings
+    def _room(self, loaded: ExportedModel) -> int:
+        """Return how many ids a prompt may have; raises RecipeError where not even an empty one fits."""
+        template, context = self._template, int(loaded.model.config.max_position_embeddings)
         grammar = VisionGrammar(loaded.vocabulary, template.height, template.width, template.frames)
-        lengths = {text: len(template.ids_before(grammar, text)) for text in ("", one.text, template.negative)}
-        if max(lengths[""], lengths[template.negative]) + grammar.num_ids > context:
+        room = context - grammar.num_ids - len(template.ids_before(grammar, ""))
+        if room < len(loaded.vocabulary.text.encode(template.negative)):
             told = f"{grammar.num_ids} ids of a picture or clip of this size, and the negative prompt"
             raise RecipeError(f"{told}: the model's context holds {context}")
-        return bool(lengths[one.text] + grammar.num_ids <= context)
+        return room
 
     def _draw_batch(self, loaded: ExportedModel, batch: Sequence[_Wanted]) -> None:
         """Draw, decode and publish the samples of some files."""

@@ -69,7 +69,7 @@ class BenchmarkFolder:
             return
         found = self.run()
         other = [key for key, value in json.loads(_json(identity)).items() if found.get(key) != value]
-        if other and self._num_tables():
+        if other and self._tables():
             raise RecipeError(f"{self.store.url}: was drawn with another {', '.join(other)}; take another --out")
         if other or not self.store.exists(ASKED):
             self.store.put(RUN, _json(described))
@@ -83,18 +83,21 @@ class BenchmarkFolder:
             raise RecipeError(f"{self.store.url}/{RUN}: not JSON ({error})") from error
         return dict(found)
 
-    def tokens(self) -> pl.DataFrame:
-        """Return everything that was drawn (`TOKEN_COLUMNS`), in the order of files and samples."""
-        names = [name for name in self.store.names() if name.startswith("tokens-") and name.endswith(".parquet")]
-        tables = [open_named_table(self.store, name).frame(TOKEN_COLUMNS) for name in names]
-        rows = pl.concat(tables) if tables else pl.DataFrame(schema=TOKEN_COLUMNS)
+    def tokens(self, columns: Sequence[str] = tuple(TOKEN_COLUMNS)) -> pl.DataFrame:
+        """Return what was drawn, in the order of files and samples; some columns, or all (`TOKEN_COLUMNS`)."""
+        wanted = list(dict.fromkeys(("file", "sample", *columns)))
+        tables = [open_named_table(self.store, name).frame(wanted) for name in self._tables()]
+        schema = {name: TOKEN_COLUMNS[name] for name in wanted}
+        rows = pl.concat(tables) if tables else pl.DataFrame(schema=schema)
         return rows.unique(["file", "sample"], keep="any").sort("file", "sample")
 
     def whole(self) -> set[str]:
         """Return the files that a table names and that have the bytes it says."""
+        return self._whole(self.tokens(["bytes"]))
+
+    def _whole(self, rows: pl.DataFrame) -> set[str]:
         there = {entry.path: entry.size for entry in self.store.files()}
-        named = self.tokens().select("file", "bytes").unique().iter_rows()
-        return {file for file, size in named if there.get(file) == size}
+        return {file for file, size in rows.select("file", "bytes").iter_rows() if there.get(file) == size}
 
     def publish(self, files: Mapping[str, bytes], drawn: Sequence[Drawn]) -> None:
         """Write files, then the table of their samples."""
@@ -117,14 +120,16 @@ class BenchmarkFolder:
     def count(self) -> dict[str, int]:
         """Tell in `run.json` how much is there, however many processes have ended meanwhile."""
         while True:
-            tables = self._num_tables()
-            counts = {"files": len(self.whole()), "samples": len(self.tokens())}
+            tables = self._tables()
+            rows = self.tokens(["bytes"])
+            whole = self._whole(rows)
+            counts = {"files": len(whole), "samples": sum(file in whole for file in rows["file"])}
             self.store.put(RUN, _json({**self.run(), "drawn": counts}))
-            if self._num_tables() == tables:
+            if self._tables() == tables:
                 return counts
 
-    def _num_tables(self) -> int:
-        return sum(name.startswith("tokens-") for name in self.store.names())
+    def _tables(self) -> list[str]:
+        return [name for name in self.store.names() if name.startswith("tokens-") and name.endswith(".parquet")]
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
