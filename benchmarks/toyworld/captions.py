@@ -2,8 +2,8 @@
 
 A wording is a frame ("a picture of … on a white background") around a body ("a red circle left of a blue square").
 Bodies tell more or less: those with shapes alone teach the prompts of GenEval's kinds that name shapes alone. Which
-body stands in which frame turns with the seed, so that all meet. The trade-off: six to eight wordings a picture (the captioner
-`metadata` takes eight), of which one in seven leaves colours open.
+body stands in which frame turns with the seed, so that all meet. The trade-off: five to eight wordings a picture (the
+captioner `metadata` takes eight), of which one in seven leaves colours open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIP_FRAMES = (
 
 
 def captions(made: Scene) -> tuple[str, ...]:
-    """Return six to eight captions true of a picture, always the same ones in the same order, the fullest first."""
+    """Return five to eight captions true of a picture, always the same ones in the same order, the fullest first."""
     verb = "are" if made.kind == "group" else "is"
     return _framed(_bodies(made), FRAMES, made.seed, made.background, verb)
 
@@ -99,6 +99,7 @@ def _related(made: Scene, b: str) -> tuple[str, ...]:
 
 def _moving(made: Motion) -> tuple[str, ...]:
     first, *others = made.objects
+    ends: tuple[str, ...]
     it, way = name(first.shape, first.colour), f" {made.way}" if made.way else ""
     if made.kind == "bouncing":
         ends = (
@@ -108,8 +109,12 @@ def _moving(made: Motion) -> tuple[str, ...]:
             f" moves{way} and bounces",
         )
     elif made.kind == "occluded":
-        ends = (f" moves{way} behind a brown bar", f" moves{way} behind a bar", f" moves{way} and passes behind a bar")
-        ends = (*ends, f" moves{way} behind a brown bar")
+        ends = (
+            f" moves{way} behind a brown bar",
+            f" moves{way} behind a bar",
+            f" moves{way} and passes behind a bar",
+            f" moves{way} behind a brown bar",
+        )
     else:
         rest = "".join(f", {name(other.shape, other.colour)} stays" for other in others)
         ends = (f" moves{way}{rest}", f" moves{way}") * 2

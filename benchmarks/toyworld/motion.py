@@ -1,8 +1,8 @@
 """Clips with exact physics: where a thing is at any time, also long after the clip that was written.
 
 Things go straight on (0.5 to 0.67 pixels a frame, some past another that stays), bounce off the picture's edges as a
-ball without loss (0.75 to 1, at least once in 32 frames), or pass behind a bar and come out again: after 16 frames, half
-of what is written, the thing is just hidden. Times are frames, and real numbers: `position(made, 2.5)` is between two.
+ball without loss (0.75 to 1, at least once in 32 frames), or pass behind a bar and come out again: near frame 16, half
+of what is written, the thing is hidden. Times are frames, and real numbers: `position(made, 2.5)` is between two.
 The trade-off: one thing moves, uniformly, so that a frozen frame is wrong by 8 to 16 pixels after 16 frames and the
 truth is a straight line folded at the edges.
 """
@@ -29,7 +29,7 @@ _OF_OCCLUDED = (0.104, 0.114)  # radius: 3.3 to 3.65 pixels, so that it is seen 
 
 
 def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -> Motion:
-    """Make the clip of `seed`, of a kind or any, with looks that occur in training, or if `unseen` one that does not."""
+    """Make the clip of `seed`, of a kind or any: of looks that training has, or if `unseen` with one that it lacks."""
     rng = random.Random(f"toy motion {seed}{' unseen' * unseen}")
     drawn = rng.choice(get_args(MotionKind))
     make = {"straight": _straight, "bouncing": _bouncing, "occluded": _occluded}[kind or drawn]
@@ -45,7 +45,8 @@ def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -
 
 def position(made: Motion, time: float) -> NDArray[np.float64]:
     """Say where the centres are at a time in frames: (N, 2), x and y in pixels."""
-    return tracks(made, 1, first=time).centres[0]
+    centres: NDArray[np.float64] = tracks(made, 1, first=time).centres[0]
+    return centres
 
 
 def tracks(made: Motion, num_frames: int, first: float = 0) -> Tracks:
