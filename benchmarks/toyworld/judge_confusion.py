@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.toyworld.judge_pixels import Pixels
-from benchmarks.toyworld.judge_reading import Reading, Seen, read
+from benchmarks.toyworld.judge_reading import PICTURES, Reading, Seen, read
 from benchmarks.toyworld.scenes import HELDOUT_SEEDS, draw, scene
 from benchmarks.toyworld.world import SIZE
 from tokenmill.demo.world import Scene, Thing
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer
 
+LIKENESSES = (0.5, 0.6, 0.66, 0.72, 0.78, 0.84)
 Spoil = Callable[[Pixels, int], Pixels]
 
 
@@ -134,6 +136,19 @@ def no_scenes(number: int, vision: VisionTokenizer | None) -> dict[str, list[Pix
     return found
 
 
+def thresholds(scenes: Sequence[Scene], pictures: Sequence[Pixels], others: Sequence[Pixels]) -> dict[str, Any]:
+    """Return what other thresholds of likeness would read right, and find in pictures that are no scene."""
+    found = {}
+    for least in LIKENESSES:
+        look = replace(PICTURES, least_likeness=least)
+        found[f"{least:.2f}"] = {
+            name: float(np.mean([is_right(m, read(SPOILED[name](p, n), look)) for n, (m, p) in enumerate(pairs)]))
+            for name in ("clean", "blur 1.4, noise 5", "noise 12", "jpeg 40")
+            for pairs in [list(zip(scenes, pictures, strict=True))]
+        } | {"objects in no scene": float(np.mean([bool(read(one, look).objects) for one in others]))}
+    return found
+
+
 def study(number: int, vision: VisionTokenizer | None) -> dict[str, Any]:
     """Measure all of it."""
     scenes = [scene(HELDOUT_SEEDS + place, unseen=place % 4 == 3) for place in range(number)]
@@ -149,14 +164,22 @@ def study(number: int, vision: VisionTokenizer | None) -> dict[str, Any]:
         decoded = np.concatenate([vision.decode_images(vision.encode_images(part)) for part in parts])
         table["tokenizer"] = confusion(scenes, list(decoded))
     empty = {}
-    for name, others in no_scenes(number, vision).items():
+    random_scenes = no_scenes(number, vision)
+    for name, others in random_scenes.items():
         readings = [read(picture) for picture in others]
         empty[name] = {
             "unreadable": sum(reading.background is None for reading in readings) / len(readings),
             "with_objects": sum(bool(reading.objects) for reading in readings) / len(readings),
             "like_a_scene": sum(bool(reading.objects) and not reading.junk for reading in readings) / len(readings),
         }
-    return {"scenes": number, "true_scenes": table, "no_scenes": empty}
+    few = max(1, number // 4)
+    hardest = random_scenes["random codes" if vision is not None else "smooth noise"]
+    return {
+        "scenes": number,
+        "true_scenes": table,
+        "no_scenes": empty,
+        "thresholds": thresholds(scenes[:few], pictures[:few], hardest),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,6 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(row["wrong_shapes"], row["wrong_colours"])
     for name, row in found["no_scenes"].items():
         print(f"{name:18} {row}")
+    for name, row in found["thresholds"].items():
+        print(f"likeness >= {name}  {row}")
     return 0
 
 

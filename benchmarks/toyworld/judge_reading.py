@@ -77,6 +77,7 @@ class Look:
     shapes: Sequence[str]
     backgrounds: Mapping[str, RGB]
     bar: RGB | None = None
+    least_likeness: float = LEAST_LIKENESS
 
 
 PICTURES = Look(palette=COLOURS, shapes=SHAPES, backgrounds=BACKGROUNDS)
@@ -154,7 +155,7 @@ def _object(pixels: Pixels, regions: Regions, number: int, part: Mask, name: str
     found = [_fit(shape, soft, known) for shape in look.shapes]
     fits = sorted([_searched(fit, soft, known) for fit in found] if touched else found, key=lambda fit: -fit.likeness)
     best = fits[0]
-    if best.likeness < LEAST_LIKENESS:
+    if best.likeness < look.least_likeness:
         return None
     return Seen(
         shape=best.shape,
