@@ -118,8 +118,17 @@ def _of_clip(store: Store, name: str, wanted: Wanted) -> GivenMedia:
             frames = decoder.frames(path, range(info.num_frames))
             seconds = tuple((np.arange(len(frames)) / fps).tolist())
             return GivenMedia(name=name, frames=frames, seconds=seconds, fps=round(fps, 3))
-        sampled = decoder.sample(path, 0, info.num_frames, fps)
-        return GivenMedia(name=name, frames=sampled.frames, seconds=tuple(sampled.seconds.tolist()), fps=round(fps, 3))
+        return _at_rate(decoder, path, name, fps)
+
+
+def _at_rate(decoder: VideoDecoder, path: Path, name: str, fps: float) -> GivenMedia:
+    """Take the frames on show at even times; one that is on show longer is taken more than once."""
+    times = decoder.times(path)
+    steps = np.arange(max(1, int((times[-1] - times[0]) * fps + 1e-6))) / fps
+    shown = np.searchsorted(times[:-1], times[0] + steps + 1e-6, side="right") - 1
+    numbers, places = np.unique(shown, return_inverse=True)
+    frames = decoder.frames(path, numbers.tolist())[places]
+    return GivenMedia(name=name, frames=frames, seconds=tuple(steps.tolist()), fps=round(fps, 3))
 
 
 def _spread_over(decoder: VideoDecoder, path: Path, name: str, wanted: Wanted) -> GivenMedia:
