@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.errors import RecipeError, RunError, SampleError, TokenmillError
 from tokenmill.generate.canvas import Canvas, Shape, canvas_of
 from tokenmill.generate.clip_to_extend import GivenClip, Reach, clip_of_frames, extend_clips
 from tokenmill.generate.conversation import Conversation, Shown
@@ -225,9 +225,14 @@ class Chat:
 
     def say(self, text: str, *media: Media, on_text: Callable[[str], None] | None = None) -> str:
         """Say something, showing pictures and clips with it; returns the answer."""
-        for one in media:
-            self.show(one)
-        return self.conversation.say(text, on_text)
+        shown = [self.studio.shown(one) for one in media]
+        waiting = self.conversation.waiting
+        self.conversation.waiting = [*waiting, *shown]
+        try:
+            return self.conversation.say(text, on_text)
+        except TokenmillError:
+            self.conversation.waiting = waiting
+            raise
 
     def show(self, media: Media) -> Shown:
         """Show a picture or clip with the next question."""
