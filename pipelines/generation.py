@@ -97,7 +97,7 @@ def generated_name(exported: Exported, settings: GenerateSettings) -> str:
 
 def _settings(settings: GenerateSettings) -> dict[str, Any]:
     """What of the settings determines the pictures."""
-    left_out = {"evaluate_documents"} | ({"clips"} if settings.clips is None else set())
+    left_out = {"evaluate_documents", "jobs", "questions"} | ({"clips"} if settings.clips is None else set())
     return settings.model_dump(mode="json", exclude=left_out)
 
 

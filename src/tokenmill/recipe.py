@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
 from tokenmill.settings_evaluation import check_evaluation
+from tokenmill.settings_generate import DrawingJob, QuestionJob
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_tokenizer import TokenizerTraining
@@ -57,7 +58,18 @@ class Execution(Section):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     pools: dict[
-        Literal["ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan"],
+        Literal[
+            "ingest",
+            "split",
+            "score",
+            "decontaminate",
+            "compare",
+            "duplicates",
+            "caption",
+            "tokenize",
+            "plan",
+            "generate",
+        ],
         StagePool,
     ] = Field(default_factory=dict, description="stage → its pool, where it differs")
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
@@ -252,6 +264,10 @@ class GenerateSettings(Section):
     guidance: float = Field(default=3.0, ge=0)
     seed: int = 0
     evaluate_documents: int = Field(default=200, ge=0, description="held-out documents for the evaluation")
+    jobs: dict[Name, DrawingJob] = Field(
+        default_factory=dict, description="tables of prompts (docs/generation_jobs.md)"
+    )
+    questions: dict[Name, QuestionJob] = Field(default_factory=dict, description="tables of questions about pictures")
 
 
 class Recipe(Section):
