@@ -7,7 +7,7 @@ ranged reads each, so a job of any size takes the memory of one unit's table.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ class DrawnSample:
 
     @property
     def file(self) -> str:
-        """The name of its file in the archive, and of what an export writes."""
-        return f"{escape_key(self.key)}.{self.extension}"
+        """The name of its file."""
+        return file_name(self.key, self.extension)
 
 
 def drawn_samples(snapshot: Snapshot) -> Iterator[DrawnSample]:
@@ -92,9 +92,22 @@ def drawn_samples(snapshot: Snapshot) -> Iterator[DrawnSample]:
         yield from _of_unit(snapshot, commit)
 
 
-def drawn_rows(snapshot: Snapshot, commit: Commit) -> pl.DataFrame:
-    """Return the rows of a unit's samples (`DRAWN_COLUMNS`), without those that failed."""
-    return snapshot.folder.read_rows(commit, list(DRAWN_COLUMNS)).filter(pl.col("fail_reason").is_null())
+def drawn_rows(snapshot: Snapshot, commit: Commit, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Return the rows of a unit's samples without those that failed: `DRAWN_COLUMNS` (some of them) and `file`.
+
+    Raises ManifestError where the table is not what its record says.
+    """
+    wanted = list(DRAWN_COLUMNS) if columns is None else [name for name in columns if name != "file"]
+    rows = snapshot.folder.read_rows(commit, list(dict.fromkeys([*wanted, "key", "extension", "fail_reason"])))
+    good = rows.filter(pl.col("fail_reason").is_null())
+    files = [file_name(key, extension) for key, extension in good.select("key", "extension").iter_rows()]
+    named = good.with_columns(pl.Series("file", files, pl.String))
+    return named if columns is None else named.select(columns)
+
+
+def file_name(key: str, extension: str) -> str:
+    """Name a sample's file, in its archive and wherever it is exported to."""
+    return f"{escape_key(key)}.{extension}"
 
 
 def failed_rows(snapshot: Snapshot) -> pl.DataFrame:

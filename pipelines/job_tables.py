@@ -25,10 +25,10 @@ _LINES = ".txt"
 def table_place(url: str, storage: Mapping[str, Any], where: str) -> tuple[Store, str]:
     """Return the store and name of a table; raises RecipeError naming `where` it was asked for."""
     store, name = place_of(url, storage if "://" in url else {})
+    if not name or not store.exists(name):
+        raise RecipeError(f"{where}: there is no table {url}")
     if not name.lower().endswith((*ALL_TABLES, _LINES)):
         raise RecipeError(f"{where}: {url} is no table; allowed: {', '.join((*ALL_TABLES, _LINES))}")
-    if not store.exists(name):
-        raise RecipeError(f"{where}: there is no {url}")
     return store, name
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.ledger import bytes_of, sum_of_counts, sum_of_numbers
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.records import Commit
@@ -19,6 +19,7 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
+from tokenmill.pipelines.drawing_jobs import draw_jobs
 from tokenmill.pipelines.plan_figures import told_plan
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
@@ -53,7 +54,22 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
             break
     if any(row["stage"] == "caption" for row in rows):
         _tell_captions(chain, rows)
+    if recipe.generate.jobs:
+        rows += _jobs(recipe, waiting)
     return {"root": recipe.root, "stages": rows, "waiting": waiting, "refused": refused}
+
+
+def _jobs(recipe: Recipe, waiting: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of tables of prompts; a model that is not trained yet makes them wait."""
+    try:
+        drawn = draw_jobs(recipe, allow_work=False, quiet=True)
+    except IncompleteStageError as incomplete:
+        found = zip(incomplete.folders, incomplete.known, strict=True)
+        return [_row("generate", folder, total, commits) for (folder, total), commits in found]
+    except RunError:
+        waiting.append("generate")
+        return []
+    return [_row("generate", one.folder, len(one.commits), one.commits) for one in drawn.values()]
 
 
 def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:
