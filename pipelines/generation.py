@@ -19,27 +19,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, RecipeError, StorageError
+from tokenmill.generate.drawn_files import TOKEN_COLUMNS, put_tokens
 from tokenmill.generate.threads import steady_threads
+from tokenmill.generate.write_video import mp4
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.named_tables import open_named_table
-from tokenmill.manifests.stagedir import table_bytes
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
 from tokenmill.pipelines.exported import Exported, find_export
 from tokenmill.pipelines.tokens_settings import open_vision
-from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import GenerateSettings, Recipe
 
 __all__ = ["evaluate_model", "generate_pictures", "generated_name"]
 
 VERSION = 2
 SCHEMA = 2
-TOKEN_COLUMNS: dict[str, Any] = {
-    "file": pl.String,  # of the picture or clip, in the same folder
-    "prompt": pl.String,
-    "seed": pl.Int64,
-    "ids": pl.List(pl.Int32),  # of the whole document, from BOS to EOS
-}
 _DESCRIPTION = "generated.json"
 
 
@@ -145,10 +139,7 @@ def _put(store: Store, folder: str, picture: Picture) -> dict[str, Any]:
 
 def _put_tokens(store: Store, folder: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> str:
     """Write the ids of everything that was drawn; returns the file's name."""
-    told = [(row["file"], row["prompt"], row["seed"], picture.ids.tolist())
-            for row, picture in zip(rows, pictures, strict=True)]  # fmt: skip
-    data = table_bytes(pl.DataFrame(told, schema=TOKEN_COLUMNS, orient="row"), SCHEMA)
-    name = f"tokens-{sha256_hex(data)[:8]}.parquet"
+    name, data = put_tokens(rows, [picture.ids for picture in pictures])
     store.put(f"{folder}/{name}", data)
     return name
 
