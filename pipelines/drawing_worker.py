@@ -6,41 +6,42 @@ drawn eight times. A row that cannot be drawn is found before that and becomes a
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.errors import RunError, SampleError
+from tokenmill.generate.drawing_requests import about_drawing
+from tokenmill.generate.drawn_files import Drawn
+from tokenmill.generate.opened_model import OpenedModel
+from tokenmill.generate.pictures import decode_ids
 from tokenmill.generate.sampling import Sampling
+from tokenmill.generate.threads import steady_threads
 from tokenmill.manifests.archive import ArchiveWriter
-from tokenmill.manifests.identity import digest_of, sha256_hex, short
+from tokenmill.manifests.identity import digest_of, sha256_hex
 from tokenmill.manifests.records import Commit, Counts
 from tokenmill.pipelines.deadlines import renew
 from tokenmill.pipelines.decoding import failure_values
-from tokenmill.pipelines.drawing_model import ModelPlace, OpenedModel, close_model, opened_model
 from tokenmill.pipelines.drawing_prompts import AskedRow, asked_row
 from tokenmill.pipelines.drawn import DRAWN_COLUMNS, STAGE
+from tokenmill.pipelines.job_model import ModelPlace, close_model, opened_model
 from tokenmill.pipelines.job_tables import NumberedRow, row_json
 from tokenmill.pipelines.jobs import Job, JobResult, StagedArchive, UnitOutput, publish
-from tokenmill.pipelines.write_video import mp4
 from tokenmill.settings_generate import DrawingJob
 
 Ids = NDArray[np.int32]
-Frames = NDArray[np.uint8]
 
 
 class DrawingWorker:
-    """Draws, decodes and writes one unit; `name` is the job's, `cpus` what a model on CPUs may use of them."""
+    """Draws, decodes and writes one unit; `cpus` is what a model on CPUs may use of them."""
 
-    def __init__(self, name: str, job: DrawingJob, place: ModelPlace, cpus: int) -> None:
-        self._name, self._settings, self._place, self._cpus = name, job, place, cpus
+    def __init__(self, job: DrawingJob, place: ModelPlace, cpus: int) -> None:
+        self._settings, self._place, self._cpus = job, place, cpus
         self._sampling = Sampling(
             top_k=job.top_k, top_p=job.top_p, temperature=job.temperature, guidance=job.guidance
         )  # fmt: skip
@@ -61,34 +62,30 @@ class DrawingWorker:
 
     def _opened(self) -> OpenedModel:
         started = time.perf_counter()
-        try:
-            opened = opened_model(self._place, self._cpus)
-        except RecipeError as error:  # no other try would end better
-            raise RunError(f"generate.jobs.{self._name}: {error}") from error
-        factor = opened.canvas.spatial_factor
+        opened = opened_model(self._place, self._cpus)
+        factor = opened.vision.spatial_factor
         for name in ("height", "width"):
             pixels = getattr(self._settings, name)
             if pixels % factor:
-                raise RunError(f"generate.jobs.{self._name}.{name}: {pixels} is no multiple of {factor} pixels a code")
+                raise RunError(f"{self._place.where}.{name}: {pixels} is no multiple of {factor} pixels a code")
         self._seconds["open"] += time.perf_counter() - started
         return opened
 
     def _asked(self, number: int, row: Any, opened: OpenedModel) -> AskedRow | SampleError:
         try:
-            return asked_row(number, row, self._settings, opened.canvas)
+            return asked_row(number, row, self._settings, opened)
         except SampleError as error:
             return error
 
     def _drawn(self, asked: Sequence[AskedRow], opened: OpenedModel) -> Iterator[Ids]:
         """Give the documents of all samples, row by row."""
         from tokenmill.generate.sample import draw_documents
-        from tokenmill.generate.threads import steady_threads
 
         started = time.perf_counter()
-        drawings = [_drawing(one, seed) for one in asked for seed in one.seeds]
-        with steady_threads(opened.exported.model):
+        drawings = [one.drawing(sample) for one in asked for sample in range(len(one.seeds))]
+        with steady_threads(opened.model.model):
             documents = draw_documents(
-                opened.exported,
+                opened.model,
                 drawings,
                 self._sampling,
                 batch_size=self._settings.batch_size,
@@ -101,12 +98,10 @@ class DrawingWorker:
     def _write(
         self, job: Job, asked: Sequence[AskedRow | SampleError], drawn: Iterator[Ids], opened: OpenedModel
     ) -> Commit:
-        from tokenmill.generate.threads import steady_threads
-
         (target,) = job.targets
         table: list[dict[str, Any]] = []
         with target.folder.store.staging(target.folder.path) as path:
-            with ArchiveWriter(path) as writer, steady_threads(opened.exported.model):
+            with ArchiveWriter(path) as writer, steady_threads(opened.model.model):
                 for (number, row), one in zip(job.unit.payload["rows"], asked, strict=True):
                     told = {"number": number, "metadata": row_json(row)}
                     if isinstance(one, SampleError):
@@ -128,8 +123,8 @@ class DrawingWorker:
         """Decode a document into the archive; returns its row."""
         started = time.perf_counter()
         key = f"{asked.number:06d}-{sample:03d}"
-        told = self._told(asked, sample)
-        extension, data = _encoded(ids, asked, told, opened)
+        drawn = self._file(asked, sample, ids, opened)
+        extension, data = drawn.suffix[1:], drawn.data()
         self._seconds["decode"] += time.perf_counter() - started
         member = writer.add(key, {extension: data})[extension]
         return {
@@ -151,34 +146,13 @@ class DrawingWorker:
             "sha256": sha256_hex(data),
         }
 
-    def _told(self, asked: AskedRow, sample: int) -> dict[str, str]:
-        """What a file's own metadata says of it."""
-        job = self._settings
-        how = {name: getattr(job, name) for name in ("top_k", "top_p", "temperature", "guidance")}
-        told = {"prompt": asked.prompt, "seed": str(asked.seeds[sample]), "settings": json.dumps(how, sort_keys=True)}
-        told |= {"negative": asked.negative} if asked.negative else {}
-        return told | {"key": asked.key, "model": short(self._place.export.fingerprint)}
-
-
-def _drawing(asked: AskedRow, seed: int) -> Any:
-    from tokenmill.generate.drawing import Drawing
-
-    return Drawing(
-        prompt=asked.prompt, height=asked.rows, width=asked.columns, frames=asked.frames, fps=asked.fps,
-        seconds=asked.seconds, negative=asked.negative, seed=seed,
-    )  # fmt: skip
-
-
-def _encoded(ids: Ids, asked: AskedRow, told: Mapping[str, str], opened: OpenedModel) -> tuple[str, bytes]:
-    """Return a document's pixels as a file: PNG, or mp4 of a clip."""
-    from tokenmill.generate.pictures import decode_ids, save_png
-
-    frames = decode_ids(ids, opened.exported.vocabulary, opened.vision)
-    if asked.fps is not None:
-        return "mp4", mp4(np.stack(frames), asked.fps)
-    buffer = BytesIO()
-    save_png(buffer, frames[0], dict(told))
-    return "png", buffer.getvalue()
+    def _file(self, asked: AskedRow, sample: int, ids: Ids, opened: OpenedModel) -> Drawn:
+        """Decode a document; its file says how it was drawn, but not by which release: that changes no pixel."""
+        identity = opened.identity() | {"key": asked.key, "sample": str(sample)}
+        about = about_drawing(asked.drawing(sample), self._sampling, identity)
+        frames = np.stack(decode_ids(ids, opened.model.vocabulary, opened.vision))
+        told = {name: value for name, value in about.items() if name != "tokenmill"}
+        return Drawn(about=told, ids=ids, frames=frames, fps=asked.fps)
 
 
 def _failed(number: int, row: Any, error: SampleError, job: DrawingJob) -> dict[str, Any]:

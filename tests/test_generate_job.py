@@ -19,17 +19,23 @@ from tests.drawing_jobs import FAILED, ROWS, checked, job_recipe, write_export, 
 from tests.harness import Commands, faults_in, run_alone
 from tests.test_pipelines_generation import V
 
+from tokenmill.cli import main
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.generate.drawing import Drawing
+from tokenmill.generate.drawn_files import read_about
 from tokenmill.generate.model import load_model
 from tokenmill.generate.pictures import parse_pictures
 from tokenmill.generate.sample import draw_documents
 from tokenmill.generate.sampling import Sampling
+from tokenmill.inspection import inspect_path
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines.drawing_jobs import draw_jobs
+from tokenmill.pipelines.drawing_jobs import READ_ONLY, JobOptions, draw_jobs
 from tokenmill.pipelines.drawing_prompts import sample_seed
 from tokenmill.pipelines.drawn import DrawnSample, drawn_samples, failed_rows
+from tokenmill.pipelines.report_html import join
+from tokenmill.pipelines.report_jobs import jobs_shown
+from tokenmill.pipelines.report_pictures import Album
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.status import render_status, status_of
 from tokenmill.verification import verify_path
@@ -47,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples_of(root: Path, **job: Any) -> list[DrawnSample]:
     recipe = checked(root, root.parent / "prompts.jsonl", job)
-    return list(drawn_samples(draw_jobs(recipe, allow_work=False)["boxes"]))
+    return list(drawn_samples(draw_jobs(recipe, options=READ_ONLY)["boxes"]))
 
 
 def test_samples_come_back_with_their_row_whole_and_a_file_that_says_how_it_was_drawn(root):
@@ -64,7 +70,8 @@ def test_samples_come_back_with_their_row_whole_and_a_file_that_says_how_it_was_
         if one.extension == "png":
             image = Image.open(io.BytesIO(one.data))
             assert image.size == (one.grid[2] * 8, one.grid[1] * 8)
-            assert image.text["prompt"] == one.prompt and image.text["seed"] == str(one.seed)
+        told = read_about(one.data)
+        assert (told["prompt"], told["seed"], told["key"]) == (one.prompt, one.seed, one.prompt_key)
     (clip,) = (one for one in found if one.extension == "mp4")
     assert (clip.grid, clip.fps, clip.seconds) == ((2, 2, 2), 8.0, 1.0)
     with av.open(io.BytesIO(clip.data)) as container:
@@ -85,7 +92,7 @@ def test_stored_ids_are_those_that_the_sampler_draws_for_the_row_alone(root):
 
 
 def test_bad_rows_are_rows_with_a_reason_and_the_counts_add_up(root):
-    snapshot = draw_jobs(checked(root, root.parent / "prompts.jsonl"), allow_work=False)["boxes"]
+    snapshot = draw_jobs(checked(root, root.parent / "prompts.jsonl"), options=READ_ONLY)["boxes"]
     counts = snapshot.counts
     assert (counts.rows_in, counts.kept, counts.out) == (len(ROWS), 4, 9)
     assert dict(counts.failed) == FAILED
@@ -101,7 +108,7 @@ def test_verify_inspect_and_status_know_the_folder_and_a_changed_byte_is_found(r
     prompts = root.parent / "prompts.jsonl"
     copy = Path(shutil.copytree(root, tmp_path / "root"))
     assert verify_path(str(copy), {}, deep=True).faults == []
-    folder = draw_jobs(checked(copy, prompts), allow_work=False)["boxes"].folder
+    folder = draw_jobs(checked(copy, prompts), options=READ_ONLY)["boxes"].folder
     tar = sorted((copy / folder.path).glob("*.tar"))[0]
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
@@ -109,18 +116,53 @@ def test_verify_inspect_and_status_know_the_folder_and_a_changed_byte_is_found(r
     assert len(verify_path(str(copy), {}, deep=True).faults) == 2  # the archive, and the member in it
 
 
+def test_export_writes_every_sample_once_by_a_pattern_and_inspect_shows_one(root, tmp_path, capsys):
+    prompts, recipe, to = root.parent / "prompts.jsonl", tmp_path / "recipe.yaml", tmp_path / "to"
+    recipe.write_text(json.dumps(job_recipe(root, prompts)))
+    names = "{number:05d}/samples/{sample:04d}.{extension}"
+    command = ["export-drawn", str(recipe), "--job", "boxes", "--to", str(to), "--names", names]
+    assert main(command) == 0
+    found = samples_of(root)
+    assert capsys.readouterr().out == f"{to}: 9 files written, 0 there already\n"
+    (to / "00001/samples/0002.png").unlink()
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["written"], told["there"]) == (1, 8)
+    for one in found:
+        assert (to / f"{one.number:05d}/samples/{one.sample:04d}.{one.extension}").read_bytes() == one.data
+    told = [json.loads(line) for line in (to / "samples.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["seed"]) for row in told] == [(one.row, one.seed) for one in found]
+    for pattern, why in (
+        ("{number}.png", "twice"),
+        ("../{key}", "no file of the folder"),
+        ("{colour}", "is no pattern"),
+    ):
+        assert main([*command[:-1], pattern]) == 2
+        assert why in capsys.readouterr().err
+    drawn = draw_jobs(checked(root, prompts), options=READ_ONLY)["boxes"]
+    tar = root / drawn.folder.at(drawn.commits[0].data.name)
+    described, _ = inspect_path(str(tar), found[0].key, tmp_path)
+    assert Path(described["picture"]).read_bytes() == found[0].data and json.loads(described["json"]) == found[0].row
+
+
+def test_report_shows_some_of_what_a_job_drew(root):
+    (text,) = map(str, [join(*jobs_shown(checked(root, root.parent / "prompts.jsonl"), Album()))])
+    assert "Job boxes: 9 samples of 4 prompts; not drawn: bad_json 1" in text
+    assert text.count("data:image/png") == 8 and text.count("data:video/mp4") == 1 and "ein Café" in text
+
+
 def test_more_prompts_draw_only_what_is_new_and_other_settings_are_another_folder(root, tmp_path):
     copy, prompts = Path(shutil.copytree(root, tmp_path / "root")), tmp_path / "prompts.jsonl"
     more = [*ROWS[:9], {"prompt": "one more"}]
-    first = draw_jobs(checked(copy, write_rows(prompts)), allow_work=False)["boxes"]
+    first = draw_jobs(checked(copy, write_rows(prompts)), options=READ_ONLY)["boxes"]
     with pytest.raises(IncompleteStageError, match="1 of 4 units"):
-        draw_jobs(checked(copy, write_rows(prompts, more)), allow_work=False)
+        draw_jobs(checked(copy, write_rows(prompts, more)), options=READ_ONLY)
     second = draw_jobs(checked(copy, prompts))["boxes"]
     assert [commit.unit for commit in second.commits[:3]] == [commit.unit for commit in first.commits[:3]]
     assert second.counts.kept == 5
-    other = draw_jobs(checked(copy, prompts, {"top_p": 0.9}), limit=1)["boxes"]
+    other = draw_jobs(checked(copy, prompts, {"top_p": 0.9}), options=JobOptions(limit=1))["boxes"]
     assert other.folder.path != second.folder.path and other.counts.rows_in == 3
-    again = draw_jobs(checked(copy, prompts), retry_failed=True)["boxes"]
+    again = draw_jobs(checked(copy, prompts), options=JobOptions(retry_failed=True))["boxes"]
     assert again.digest == second.digest  # nothing that failed ends otherwise
 
 
@@ -160,7 +202,7 @@ def commands() -> Iterator[Commands]:
 
 def files_of_the_job(root: Path, prompts: Path) -> dict[str, str]:
     """Return the digests of all a job's folder holds, but for logs and what a kill left half written."""
-    folder = root / draw_jobs(checked(root, prompts), allow_work=False)["boxes"].folder.path
+    folder = root / draw_jobs(checked(root, prompts), options=READ_ONLY)["boxes"].folder.path
     kept = [
         path for name in ("*.tar", "*.parquet", "*.json", "commits/*.json", "snapshots/*") for path in folder.glob(name)
     ]
@@ -206,7 +248,7 @@ def test_two_jobs_of_one_model_open_it_once(root, tmp_path, monkeypatch):
         opened.append(path)
         return load_model(path, **how)
 
-    monkeypatch.setattr("tokenmill.generate.model.load_model", counted)
+    monkeypatch.setattr("tokenmill.generate.opened_model.load_model", counted)
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     one = checked(root, prompts, {"unit_rows": 1, "samples": 1}).generate.jobs["boxes"]
     found = draw_jobs(checked(root, prompts), {"one": one, "two": one.model_copy(update={"seed": 1})})

@@ -15,7 +15,7 @@ from tests.test_preference_votes import planned, voted
 from tokenmill.cli import main
 from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.storage import open_store
-from tokenmill.pipelines.drawing_jobs import draw_jobs
+from tokenmill.pipelines.drawing_jobs import READ_ONLY, draw_jobs
 from tokenmill.pipelines.drawn import DrawnSample, drawn_samples
 from tokenmill.pipelines.pair_archives import pairs_of_votes
 from tokenmill.recipe import Recipe
@@ -38,7 +38,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 def samples_of(recipe: Recipe) -> list[DrawnSample]:
-    return list(drawn_samples(draw_jobs(recipe, allow_work=False)["boxes"]))
+    return list(drawn_samples(draw_jobs(recipe, options=READ_ONLY)["boxes"]))
 
 
 def votes_of(samples: list[DrawnSample], numbers: dict[int, float]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from tokenmill import (
     commands_ask,
     commands_chat,
     commands_draw,
+    commands_drawn,
     commands_extend,
     commands_pairs,
     commands_tokenizer,
@@ -42,6 +43,7 @@ _OWN_FILES: dict[str, Command] = {
     "ask": commands_ask.ask,
     "chat": commands_chat.chat,
     "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
+    "export-drawn": commands_drawn.export_drawn,
     "pairs": commands_pairs.pairs,
 }
 
@@ -54,7 +56,7 @@ STAGES = {
     "tokenize": "write the token archives",
     "plan": "decide every pack of the training phase ahead of time",
     "train": "train on the plan, resuming from the newest checkpoint",
-    "generate": "draw the recipe's prompts with the trained model",
+    "generate": "draw the recipe's prompts, and tables of prompts and questions, with the trained model",
     "evaluate": "measure the trained model on held-out samples",
 }
 
@@ -178,6 +180,10 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    drawn = _add(commands, "export-drawn", "write what a table of prompts became as loose pictures and clips")
+    _recipe_arguments(drawn)
+    _storage_argument(drawn)
+    commands_drawn.add_arguments(drawn)
     pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
     _recipe_arguments(pairs)
     commands_pairs.add_arguments(pairs)

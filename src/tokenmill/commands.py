@@ -379,10 +379,11 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
     if name == "train-tokenizer":
         return train_vision_tokenizer(recipe, chain)
     if name == "generate":
+        from tokenmill.pipelines.drawing_jobs import JobOptions
         from tokenmill.pipelines.job_stage import generate
 
-        options = chain.options
-        return generate(recipe, limit=options.limit, retry_failed=options.retry_failed, quiet=options.quiet)
+        asked = chain.options
+        return generate(recipe, JobOptions(limit=asked.limit, retry_failed=asked.retry_failed, quiet=asked.quiet))
     if name == "evaluate":
         from tokenmill.pipelines.evaluation import evaluate_model
 

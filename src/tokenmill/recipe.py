@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
@@ -268,6 +268,14 @@ class GenerateSettings(Section):
         default_factory=dict, description="tables of prompts (docs/generation_jobs.md)"
     )
     questions: dict[Name, QuestionJob] = Field(default_factory=dict, description="tables of questions about pictures")
+
+    @field_validator("questions")
+    @classmethod
+    def _names_of_their_own(cls, value: dict[str, QuestionJob], info: ValidationInfo) -> dict[str, QuestionJob]:
+        both = sorted(value.keys() & info.data.get("jobs", {}).keys())
+        if both:
+            raise ValueError(f"{both[0]} is the name of a job, too; take another")
+        return value
 
 
 class Recipe(Section):
