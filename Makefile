@@ -11,7 +11,7 @@ OUT ?= demo-out
 ARGS ?=
 LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet wandb trackio liger dev# not vllm: it pins another torch
 
-.PHONY: setup demo test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
+.PHONY: setup demo test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips export-drawn train-tokenizer gc takedown submit help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,7 +55,7 @@ lock: setup  ## pin again what pyproject.toml asks for
 		--python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
 
 # One a stage: make filter RECIPE=my.yaml ARGS="execution.workers=8"
-run ingest score select filter caption tokenize plan train generate evaluate report status gc takedown estimate export-clips train-tokenizer: setup
+run ingest score select filter caption tokenize plan train generate evaluate report status gc takedown estimate export-clips export-drawn train-tokenizer: setup
 	@$(TOKENMILL) $@ $(RECIPE) $(ARGS)
 
 evaluate-tokenizer: setup  ## make evaluate-tokenizer SPEC=scenes DATA="photos clips"

@@ -93,7 +93,7 @@ def generated_name(exported: Exported, settings: GenerateSettings) -> str:
 def _settings(settings: GenerateSettings) -> dict[str, Any]:
     """What of the settings determines the pictures."""
     names = [name for name in _LATER if getattr(settings, name) == type(settings).model_fields[name].default]
-    return settings.model_dump(mode="json", exclude={"evaluate_documents", *names})
+    return settings.model_dump(mode="json", exclude={"evaluate_documents", "jobs", "questions", *names})
 
 
 def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettings, name: str) -> None:

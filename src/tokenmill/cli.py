@@ -24,6 +24,7 @@ from tokenmill import (
     commands_benchmark,
     commands_chat,
     commands_draw,
+    commands_drawn,
     commands_extend,
     commands_lmms,
     commands_pairs,
@@ -46,6 +47,7 @@ _OWN_FILES: dict[str, Command] = {
     "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
     commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
     commands_lmms.COMMAND: commands_lmms.evaluate_lmms,
+    "export-drawn": commands_drawn.export_drawn,
     "pairs": commands_pairs.pairs,
 }
 
@@ -58,7 +60,7 @@ STAGES = {
     "tokenize": "write the token archives",
     "plan": "decide every pack of the training phase ahead of time",
     "train": "train on the plan, resuming from the newest checkpoint",
-    "generate": "draw the recipe's prompts with the trained model",
+    "generate": "draw the recipe's prompts, and tables of prompts and questions, with the trained model",
     "evaluate": "measure the trained model on held-out samples",
 }
 
@@ -190,6 +192,10 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    drawn = _add(commands, "export-drawn", "write what a table of prompts became as loose pictures and clips")
+    _recipe_arguments(drawn)
+    _storage_argument(drawn)
+    commands_drawn.add_arguments(drawn)
     pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
     _recipe_arguments(pairs)
     commands_pairs.add_arguments(pairs)
