@@ -42,7 +42,18 @@ def test_command_has_help_and_stands_in_the_readme(name: str) -> None:
 def test_make_has_a_target_for_every_stage() -> None:
     text = (ROOT / "Makefile").read_text()
     for name in commands():
-        if name not in ("inspect", "verify", "detokenize", "index-tokens", "pairs", "evaluate-benchmark"):
+        if name not in (
+            "inspect",
+            "verify",
+            "detokenize",
+            "index-tokens",
+            "pairs",
+            "evaluate-benchmark",
+            "draw",
+            "extend",
+            "ask",
+            "chat",
+        ):
             assert f" {name}" in text or f"\n{name}:" in text, name
 
 
