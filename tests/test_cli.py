@@ -17,7 +17,7 @@ from tokenmill.cli import build_parser, main, parse
 
 ROOT = Path(__file__).parents[1]
 _WITHOUT_TARGET = ("inspect", "verify", "detokenize", "index-tokens", "pairs", "draw", "extend", "ask", "chat")
-_WITHOUT_TARGET += ("evaluate-benchmark", "evaluate-lmms", "export-drawn")
+_WITHOUT_TARGET += ("evaluate-benchmark", "evaluate-lmms")
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:

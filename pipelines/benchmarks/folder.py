@@ -42,7 +42,7 @@ RUN, ASKED = "run.json", "asked.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class DrawnSample:
     """One sample that was drawn."""
 
     file: str
@@ -75,6 +75,15 @@ class BenchmarkFolder:
             self.store.put(RUN, _json(described))
             self.store.put(ASKED, lines.encode())
 
+    def tell(self, **facts: Any) -> None:
+        """Add to `run.json` what is known only with the model open; raises RecipeError where it says another."""
+        found = self.run()
+        other = [key for key, value in facts.items() if found.get(key, value) != value]
+        if other:
+            raise RecipeError(f"{self.store.url}: was drawn with another {', '.join(other)}; take another --out")
+        if not facts.items() <= found.items():
+            self.store.put(RUN, _json({**found, **facts}))
+
     def run(self) -> dict[str, Any]:
         """Return `run.json`; raises RecipeError where it is none."""
         try:
@@ -99,7 +108,7 @@ class BenchmarkFolder:
         there = {entry.path: entry.size for entry in self.store.files()}
         return {file for file, size in rows.select("file", "bytes").iter_rows() if there.get(file) == size}
 
-    def publish(self, files: Mapping[str, bytes], drawn: Sequence[Drawn]) -> None:
+    def publish(self, files: Mapping[str, bytes], drawn: Sequence[DrawnSample]) -> None:
         """Write files, then the table of their samples."""
         for file, data in files.items():
             self.put(file, data)

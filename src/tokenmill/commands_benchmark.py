@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help=names)
     text = "settings of the benchmark, such as samples=2 (docs/evaluation.md)"
     parser.add_argument("overrides", nargs="*", metavar="option=value", help=text)
-    parser.add_argument("--model", metavar="MODEL", help="exported model: folder or URL; absent: nothing is drawn")
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="exported model, its run's folder, or one of transformers, as of draw; absent: nothing is drawn",
+    )
     text = "the benchmark's own prompt file, or a folder of them; local path or URL"
     parser.add_argument("--prompts", metavar="FILE", help=text)
     parser.add_argument("--out", metavar="FOLDER", help="where to draw to; what is there already is left alone")
@@ -67,9 +71,11 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of the run; each sample has its own from it"
     )
-    sampling.add_argument("--batch", type=int, default=8, metavar="N", help="samples at once (8)")
+    sampling.add_argument("--batch-size", type=int, default=8, metavar="N", help="samples at once (8)")
     sampling.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, … (cpu)")
-    sampling.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the model (float32)")
+    sampling.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (float32)"
+    )
 
 
 def evaluate_benchmark(options: argparse.Namespace) -> int:
@@ -109,13 +115,12 @@ def _draw(options: argparse.Namespace, benchmark: Benchmark, folder: BenchmarkFo
     if options.limit is not None and options.limit < 1:
         raise RecipeError(f"--limit {options.limit}: has to be at least 1")
     from tokenmill.generate.sampling import Sampling
-    from tokenmill.pipelines.benchmarks.drawing import BenchmarkDrawing, Settings, Work
+    from tokenmill.pipelines.benchmarks.brush import Settings
+    from tokenmill.pipelines.benchmarks.drawing import BenchmarkDrawing, Work
     from tokenmill.pipelines.benchmarks.prompt_files import read_files, read_rewritten
     from tokenmill.recipe import storage_options
-    from tokenmill.tokenize.vision_device import opened_device
 
     storage = storage_options(options.storage)
-    opened_device(options.device, "--device")
     prompts = benchmark.prompts(read_files(options.prompts, benchmark.endings, storage))
     texts = read_rewritten(options.rewritten, storage) if options.rewritten else {}
     guidance = benchmark.guidance if options.guidance is None else options.guidance
@@ -124,7 +129,7 @@ def _draw(options: argparse.Namespace, benchmark: Benchmark, folder: BenchmarkFo
         height=options.height, width=options.width, fps=options.fps, seconds=options.seconds, sampling=sampling,
         negative=options.negative, seed=options.seed, dtype=options.dtype,
     )  # fmt: skip
-    work = Work(device=options.device, batch=options.batch, shard=options.shard, limit=options.limit)
+    work = Work(device=options.device, batch_size=options.batch_size, shard=options.shard, limit=options.limit)
     drawing = BenchmarkDrawing(options.name, benchmark, options.model, folder, settings, work, storage)
     return drawing.run(prompts, texts, prompt_file=options.prompts)
 

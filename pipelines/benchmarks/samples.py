@@ -1,15 +1,12 @@
-"""What a benchmark's files are made of: seeds, grids, and pictures that tell how they were drawn."""
+"""What a benchmark's samples have that other drawings lack: a seed by prompt and number, and grids of several."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from io import BytesIO
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from tokenmill.generate.pictures import save_png
 
 Pixels = NDArray[np.uint8]
 
@@ -26,10 +23,3 @@ def grid_of(pictures: Sequence[Pixels]) -> Pixels:
     full = [*pictures, *[np.zeros_like(pictures[0])] * (len(pictures) % 2)]
     rows = [np.concatenate(full[first : first + 2], axis=1) for first in range(0, len(full), 2)]
     return np.concatenate(rows)
-
-
-def png(pictures: Sequence[Pixels], told: Mapping[str, str]) -> bytes:
-    """Return a picture, or several as a grid, with what is told in its metadata."""
-    buffer = BytesIO()
-    save_png(buffer, grid_of(pictures), dict(told))
-    return buffer.getvalue()
