@@ -60,13 +60,13 @@ def _hidden(model: Any, prompt_L: Tensor, ids_NL: Tensor) -> Tensor:
     count, longest = ids_NL.shape
     cache = DynamicCache(config=model.config)
     read = model.model(input_ids=prompt_L[None], past_key_values=cache, use_cache=True)
-    last_ND = read.last_hidden_state[:, -1:].expand(count, -1, -1)
+    last_N1D: Tensor = read.last_hidden_state[:, -1:].expand(count, -1, -1)
     if longest < 2 or not count:
-        return last_ND
+        return last_N1D
     cache.batch_repeat_interleave(count)
     positions_NL = torch.arange(len(prompt_L), len(prompt_L) + longest - 1, device=ids_NL.device).expand(count, -1)
     output = model.model(input_ids=ids_NL[:, :-1], position_ids=positions_NL, past_key_values=cache, use_cache=True)
-    return torch.cat([last_ND, output.last_hidden_state], dim=1)
+    return torch.cat([last_N1D, output.last_hidden_state], dim=1)
 
 
 def _likelihood(hidden_LD: Tensor, ids_L: Tensor, weight: Tensor, vocabulary: Vocabulary) -> Likelihood:

@@ -70,12 +70,12 @@ class TokenmillSimple(lmms):  # type: ignore[misc]
         self._device = device_of(device, self.accelerator)
         chosen = dtype or ("bfloat16" if self._device.type == "cuda" else "float32")
         opened = open_model(str(pretrained), device=str(self._device), dtype=chosen)
-        size = {"min_area": min_area, "max_area": max_area, "max_aspect": max_aspect}
+        own = partial(resized, min_area=min_area, max_area=max_area, max_aspect=max_aspect)
         self._replier: Replier | None = Replier(model=opened.model, vision=opened.vision)
         self._eyes = Eyes(
             vision=opened.vision,
-            picture_area=resized(opened.area("image"), **size),
-            clip_area=resized(opened.area("video"), **size),
+            picture_area=own(opened.area("image")),
+            clip_area=own(opened.area("video")),
             fps=fps,
             max_frames=int(max_frames),
         )

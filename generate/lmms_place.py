@@ -16,7 +16,7 @@ from tokenmill.generate.seeing import Area
 
 def join_processes() -> Any:
     """Give accelerate's view of this process; it joins the others where `accelerate launch` or torchrun began it."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # lmms-eval's own dependency
 
     return Accelerator(cpu=not torch.cuda.is_available())
 
