@@ -77,9 +77,20 @@ class VisionGrammar:
         return range(first, first + min(known, self.num_codes or known))
 
     @property
+    def num_frame_ids(self) -> int:
+        """Ids of one frame: its rows, each with EOL, then EOF."""
+        return self.height * (self.width + 1) + 1
+
+    @property
     def num_ids(self) -> int:
         """Ids behind SOT: rows with EOL, frames with EOF, then EOV and EOS."""
-        return self.frames * (self.height * (self.width + 1) + 1) + 2
+        return self.frames * self.num_frame_ids + 2
+
+    def places(self, begun: int = 0) -> NDArray[np.int64]:
+        """Give the whole mask behind `begun` frames: the marker that stands at each place, -1 where a code does."""
+        offsets = np.arange(begun * self.num_frame_ids + 1, self.num_ids + 1)
+        first, _ = allowed_ranges(self.vocabulary, offsets, self.frames, self.height, self.width)
+        return np.where(first == self.vocabulary.vision_base, -1, first)
 
     def allowed(self, offset: int) -> range:
         """Give the ids allowed at one offset: the codebook, or a single marker."""

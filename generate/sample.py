@@ -1,26 +1,75 @@
-"""Draw pictures, clips and answers from a trained model, never leaving the grammar.
+"""Draw pictures and clips from a trained model, never leaving the grammar.
 
-Two things make it fast without touching the model: markers are certain from the position and are not asked for, and
-logits are computed for allowed ids only. Conditional and unconditional rows of guidance go through in one batch.
+Three things make it fast without touching the model: markers are certain from the position and are not asked for,
+logits are computed for the codebook's rows alone, and conditional and unconditional rows of guidance go through in one
+batch. Drawings of one grid share a batch; which ones changes none of them.
 
-Shape suffixes: B rows, V allowed ids.
+Shape suffixes: B rows, L ids behind the prompt, D width, V codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from tokenmill.generate.decoding import Continuation, check_sampling, draw, guide, seed_list, uniforms
+from tokenmill.errors import RecipeError, SampleError
+from tokenmill.generate.continuation import Continuation, check_context
+from tokenmill.generate.decoding import draw, guide, seed_list, uniforms
+from tokenmill.generate.drawing import Drawing
 from tokenmill.generate.grammar import VisionGrammar
-from tokenmill.generate.prompts import drawing_prompt
-from tokenmill.tokenize.documents import VisionSegment
+from tokenmill.generate.model import ExportedModel
+from tokenmill.generate.sampling import Sampling
+from tokenmill.generate.text import generate_text
+from tokenmill.generate.threads import steady_threads
 from tokenmill.tokenize.vocabulary import Vocabulary
+
+__all__ = ["Drawing", "draw_documents", "generate_text", "generate_vision"]
+
+Ids = NDArray[np.int32]
+OnBatch = Callable[[Sequence[int], list[Ids]], None]
+
+
+def draw_documents(
+    model: ExportedModel,
+    drawings: Sequence[Drawing],
+    sampling: Sampling,
+    *,
+    batch_size: int = 8,
+    num_codes: int | None = None,
+    on_batch: OnBatch | None = None,
+) -> list[Ids]:
+    """Give whole documents, `BOS text SOV meta SOT vision EOV EOS`, in the order asked.
+
+    A document hangs on its drawing and the sampling alone, not on what else is drawn or in which batches.
+
+    Args:
+        num_codes: those of the tokenizer that will decode them, where it has fewer than the vocabulary.
+        on_batch: is told the numbers of drawings that are done, and their documents, batch by batch.
+
+    Raises:
+        RecipeError: a drawing that the model's context does not hold; nothing is drawn then.
+        SampleError: begun frames with codes that the vocabulary or the tokenizer does not have.
+        RunError: the model gives logits that are no numbers.
+    """
+    if batch_size < 1:
+        raise RecipeError(f"batch_size is {batch_size}; at least one drawing is drawn at a time")
+    asked = [_before(model, number, one, num_codes) for number, one in enumerate(drawings)]
+    documents: dict[int, Ids] = {}
+    with steady_threads(model.model):
+        for numbers in _batches(drawings, asked, batch_size):
+            grammar = _grammar(model.vocabulary, drawings[numbers[0]], num_codes)
+            drawn = _draw_batch(model.model, grammar, [drawings[n] for n in numbers], [asked[n] for n in numbers],
+                                sampling)  # fmt: skip
+            found = [np.concatenate([asked[n], ids]) for n, ids in zip(numbers, drawn, strict=True)]
+            documents |= dict(zip(numbers, found, strict=True))
+            if on_batch is not None:
+                on_batch(numbers, found)
+    return [documents[number] for number in range(len(drawings))]
 
 
 def generate_vision(
@@ -34,123 +83,81 @@ def generate_vision(
     fps: float | None = None,
     seconds: float | None = None,
     top_k: int = 2048,
+    top_p: float = 1.0,
     temperature: float = 1.0,
     guidance: float = 3.0,
-    negative: str = "",
+    negative: str | Sequence[str] = "",
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
     num_codes: int | None = None,
-) -> list[NDArray[np.int32]]:
-    """Give one whole document a prompt, `BOS text SOV meta SOT vision EOV EOS` (EMU3.md §6 for the defaults).
+) -> list[Ids]:
+    """Draw prompts at one size: `draw_documents` with the prompts' seeds counted up, or given as a list.
 
-    `height`, `width` and `frames` count codes; a clip needs fps and seconds. Guidance away from `negative` (empty: the
-    unconditional template); 1 turns it off and halves the work. A sample depends on its prompt, settings and seed
-    (`seed` + its index, or the list's), not on the batch. `num_codes` are those of the tokenizer that will decode it.
+    `height`, `width` and `frames` count codes. `negative` is one text for all prompts or one each.
     """
-    check_sampling(top_k, temperature)
-    grammar = VisionGrammar(vocabulary, height, width, frames, num_codes)
-    picture = VisionSegment(frames, height, width, 0, fps, seconds)
-    against = drawing_prompt(vocabulary, negative, picture)
+    sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature, guidance=guidance)
+    negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+    if len(negatives) != len(prompts):
+        raise RecipeError(f"{len(negatives)} negative prompts for {len(prompts)} prompts")
     seeds = seed_list(seed, len(prompts))
-    documents: list[NDArray[np.int32]] = []
-    for batch in _batches(len(prompts), batch_size):
-        asked = [drawing_prompt(vocabulary, text, picture) for text in prompts[batch]]
-        unconditional = [against] * len(asked) if guidance != 1 else []
-        drawn = _draw_vision(model, grammar, asked, unconditional, guidance, top_k, temperature, seeds[batch])
-        documents += [np.concatenate(pair).astype(np.int32) for pair in zip(asked, drawn, strict=True)]
-    return documents
+    drawings = [
+        Drawing(prompt=text, height=height, width=width, frames=frames, fps=fps, seconds=seconds, negative=against,
+                seed=own)
+        for text, against, own in zip(prompts, negatives, seeds, strict=True)
+    ]  # fmt: skip
+    opened = ExportedModel(model=model, vocabulary=vocabulary, vision={})
+    return draw_documents(opened, drawings, sampling, batch_size=batch_size, num_codes=num_codes)
+
+
+def _grammar(vocabulary: Vocabulary, drawing: Drawing, num_codes: int | None) -> VisionGrammar:
+    return VisionGrammar(vocabulary, drawing.height, drawing.width, drawing.frames, num_codes)
+
+
+def _before(model: ExportedModel, number: int, drawing: Drawing, num_codes: int | None) -> Ids:
+    """Give the ids before what is drawn, of a drawing that can be drawn."""
+    grammar = _grammar(model.vocabulary, drawing, num_codes)
+    num_new = grammar.num_ids - drawing.num_begun * grammar.num_frame_ids
+    try:
+        ids = drawing.ids_before(grammar, drawing.prompt)
+        check_context(model.model, len(ids), num_new)
+    except RecipeError as error:
+        raise RecipeError(f"drawing {number}: {error}") from error
+    except SampleError as error:
+        raise SampleError(error.reason, f"drawing {number}: {error.message}") from error
+    return ids
+
+
+def _batches(drawings: Sequence[Drawing], asked: Sequence[Ids], size: int) -> Iterator[list[int]]:
+    """Give the numbers of drawings that go through together: of one grid, and of like length for little padding."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, one in enumerate(drawings):
+        alike[one.height, one.width, one.frames, one.num_begun].append(number)
+    for numbers in alike.values():
+        numbers.sort(key=lambda number: (len(asked[number]), number))
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 @torch.inference_mode()
-def _draw_vision(
-    model: Any,
-    grammar: VisionGrammar,
-    asked: list[NDArray[np.int32]],
-    unconditional: list[NDArray[np.int32]],
-    guidance: float,
-    top_k: int,
-    temperature: float,
-    seeds: list[int],
-) -> NDArray[np.int64]:
-    """Give the ids (B, num_ids) behind SOT."""
-    rows = len(asked)
-    stream = Continuation(model, [*asked, *unconditional], grammar.num_ids, grammar.vocabulary.pad)
+def _draw_batch(
+    model: Any, grammar: VisionGrammar, drawings: Sequence[Drawing], asked: list[Ids], sampling: Sampling
+) -> Ids:
+    """Give the ids (B, L) behind those asked; of equal grids and as many begun frames.
+
+    Logits are linear in the hidden state, so guidance moves the latter: half the work in the widest matrix.
+    """
+    rows, guided = len(drawings), sampling.guidance != 1
+    against = [one.ids_before(grammar, one.negative) for one in drawings] if guided else []
+    places = torch.from_numpy(grammar.places(drawings[0].num_begun))
+    stream = Continuation(model, [*asked, *against], len(places), grammar.vocabulary.pad)
     codebook = model.lm_head.weight[grammar.codes.start : grammar.codes.stop]
-    uniform = uniforms(seeds, grammar.num_ids)
-    drawn: list[Tensor] = []
-    for step, allowed in enumerate(grammar.schedule()):
-        if len(allowed) == 1 and allowed != grammar.codes:
-            ids_B = torch.full((rows,), allowed.start)
-        else:
-            logits = (stream.advance() @ codebook.T).float()
-            logits_BV = guide(logits[:rows], logits[rows:], guidance) if unconditional else logits
-            ids_B = allowed.start + draw(logits_BV, uniform[:, step], top_k=top_k, temperature=temperature).cpu()
-        drawn.append(ids_B)
-        stream.append(ids_B.repeat(2) if unconditional else ids_B)
-    return torch.stack(drawn, dim=1).numpy()
-
-
-def generate_text(
-    model: Any,
-    vocabulary: Vocabulary,
-    prompts: Sequence[NDArray[np.int32]],
-    *,
-    max_new: int = 256,
-    min_new: int = 0,
-    top_k: int = 0,
-    temperature: float = 0.0,
-    seed: int | Sequence[int] = 0,
-    batch_size: int = 8,
-) -> list[NDArray[np.int32]]:
-    """Continue prompts (generate/prompts.py) in text, each to its EOS (not given back) or `max_new` ids.
-
-    Only text ids and EOS are allowed, EOS not before `min_new` ids; the default is greedy, for answers that are scored.
-    """
-    check_sampling(top_k, temperature)
-    seeds = seed_list(seed, len(prompts))
-    answers: list[NDArray[np.int32]] = []
-    for batch in _batches(len(prompts), batch_size):
-        ids_BL = _draw_text(model, vocabulary, prompts[batch], (min_new, max_new), top_k, temperature, seeds[batch])
-        answers += [_before_eos(row, vocabulary.eos) for row in ids_BL.astype(np.int32)]
-    return answers
-
-
-@torch.inference_mode()
-def _draw_text(
-    model: Any,
-    vocabulary: Vocabulary,
-    prompts: Sequence[NDArray[np.int32]],
-    num_new: tuple[int, int],
-    top_k: int,
-    temperature: float,
-    seeds: list[int],
-) -> NDArray[np.int64]:
-    min_new, max_new = num_new
-    stream = Continuation(model, prompts, max_new, vocabulary.pad)
-    weight = model.lm_head.weight
-    uniform = uniforms(seeds, max_new)
-    allowed_V = torch.cat([torch.arange(vocabulary.text.size), torch.tensor([vocabulary.eos])])
-    finished_B = torch.zeros(len(prompts), dtype=torch.bool)
-    drawn: list[Tensor] = []
-    for step in range(max_new):
-        hidden = stream.advance()
-        logits_BV = hidden @ weight[: vocabulary.text.size].T
-        if step >= min_new:
-            logits_BV = torch.cat([logits_BV, hidden @ weight[vocabulary.eos, None].T], 1)
-        index_B = draw(logits_BV.float(), uniform[:, step], top_k=top_k, temperature=temperature).cpu()
-        ids_B = allowed_V[index_B].masked_fill(finished_B, vocabulary.eos)
-        drawn.append(ids_B)
-        finished_B |= ids_B == vocabulary.eos
-        if bool(finished_B.all()):
-            break
-        stream.append(ids_B)
-    return torch.stack(drawn, dim=1).numpy() if drawn else np.zeros((len(prompts), 0), np.int64)
-
-
-def _before_eos(ids: NDArray[np.int32], eos: int) -> NDArray[np.int32]:
-    ends = np.flatnonzero(ids == eos)
-    return ids[: ends[0]] if len(ends) else ids
-
-
-def _batches(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, count, size))
+    uniform = uniforms([one.seed for one in drawings], len(places))
+    ids_BL = places.to(codebook.device).repeat(rows, 1)
+    fed = 0
+    for place in torch.nonzero(places < 0)[:, 0].tolist():
+        behind = ids_BL[:, fed:place]
+        hidden_BD = stream.feed(torch.cat([behind, behind]) if guided else behind) if place else stream.start()
+        if guided:
+            hidden_BD = guide(hidden_BD[:rows], hidden_BD[rows:], sampling.guidance)
+        ids_BL[:, place] = grammar.codes.start + draw((hidden_BD @ codebook.T).float(), uniform[:, place], sampling)
+        fed = place
+    return ids_BL.cpu().numpy().astype(np.int32)

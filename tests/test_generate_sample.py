@@ -14,12 +14,14 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 from transformers.generation import PrefixConstrainedLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from tokenmill.errors import RecipeError, RunError, SampleError
-from tokenmill.generate.decoding import Continuation, draw, uniforms
+from tokenmill.generate.continuation import Continuation
+from tokenmill.generate.decoding import draw, uniforms
 from tokenmill.generate.grammar import VisionGrammar, allowed_mask
 from tokenmill.generate.model import load_model
 from tokenmill.generate.pictures import decode_ids, parse_pictures, save_png
 from tokenmill.generate.prompts import drawing_prompt, question_prompt, seeing_prompt
 from tokenmill.generate.sample import generate_text, generate_vision
+from tokenmill.generate.sampling import Sampling
 from tokenmill.tokenize.documents import TextSegment, VisionSegment, assemble
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
@@ -198,7 +200,7 @@ def test_greedy_vision_equals_transformers_generate_with_its_own_processors():
 def test_draw_stays_within_the_best_k(seed, top_k):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 12, generator=generator)
-    index = draw(logits, uniforms(range(seed, seed + 6), 1)[:, 0], top_k=top_k, temperature=1.5)
+    index = draw(logits, uniforms(range(seed, seed + 6), 1)[:, 0], Sampling(top_k=top_k, temperature=1.5))
     best = logits.topk(top_k).indices
     assert all(int(index[row]) in best[row].tolist() for row in range(6))
 
@@ -206,17 +208,17 @@ def test_draw_stays_within_the_best_k(seed, top_k):
 def test_draw_follows_the_probabilities():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().repeat(20_000, 1)
     uniform = uniforms([0], 20_000)[0]
-    index = draw(logits, uniform, top_k=0, temperature=1.0)
+    index = draw(logits, uniform, Sampling(top_k=0))
     shares = np.bincount(index.numpy(), minlength=4) / 20_000
     assert np.allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.015)
-    warm = draw(logits, uniform, top_k=2, temperature=1.0)
+    warm = draw(logits, uniform, Sampling(top_k=2))
     assert np.allclose(np.bincount(warm.numpy(), minlength=4) / 20_000, [0.625, 0.375, 0, 0], atol=0.015)
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_draw_at_the_ends_of_the_unit_interval_takes_a_possible_id(uniform):
     logits = torch.tensor([[-50.0, 1.0, 2.0, -60.0]])
-    index = draw(logits, torch.tensor([uniform], dtype=torch.float64), top_k=2, temperature=1.0)
+    index = draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling(top_k=2))
     assert int(index) in (1, 2)
 
 
@@ -231,7 +233,7 @@ def test_answer_from_an_untrained_model_holds_text_alone(model):
 def test_answer_that_must_say_something_does():
     ended, prompts = tiny_model(), [question_prompt(V, "What?")]
     with torch.inference_mode():
-        first = Continuation(ended, prompts, 1, V.pad).advance()[0].clone()
+        first = Continuation(ended, prompts, 1, V.pad).start()[0].clone()
     with torch.no_grad():
         ended.lm_head.weight[V.eos] = 100 * first  # ends at once, if it may
     lengths = [len(generate_text(ended, V, prompts, max_new=5, min_new=least)[0]) for least in (0, 1, 5)]
