@@ -2,8 +2,8 @@
 
 A wording is a frame ("a picture of … on a white background") around a body ("a red circle left of a blue square").
 Bodies tell more or less: those with shapes alone teach the prompts of GenEval's kinds that name shapes alone. Which
-body stands in which frame turns with the seed, so that all meet. The trade-off: six to eight wordings a picture (the captioner
-`metadata` takes eight), of which one in seven leaves colours open.
+body stands in which frame turns with the seed, so that all meet. The trade-off: five to eight wordings a picture (the
+captioner `metadata` takes eight), of which one in seven leaves colours open.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIP_FRAMES = (
 
 
 def captions(made: Scene) -> tuple[str, ...]:
-    """Return six to eight captions true of a picture, always the same ones in the same order, the fullest first."""
+    """Return five to eight captions true of a picture, always the same ones in the same order, the fullest first."""
     verb = "are" if made.kind == "group" else "is"
     return _framed(_bodies(made), FRAMES, made.seed, made.background, verb)
 

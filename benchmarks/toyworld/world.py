@@ -78,9 +78,9 @@ class Question:
     """A question about a picture or clip, with its answer of one or two words.
 
     `form` tells questions of a kind apart that have other answers or are harder: of yes_no "random", "popular" and
-    "adversarial" (how the absent look was chosen; the word also stands with present ones, as many), "shape" and "colour"
-    (a shape or colour alone), of relation "is" (yes, no) and "where" (left, right, above, below), of motion "way" (left,
-    right, up, down) and "bounce" (yes, no), of counting "number", of colour "name".
+    "adversarial" (how the absent look was chosen; as many present ones carry the word), "shape" and "colour" (of any
+    look), of relation "is" (yes, no) and "where" (left, right, above, below), of motion "way" (left, right, up, down)
+    and "bounce" (yes, no), of counting "number", of colour "name".
     `unseen`: question or answer names a combination that never occurs in training.
     """
 
