@@ -164,7 +164,7 @@ def _occluded(rng: random.Random, unseen: bool) -> _Made:
     moving = _going(mover, way, SIZE / 2 - _SLOW * FRAMES / 2, rng.choice(LATTICE), _SLOW)
     low, high = (SIZE / 2 + side * (mover.radius + 0.5) for side in (-1, 1))
     box = (low, 0.0, high, float(SIZE)) if WAYS[way][0] else (0.0, low, float(SIZE), high)
-    shade = rng.randint(-6, 6)
+    shade = rng.randint(-2, 2)
     bar = Bar(
         left=box[0], top=box[1], right=box[2], bottom=box[3], rgb=(BAR[0] + shade, BAR[1] + shade, BAR[2] + shade)
     )
@@ -180,5 +180,5 @@ def _going(mover: Mover, way: str, along: float, across: float, speed: float) ->
 
 
 def _mover(rng: random.Random, radius: float, unseen: bool) -> Mover:
-    thing = look(rng, (radius, radius), unseen=unseen)
+    thing = look(rng, radius, unseen=unseen)
     return Mover(shape=thing.shape, colour=thing.colour, rgb=thing.rgb, radius=thing.radius * SIZE, x=0.0, y=0.0)

@@ -27,7 +27,8 @@ from tokenmill.demo.world import RGB, Kind, Scene, Thing
 __all__ = ["HELDOUT_SEEDS", "background", "canvas_of", "draw", "look", "scene", "with_noise"]
 
 KINDS: tuple[tuple[Kind, float], ...] = (("single", 0.35), ("group", 0.25), ("pair", 0.3), ("mixed", 0.1))
-SMALL, LARGE = (0.168, 0.184), (0.26, 0.29)  # 5.4 to 5.9 pixels, and 8.3 to 9.3
+SMALL, LARGE = 5.5 / SIZE, 7.75 / SIZE  # a large thing stands where four codes meet, and fills them
+_OF_LARGE = (8, 16, 24)
 _APART = 16 / SIZE
 _PLAIN = 2.0  # of two things, how much farther they are apart in one direction than in the other
 _OFFSETS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -71,22 +72,22 @@ def with_noise(pixels: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return noisy
 
 
-def look(rng: random.Random, radius: tuple[float, float], size: str = "small", *, unseen: bool = False) -> Thing:
+def look(rng: random.Random, radius: float, size: str = "small", *, unseen: bool = False) -> Thing:
     """Draw a thing's colour (a little off the named one), then one of the shapes it is seen in, or of all if `unseen`.
 
     Its place is the middle.
     """
     colour = rng.choice(list(COLOURS))
     shape = rng.choice(SHAPES if unseen else SEEN_SHAPES[colour])
-    rgb, wide = _jitter(rng, COLOURS[colour], 6), round(rng.uniform(*radius), 4)
-    return Thing(shape=shape, colour=colour, size=size, x=0.5, y=0.5, radius=wide, rgb=rgb)
+    rgb = _jitter(rng, COLOURS[colour], 2)
+    return Thing(shape=shape, colour=colour, size=size, x=0.5, y=0.5, radius=radius, rgb=rgb)
 
 
 def background(rng: random.Random) -> tuple[str, tuple[RGB, RGB, RGB, RGB]]:
     """Choose a background and the four corners of its gradient."""
-    name, shift = rng.choice(list(BACKGROUNDS)), rng.randint(-10, 10)
+    name, shift = rng.choice(list(BACKGROUNDS)), rng.randint(-3, 3)
     red, green, blue = BACKGROUNDS[name]
-    corners = [_jitter(rng, (red + shift, green + shift, blue + shift), 5) for _ in range(4)]
+    corners = [_jitter(rng, (red + shift, green + shift, blue + shift), 3) for _ in range(4)]
     return name, (corners[0], corners[1], corners[2], corners[3])
 
 
@@ -113,9 +114,7 @@ def _at(where: str, *, first: bool) -> dict[str, float]:
 def _place(rng: random.Random, cast: list[Thing], where: str) -> tuple[Thing, ...]:
     """Give each thing a place, none touching another; of two different ones, the first `where` of the second."""
     is_pair = len(cast) == 2 and cast[0] is not cast[1]
-    lattice = [at / SIZE for at in LATTICE]
-    if cast[0].size == "large":
-        lattice = lattice[1:-1]
+    lattice = [at / SIZE for at in (_OF_LARGE if cast[0].size == "large" else LATTICE)]
     while True:
         places: list[tuple[float, float]] = []
         for _ in cast:
