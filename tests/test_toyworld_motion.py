@@ -29,7 +29,7 @@ def coloured(made: Motion, num_frames: int, first: int = 0, number: int = 0) -> 
     others = tuple(replace(one, x=-99.0, vx=0.0) if one is thing else one for one in made.objects)
     without = replace(made, kind="straight", objects=others)
     drawn = draw_motion(made, num_frames, first).astype(float) - draw_motion(without, num_frames, first)
-    strength = np.abs(drawn).sum(axis=3)
+    strength: NDArray[np.float64] = np.abs(drawn).sum(axis=3)
     return strength / max(1.0, float(strength.max()))
 
 

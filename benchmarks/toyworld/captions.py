@@ -99,6 +99,7 @@ def _related(made: Scene, b: str) -> tuple[str, ...]:
 
 def _moving(made: Motion) -> tuple[str, ...]:
     first, *others = made.objects
+    ends: tuple[str, ...]
     it, way = name(first.shape, first.colour), f" {made.way}" if made.way else ""
     if made.kind == "bouncing":
         ends = (
@@ -108,8 +109,12 @@ def _moving(made: Motion) -> tuple[str, ...]:
             f" moves{way} and bounces",
         )
     elif made.kind == "occluded":
-        ends = (f" moves{way} behind a brown bar", f" moves{way} behind a bar", f" moves{way} and passes behind a bar")
-        ends = (*ends, f" moves{way} behind a brown bar")
+        ends = (
+            f" moves{way} behind a brown bar",
+            f" moves{way} behind a bar",
+            f" moves{way} and passes behind a bar",
+            f" moves{way} behind a brown bar",
+        )
     else:
         rest = "".join(f", {name(other.shape, other.colour)} stays" for other in others)
         ends = (f" moves{way}{rest}", f" moves{way}") * 2

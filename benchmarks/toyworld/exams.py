@@ -16,7 +16,7 @@ from benchmarks.toyworld import questions as ask
 from benchmarks.toyworld.motion import motion
 from benchmarks.toyworld.scenes import HELDOUT_SEEDS, scene
 from benchmarks.toyworld.splits import UNSEEN, look_of, relation_of
-from benchmarks.toyworld.world import COLOURS, NUMBERS, Motion, Question, QuestionKind
+from benchmarks.toyworld.world import COLOURS, NUMBERS, RELATIONS, Motion, Question, QuestionKind
 from tokenmill.demo.world import Scene, relation
 
 Shown = TypeVar("Shown", Scene, Motion)
@@ -102,9 +102,7 @@ def _relation(rng: random.Random, made: Scene, due: _Due, unseen: bool) -> Quest
         return _fitting(ask.relation_is(rng, made, answer), due, unseen)
     first, second = made.objects
     true = relation(first, second)
-    new = [
-        where for where in ask.RELATIONS if relation_of(first.shape, where, second.shape) in UNSEEN and where != true
-    ]
+    new = [where for where in RELATIONS if relation_of(first.shape, where, second.shape) in UNSEEN and where != true]
     return ask.relation_asked(rng, made, rng.choice(new), answer) if new else None
 
 

@@ -46,7 +46,8 @@ def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -
 
 def position(made: Motion, time: float) -> NDArray[np.float64]:
     """Say where the centres are at a time in frames: (N, 2), x and y in pixels."""
-    return tracks(made, 1, first=time).centres[0]
+    centres: NDArray[np.float64] = tracks(made, 1, first=time).centres[0]
+    return centres
 
 
 def tracks(made: Motion, num_frames: int, first: float = 0) -> Tracks:

@@ -42,7 +42,7 @@ def scene(seed: int, *, unseen: bool = False) -> Scene:
     count, where = rng.randint(2, 4), rng.choice(RELATIONS)
     while True:
         cast = _cast(rng, kind, count, unseen=unseen)
-        apart = [replace(thing, **_at(where, first=not index)) for index, thing in enumerate(cast)]
+        apart = [_at(where, thing) if index else thing for index, thing in enumerate(cast)]
         made = Scene(seed=seed, kind=kind, background=name, corners=corners, objects=tuple(apart))
         if is_unseen(made) == unseen:
             return replace(made, objects=_place(rng, cast, where))
@@ -105,10 +105,10 @@ def _cast(rng: random.Random, kind: Kind, count: int, *, unseen: bool) -> list[T
             return [first, second]
 
 
-def _at(where: str, *, first: bool) -> dict[str, float]:
-    """Return a place that stands for all places of one of two things in a relation."""
+def _at(where: str, thing: Thing) -> Thing:
+    """Put a thing where one in the middle is `where` of it: a place that stands for all such places."""
     x, y = _OFFSETS[where]
-    return {"x": 0.5 + 0.3 * x * first, "y": 0.5 + 0.3 * y * first}
+    return replace(thing, x=0.5 - 0.3 * x, y=0.5 - 0.3 * y)
 
 
 def _place(rng: random.Random, cast: list[Thing], where: str) -> tuple[Thing, ...]:
