@@ -45,7 +45,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     contestants = _contestants(model, vocabulary, options)
     num_ids = options.batch * (options.side * (options.side + 1) + 3)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for name, contest in contestants.items() if options.warm_up else ():
+    for contest in contestants.values() if options.warm_up else ():
         contest()
     for _ in range(options.rounds):
         for name, contest in contestants.items():

@@ -68,7 +68,7 @@ class LlamaDecoder:
     def feed(self, ids_BL: Tensor) -> Tensor:
         """Read more ids of every row; gives the hidden state (B, D) behind them."""
         if self._is_compiled:
-            return [self._feed_compiled(ids_B1) for ids_B1 in ids_BL.split(1, dim=1)][-1]
+            return [self._feed_compiled(ids_B1) for ids_B1 in torch.split(ids_BL, 1, dim=1)][-1]
         start, end = self._fed, self._fed + ids_BL.shape[1]
         self._fed = end
         mask = None if self._mask is None else self._mask[..., :end]
@@ -84,7 +84,7 @@ class LlamaDecoder:
         is_seen = (self._places_T <= at) & (self._places_T >= self._padding_B1)
         cos, sin = self._rope_at(at - self._padding_B1)
         mask = _additive(is_seen, self._cache)[:, None, None]
-        torch._dynamo.mark_static_address(self._cache)  # type: ignore[no-untyped-call]
+        torch._dynamo.mark_static_address(self._cache)
         hidden: Tensor = _compiled_step()(self._weights, ids_B1, cos, sin, self._cache, at, mask)
         return hidden.clone()  # the next replay writes over it
 
@@ -127,11 +127,11 @@ def _attended(
     """Give queries (B, H, L, K), keys and values (B, G, L, K), the first two turned by their positions."""
     shape = weights.shape
     normed = _normed(hidden, layer.norm_before, shape.epsilon)
-    mixed = linear(normed, layer.attention).unflatten(-1, (-1, shape.head_width)).transpose(1, 2)
-    turned, value = mixed.split([shape.heads + shape.kv_heads, shape.kv_heads], dim=1)
+    mixed = linear(normed, layer.attention).view(*hidden.shape[:2], -1, shape.head_width).transpose(1, 2)
+    turned, value = torch.split(mixed, [shape.heads + shape.kv_heads, shape.kv_heads], dim=1)
     left, right = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat([-right, left], dim=-1) * sin
-    query, key = turned.split([shape.heads, shape.kv_heads], dim=1)
+    query, key = torch.split(turned, [shape.heads, shape.kv_heads], dim=1)
     return query, key, value
 
 
