@@ -138,12 +138,6 @@ def test_scores_by_kind_and_split_name_faults_and_counts() -> None:
     prompts = [RED, RED, RED, unseen, unseen]
     purple: Placed = ("purple", "circle", 9, 9, 4.8)
     drawn: list[list[Placed]] = [[RED_CIRCLE], [BLUE_SQUARE], [purple], [BLUE_SQUARE], [BLUE_SQUARE]]
-        [RED_CIRCLE],
-        [BLUE_SQUARE],
-        [("purple", "circle", 9, 9, 4.8)],
-        [BLUE_SQUARE],
-        [BLUE_SQUARE],
-    ]
     scores = {one.split: one for one in score_pictures(prompts, [picture(things) for things in drawn])}
     assert {split: (one.right.value, one.right.n) for split, one in scores.items()} == {
         "all": (pytest.approx(0.6), 5),

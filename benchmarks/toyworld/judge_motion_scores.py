@@ -2,8 +2,8 @@
 
 Frames of one clip resemble each other, so intervals count clips: of medians by drawing whole clips again (1,000 times),
 of shares by Wilson's with a clip a trial, some two times wider than if each frame were one. What an extension must beat
-is a frozen *place*, taken from the physics: a frozen frame behind whose bar a thing is hidden would cost the penalty for
-missing things, 16.7 px instead of 8, and make every ratio look better.
+is a frozen *place*, taken from the physics: a frozen frame behind whose bar a thing is hidden would cost the penalty
+for missing things, 16.7 px instead of 8, and make every ratio look better.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class MotionScore:
         return {**asdict(self), "times_better_than_frozen": self.times_better_than_frozen}
 
 
-def score_motions(motions: Sequence[Motion], clips: Sequence[Pixels], first: int, *, seed: int = 0) -> list[MotionScore]:
+def score_motions(
+    motions: Sequence[Motion], clips: Sequence[Pixels], first: int, *, seed: int = 0
+) -> list[MotionScore]:
     """Score frames (THWC each) that follow a context of `first` frames, over all clips and by kind of motion.
 
     Raises ValueError unless there is one clip a motion.

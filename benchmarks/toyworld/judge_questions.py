@@ -34,7 +34,7 @@ class YesNo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerScore:
-    """What a kind (`form` "all") or one form of it scored in a split. `answers` counts what was said, commonest first."""
+    """What a kind (`form` "all") or one form of it scored in a split. `answers`: what was said how often, at most 8."""
 
     kind: str
     form: str

@@ -33,7 +33,9 @@ LEAST_LIKENESS = 0.72  # of coverage and template: intersection over union, soft
 LEAST_AREA = 0.012  # of the picture: 12 pixels of 1,024; the smallest thing of the world covers 29
 FARTHEST_COLOUR = 75.0  # RGB units from the name's colour
 SEARCH_STEPS_PX = (2.0, 1.0, 0.5, 0.25)
-WAYS = np.array([(x, y, r) for x in (-1, 0, 1) for y in (-1, 0, 1) for r in (-1, 0, 1) if abs(x) + abs(y) + abs(r) in (1, 2)])
+WAYS = np.array(
+    [(x, y, r) for x in (-1, 0, 1) for y in (-1, 0, 1) for r in (-1, 0, 1) if abs(x) + abs(y) + abs(r) in (1, 2)]
+)
 SMALLEST_RADIUS_PX = 2.0
 SPLIT_COVERAGE = (0.7, 0.85)  # where things run into each other: look again for what is covered by so much
 

@@ -1,9 +1,9 @@
-"""Follow the things of an extended clip and compare them with the physics: where they are, whether they stay, their colour.
+"""Follow the things of an extended clip and compare them with the physics: place, permanence, colour.
 
 Every frame is read by itself; what was read is assigned to the clip's things (Hungarian: the same colour, else the same
 place; then the shape, then the nearest), so nothing is carried from one frame to the next and a thing that jumps back
-costs what it is off. A thing that should be seen and is not is never left out: it counts as if it had been put anywhere,
-the mean distance of two random places of the picture off (0.5214 of its side, 16.7 of 32 pixels).
+costs what it is off. A thing that should be seen and is not is never left out: it counts as if it had been put
+anywhere, the mean distance of two random places of the picture off (0.5214 of its side, 16.7 of 32 pixels).
 
 Legend: T frames, N things, H height, W width, C channels (RGB).
 """
