@@ -25,7 +25,7 @@ from tokenmill.demo.drawing import draw_thing
 from tokenmill.demo.world import Thing
 
 _SUPERSAMPLING = 8  # finer than of pictures: a thing moves by eighths of a pixel
-_RADIUS, _OF_OCCLUDED = 6 / SIZE, 3.5 / SIZE  # the second so that it is seen whole on either side of the bar
+_RADIUS, _OF_OCCLUDED = 6 / SIZE, 3.375 / SIZE  # the second so that it is seen whole on either side of the bar
 _SLOW, _FAST = 0.5, 1.0  # pixels a frame
 
 
@@ -150,7 +150,7 @@ def _straight(rng: random.Random, unseen: bool) -> _Made:
 def _bouncing(rng: random.Random, unseen: bool) -> _Made:
     """One thing between the edges: half of them straight to and fro, the others aslant."""
     mover = _mover(rng, _RADIUS, unseen)
-    x, y = rng.choice(LATTICE), rng.choice(LATTICE)
+    x, y = rng.choice(LATTICE[1:-1]), rng.choice(LATTICE[1:-1])
     if rng.random() < 0.5:
         way = rng.choice(list(WAYS))
         return (_going(mover, way, x, y, _FAST),), way, None
@@ -159,11 +159,11 @@ def _bouncing(rng: random.Random, unseen: bool) -> _Made:
 
 
 def _occluded(rng: random.Random, unseen: bool) -> _Made:
-    """One thing from one side to the other, in the middle behind a bar a pixel wider than itself."""
+    """One thing from one side to the other, in the middle behind a bar somewhat wider than itself."""
     way = rng.choice(list(WAYS))
     mover = _mover(rng, _OF_OCCLUDED, unseen)
     moving = _going(mover, way, SIZE / 2 - _SLOW * FRAMES / 2, rng.choice(LATTICE), _SLOW)
-    low, high = (SIZE / 2 + side * (mover.radius + 0.5) for side in (-1, 1))
+    low, high = (SIZE / 2 + side * (mover.radius + 0.75) for side in (-1, 1))
     box = (low, 0.0, high, float(SIZE)) if WAYS[way][0] else (0.0, low, float(SIZE), high)
     shade = rng.randint(-2, 2)
     bar = Bar(
