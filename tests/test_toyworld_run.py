@@ -52,10 +52,16 @@ def _files(root: Path) -> dict[str, int]:
 def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     out, table = tmp_path / "toy", tmp_path / "toyworld.md"
     table.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    _kill_once_there(_start(out, table), out / "run" / "checkpoints" / "mixed-pictures" / "step-00000002" / "checkpoint.json")
+    _kill_once_there(
+        _start(out, table), out / "run" / "checkpoints" / "mixed-pictures" / "step-00000002" / "checkpoint.json"
+    )
     state = json.loads((out / "toyworld.json").read_text())
     assert [name for name, step in state.items() if step["done"]] == ["data", "words", "tokenizer"]
-    before = {name: at for name, at in _files(out).items() if "/commits/" in name or name.startswith("data/") or "tokenizers" in name}
+    before = {
+        name: at
+        for name, at in _files(out).items()
+        if "/commits/" in name or name.startswith("data/") or "tokenizers" in name
+    }
     assert before
 
     process = _start(out, table)
@@ -75,9 +81,13 @@ def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "| single object |" in text
 
     again = _start(out, table)
-    assert again.communicate(timeout=LIMIT_S)[0].count("done before") == len(json.loads((out / "toyworld.json").read_text()))
+    assert again.communicate(timeout=LIMIT_S)[0].count("done before") == len(
+        json.loads((out / "toyworld.json").read_text())
+    )
     assert again.returncode == 0
-    assert _files(out / "run") == {name.removeprefix("run/"): at for name, at in after.items() if name.startswith("run/")}
+    assert _files(out / "run") == {
+        name.removeprefix("run/"): at for name, at in after.items() if name.startswith("run/")
+    }
 
 
 def test_table_without_its_place_is_refused(tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """What a model is asked for a score, and what it makes of it: pictures of prompts, answers, clips that go on.
 
-Ids are kept in a table a kind (`pictures`, `answers`, `clips`), as they were drawn; judges decode them, nothing is encoded
-again. What is asked is a function of the size alone, the same for all models. How the sampler is set is chosen by
-*validation* prompts, those that follow the reported ones in their lists. The trade-off: a table that is there is
+Ids are kept in a table a kind (`pictures`, `answers`, `clips`), as they were drawn; judges decode them, nothing is
+encoded again. What is asked is a function of the size alone, the same for all models. How the sampler is set is chosen
+by *validation* prompts, those that follow the reported ones in their lists. The trade-off: a table that is there is
 complete, so a killed run draws at most one table again, a minute.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,17 @@ from benchmarks.toyworld.motion import draw_motion, motion
 from benchmarks.toyworld.prompts import prompts
 from benchmarks.toyworld.scenes import HELDOUT_SEEDS, draw
 from benchmarks.toyworld.sizes import Size
-from benchmarks.toyworld.world import FPS, FRAMES, MOTION_KINDS, PROMPT_KINDS, SIZE, Motion, Prompt, Question, QuestionKind
+from benchmarks.toyworld.world import (
+    FPS,
+    FRAMES,
+    MOTION_KINDS,
+    PROMPT_KINDS,
+    SIZE,
+    Motion,
+    Prompt,
+    Question,
+    QuestionKind,
+)
 from tokenmill.demo.world import Scene
 from tokenmill.generate.extending import Clip, extend_clip
 from tokenmill.generate.model import ExportedModel, load_model
@@ -45,6 +54,7 @@ BATCH = 64
 _UNSEEN_PROMPTS = ("counting", "colours", "position", "colour_attribution")
 _OF_PICTURES: tuple[QuestionKind, ...] = ("yes_no", "counting", "colour", "relation")
 _MAX_ANSWER = 8
+_OF_CLIPS = Sampling(top_k=20, guidance=1.0, temperature=0.5)
 _TRIED = [(guidance, top_k) for guidance in (1.0, 1.5, 2.0, 3.0) for top_k in (2048, 100, 20)]
 
 
@@ -65,7 +75,9 @@ def opened(export: Path) -> Opened:
 def picture_prompts(size: Size) -> list[Prompt]:
     """Return the prompts that are reported."""
     seen = [one for kind in PROMPT_KINDS for one in prompts(kind, size.prompts)]
-    return seen + [one for kind in PROMPT_KINDS if kind in _UNSEEN_PROMPTS for one in prompts(kind, size.unseen, unseen=True)]
+    return seen + [
+        one for kind in PROMPT_KINDS if kind in _UNSEEN_PROMPTS for one in prompts(kind, size.unseen, unseen=True)
+    ]
 
 
 def validation_prompts(size: Size) -> list[Prompt]:
@@ -96,7 +108,14 @@ def choose_sampler(export: Path, size: Size) -> dict[str, Any]:
         pictures = [_pixels(ids, both)[0] for ids in drawn_pictures(both, asked, sampling, first_seed=10_000_000)]
         scores = [one for one in score_pictures(asked, pictures) if one.split == "all"]
         right = float(np.mean([one.right.value for one in scores]))
-        tried.append({"guidance": guidance, "top_k": top_k, "right": right, "by_kind": {one.kind: one.right.value for one in scores}})
+        tried.append(
+            {
+                "guidance": guidance,
+                "top_k": top_k,
+                "right": right,
+                "by_kind": {one.kind: one.right.value for one in scores},
+            }
+        )
     best = max(tried, key=lambda one: one["right"])
     return {"guidance": best["guidance"], "top_k": best["top_k"], "prompts": len(asked), "tried": tried}
 
@@ -121,7 +140,9 @@ def exhibit(export: Path, folder: Path, size: Size, sampler: Mapping[str, Any]) 
 def drawn_pictures(both: Opened, asked: Sequence[Prompt], sampling: Sampling, first_seed: int = 0) -> list[Ids]:
     """Draw one picture a prompt: whole documents."""
     side = SIZE // both.vision.spatial_factor
-    drawings = [Drawing(prompt=one.text, height=side, width=side, seed=seed) for seed, one in enumerate(asked, first_seed)]
+    drawings = [
+        Drawing(prompt=one.text, height=side, width=side, seed=seed) for seed, one in enumerate(asked, first_seed)
+    ]
     return draw_documents(both.model, drawings, sampling, batch_size=BATCH, num_codes=both.vision.codebook_size)
 
 
@@ -139,11 +160,15 @@ def answered(both: Opened, asked: Sequence[tuple[Shown, Question]]) -> list[Ids]
 def extended(both: Opened, motions: Sequence[Motion]) -> list[Ids]:
     """Go on with clips of `CONTEXT` latent frames for `NEW` more, without a prompt: whole documents."""
     clips = [
-        Clip(codes=both.vision.encode_video(draw_motion(made, CONTEXT * both.vision.temporal_factor)[None])[0], fps=float(FPS), seed=seed)
+        Clip(
+            codes=both.vision.encode_video(draw_motion(made, CONTEXT * both.vision.temporal_factor)[None])[0],
+            fps=float(FPS),
+            seed=seed,
+        )
         for seed, made in enumerate(motions)
     ]
     found = extend_clip(
-        both.model, clips, Sampling(top_k=20, guidance=1.0, temperature=0.5), context=CONTEXT, new=NEW, total=CONTEXT + NEW,
+        both.model, clips, _OF_CLIPS, context=CONTEXT, new=NEW, total=CONTEXT + NEW,
         frames_per_code=both.vision.temporal_factor, batch_size=BATCH, num_codes=both.vision.codebook_size,
     )  # fmt: skip
     return [one.windows[-1].ids for one in found]
@@ -178,7 +203,7 @@ def _seen(shown: Shown, vision: VisionTokenizer) -> tuple[NDArray[np.uint32], tu
 def _write(path: Path, documents: Sequence[Ids]) -> None:
     staged = path.with_name(f"{path.name}.writing")
     pl.DataFrame({"ids": [ids.tolist() for ids in documents]}, schema={"ids": pl.List(pl.Int32)}).write_parquet(staged)
-    os.replace(staged, path)
+    staged.replace(path)
 
 
 def _read(path: Path) -> list[Ids]:

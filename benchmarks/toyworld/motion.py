@@ -3,9 +3,9 @@
 Things go straight on (half a pixel a frame, some past another that stays), bounce off the picture's edges as a ball
 without loss (a pixel a frame, at least once in 32 frames), or pass behind a bar and come out again: after 16 frames,
 half of what is written, the thing is just hidden. Times are frames, and real numbers: `position(made, 2.5)` is between
-two. The trade-off: one thing moves, uniformly, from a place on the lattice, and meets the edges (at 6 and 26, its radius
-being 6) on the lattice, so each latent frame of 4 begins on a lattice of 2 pixels: few contents of a code, all of which
-can be learned. A frozen frame is wrong by 8 to 20 pixels after 16 frames.
+two. The trade-off: one thing moves, uniformly, from a place on the lattice, and meets the edges (at 6 and 26, its
+radius being 6) on the lattice, so each latent frame of 4 begins on a lattice of 2 pixels: few contents of a code, all
+of which can be learned. A frozen frame is wrong by 8 to 20 pixels after 16 frames.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SLOW, _FAST = 0.5, 1.0  # pixels a frame
 
 
 def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -> Motion:
-    """Make the clip of `seed`, of a kind or any, with looks that occur in training, or if `unseen` one that does not."""
+    """Make the clip of `seed`, of a kind or any, with looks that occur in training; if `unseen`, one that does not."""
     rng = random.Random(f"toy motion {seed}{' unseen' * unseen}")
     drawn = rng.choice(get_args(MotionKind))
     make = {"straight": _straight, "bouncing": _bouncing, "occluded": _occluded}[kind or drawn]

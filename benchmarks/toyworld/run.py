@@ -1,19 +1,18 @@
 """The toy world from nothing to a table: `make toyworld`, an hour on two cores, resumable after any kill.
 
-    python -m benchmarks.toyworld.run --out toyworld-out [--quick] [--json] [--table docs/toyworld.md] [key.path=value …]
+    python -m benchmarks.toyworld.run --out toyworld-out [--quick] [--json] [--table docs/toyworld.md] [key=value …]
 
 Every step is one that anyone would take by hand: raw data is written, then `tokenmill train-tokenizer` and `tokenmill
-run` work on it as on any other, then the models draw, answer and go on with clips, and judges read what came out. A step
-that is done stands in `toyworld.json` and is passed over while nothing it hangs on has changed; one that was killed goes
-on by the stages' own means. The trade-off: steps are compared by settings, not by contents, so whoever removes files of
-a finished step removes `toyworld.json` too.
+run` work on it as on any other, then the models draw, answer and go on with clips, and judges read what came out. A
+step that is done stands in `toyworld.json` and is passed over while nothing it hangs on has changed; one that was
+killed goes on by the stages' own means. The trade-off: steps are compared by settings, not by contents, so whoever
+removes files of a finished step removes `toyworld.json` too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.toyworld.sizes import FULL, QUICK, Size
+from benchmarks.toyworld.sizes import FULL, QUICK
 from benchmarks.toyworld.stages import Toy
 from tokenmill.errors import TokenmillError
 from tokenmill.manifests.identity import digest_of
@@ -31,7 +30,7 @@ STATE = "toyworld.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Something to do once: `identity` is what it hangs on beside the steps before, `minutes` what it takes at full size."""
+    """Something to do once: `identity` is what it hangs on beside the steps before, `minutes` what it takes in full."""
 
     name: str
     minutes: float
@@ -125,12 +124,14 @@ def _left(rest: Sequence[Step], noted: dict[str, Any], steps: Sequence[Step]) ->
 def _publish(state: Path, noted: dict[str, Any]) -> None:
     staged = state.with_name(f"{state.name}.writing")
     staged.write_text(json.dumps(noted, indent=1))
-    os.replace(staged, state)
+    staged.replace(state)
 
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("toyworld-out"), help="folder of data, tokens, models, results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("toyworld-out"), help="folder of data, tokens, models, results"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny size that shows that all steps work, and no more")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("--table", type=Path, help="write the table between this file's markers")

@@ -61,7 +61,7 @@ def draw(made: Scene) -> NDArray[np.uint8]:
 
 
 def canvas_of(corners: tuple[RGB, RGB, RGB, RGB], side: int) -> Image.Image:
-    """Return a background to draw on, larger than the picture; its gradient has the picture's steps, which is faster."""
+    """Return a background to draw on, larger than the picture; its gradient has the picture's steps: faster."""
     return backdrop(corners, SIZE).resize((side, side), Image.Resampling.NEAREST)
 
 

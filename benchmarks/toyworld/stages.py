@@ -1,8 +1,8 @@
 """Where a run of the toy world keeps what, and the commands of tokenmill that make it, one method a step.
 
-Three models come from one recipe: `mixed`, `shuffled` (captions and answers of other samples; the same pictures, so codes
-are taken over) and `untrained` (one step at a learning rate of 1e-12). The trade-off: commands run in this process, which
-saves five seconds of imports each and keeps their memory until the end.
+Three models come from one recipe: `mixed`, `shuffled` (captions and answers of other samples; the same pictures, so
+codes are taken over) and `untrained` (one step at a learning rate of 1e-12). The trade-off: commands run in this
+process, which saves five seconds of imports each and keeps their memory until the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from tokenmill.errors import RunError
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
 TOKENIZER_RUN = "toy"
-_SHUFFLED = "{columns: {words: {engine: metadata, fields: [shuffled_captions]}, pairs: {engine: metadata, fields: [shuffled_questions], form: questions}}}"
+_SHUFFLED = (
+    "{columns: {words: {engine: metadata, fields: [shuffled_captions]}, "
+    "pairs: {engine: metadata, fields: [shuffled_questions], form: questions}}}"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +111,12 @@ class Toy:
         """Let a model draw, answer, and go on with clips; ids are kept."""
         from benchmarks.toyworld.exhibits import exhibit
 
-        exhibit(self.export(model), self.out / "drawn" / model, self.size, json.loads((self.out / "sampler.json").read_text()))
+        exhibit(
+            self.export(model),
+            self.out / "drawn" / model,
+            self.size,
+            json.loads((self.out / "sampler.json").read_text()),
+        )
 
     def judge(self) -> None:
         """Judge what all models made, and the tokenizer's ceiling."""
@@ -133,4 +141,4 @@ def put_json(path: Path, value: object) -> None:
     """Publish a JSON file whole."""
     staged = path.with_name(f"{path.name}.writing")
     staged.write_text(json.dumps(value, indent=1))
-    os.replace(staged, path)
+    staged.replace(path)

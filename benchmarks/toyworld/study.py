@@ -2,10 +2,10 @@
 
     python -m benchmarks.toyworld.study --device cuda [--sizes small medium large] [--quick] [--json]
 
-The same stages, exhibits and judges as `make toyworld` (run.py), on more data; all models share one vision tokenizer, so
-one ceiling. Specialists have the medium size and as many ids: pictures alone, clips alone. Comes out: `study.json`,
-`study.md` (each aim met or missed) and `study.png` (loss and scores against the number of parameters). The trade-off: one
-run a size and no seeds repeated, so differences within the intervals of the table mean nothing.
+The same stages, exhibits and judges as `make toyworld` (run.py), on more data; all models share one vision tokenizer,
+so one ceiling. Specialists have the medium size and as many ids: pictures alone, clips alone. Comes out: `study.json`,
+`study.md` (each aim met or missed) and `study.png` (loss and scores against the number of parameters). The trade-off:
+one run a size and no seeds repeated, so differences within the intervals of the table mean nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,15 @@ from benchmarks.toyworld.stages import Toy, put_json
 from benchmarks.toyworld.study_report import write_report
 from tokenmill.errors import TokenmillError
 
-FULL = Size(pictures=60_000, clips=10_000, prompts=200, unseen=80, questions=200, motions=180, overrides=("tokenizer.steps=3000",))
+FULL = Size(
+    pictures=60_000,
+    clips=10_000,
+    prompts=200,
+    unseen=80,
+    questions=200,
+    motions=180,
+    overrides=("tokenizer.steps=3000",),
+)
 MODELS: Mapping[str, str] = {
     "small": "{hidden: 128, layers: 4, heads: 2, kv_heads: 1, ffn: 352}",
     "medium": "{hidden: 256, layers: 5, heads: 4, kv_heads: 2, ffn: 704}",
@@ -38,7 +45,11 @@ QUICK_MODELS: Mapping[str, str] = {
     "large": "{hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64}",
 }
 TOKENS, QUICK_TOKENS = (16_000_000, 14_000_000), (4_000, 3_000)  # of the two phases
-SHARES: Mapping[str, tuple[float, float]] = {"mixed": (1.0, 0.5), "pictures": (1.0, 1.0), "clips": (0.0, 0.0)}  # of pictures
+SHARES: Mapping[str, tuple[float, float]] = {
+    "mixed": (1.0, 0.5),
+    "pictures": (1.0, 1.0),
+    "clips": (0.0, 0.0),
+}  # of pictures
 SPECIALISTS = ("pictures", "clips")
 _ON_CUDA = (
     "tokenizer.device=cuda",
@@ -59,7 +70,11 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     toy = Toy(out=out, size=size, overrides=(*size.overrides, *device, *options.overrides))
     try:
-        seconds = walk(out / STATE, steps_of(toy, options.sizes, quick=options.quick), say_nothing if options.json else say_on_stdout)
+        seconds = walk(
+            out / STATE,
+            steps_of(toy, options.sizes, quick=options.quick),
+            say_nothing if options.json else say_on_stdout,
+        )
     except TokenmillError as error:
         print(f"toyworld-study: {error}", file=sys.stderr)
         return error.exit_code
@@ -85,7 +100,14 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool) -> list[Step]:
     ]
     for run, (what, size) in runs.items():
         changes = _changes(run, what, size, quick=quick)
-        steps.append(Step(name=run, minutes=60, do=lambda c=changes: toy.command("run", "--until", "train", *c), identity=[recipe, changes]))  # type: ignore[misc]
+        steps.append(
+            Step(
+                name=run,
+                minutes=60,
+                do=lambda c=changes: toy.command("run", "--until", "train", *c),
+                identity=[recipe, changes],
+            )
+        )  # type: ignore[misc]
     for run, export in exports.items():
         steps.append(Step(name=f"draw {run}", minutes=5, do=lambda r=run, e=export: _draw(toy, r, e), identity=asked))  # type: ignore[misc]
     steps.append(Step(name="judge", minutes=10, do=lambda: _judge(toy, exports), identity=asked))
@@ -95,7 +117,7 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool) -> list[Step]:
 
 def _changes(run: str, what: str, size: str, *, quick: bool) -> list[str]:
     """Return a run's overrides: its model, and two phases of as many ids as all others have, of its own mix."""
-    contexts, tokens = (((256, 512), QUICK_TOKENS) if quick else ((512, 1024), TOKENS))
+    contexts, tokens = ((256, 512), QUICK_TOKENS) if quick else ((512, 1024), TOKENS)
     changes = [f"train.run={run}", f"train.model={(QUICK_MODELS if quick else MODELS)[size]}"]
     for seed, (phase, share) in enumerate(zip(("pictures", "clips"), SHARES[what], strict=True)):
         mix = {"pictures": {"share": share, "max_epochs": 1000}, "clips": {"share": 1 - share, "max_epochs": 1000}}

@@ -1,7 +1,7 @@
 """What the study found: aims met or missed, scores by model, and loss and scores against size as a plot.
 
-The plot is drawn by PIL, axes and all, so that it needs no browser and no other library; four lines a panel are what can
-still be told apart.
+The plot is drawn by PIL, axes and all, so that it needs no browser and no other library; four lines a panel are what
+can still be told apart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def write_report(out: Path) -> None:
         for name in ("loss", "loss_text", "loss_vision")
     ]
     kinds = ("single_object", "two_objects", "counting", "position")
-    scores: list[Curve] = [(kind, [(one["parameters"], share(one, "pictures", kind)) for one in mixed]) for kind in kinds]
+    scores: list[Curve] = [
+        (kind, [(one["parameters"], share(one, "pictures", kind)) for one in mixed]) for kind in kinds
+    ]
     plot([("loss of held-out ids", losses), ("share of pictures that are right", scores)]).save(out / "study.png")
 
 
@@ -64,10 +66,13 @@ def render(found: Mapping[str, Any]) -> str:
     lines = ["| aim, of the largest mixed model | found | |", "|---|---|---|"]
     for kind, split, least in AIMS:
         value = share(best, "pictures", kind, split)
-        lines.append(f"| {kind.replace('_', ' ')}, {split} ≥ {least:g} | {value:.2f} | {'met' if value >= least else 'missed'} |")
+        lines.append(
+            f"| {kind.replace('_', ' ')}, {split} ≥ {least:g} | {value:.2f} | {'met' if value >= least else 'missed'} |"
+        )
     px, times = _extension(best)
     lines.append(f"| extension, median px ≤ {MOST_PX:g} | {px:.1f} | {'met' if px <= MOST_PX else 'missed'} |")
-    lines.append(f"| times better than frozen ≥ {TIMES_BETTER:g} | {times:.1f} | {'met' if times >= TIMES_BETTER else 'missed'} |")
+    met = "met" if times >= TIMES_BETTER else "missed"
+    lines.append(f"| times better than frozen ≥ {TIMES_BETTER:g} | {times:.1f} | {met} |")
     kinds = [one["kind"] for one in best["pictures"] if one["split"] == "all"]
     asked = [one["kind"] for one in best["answers"] if one["split"] == "all" and one["form"] == "all"]
     titles = ["model", "parameters", "held-out loss", *kinds, *(f"{kind}?" for kind in asked), "extension, px"]

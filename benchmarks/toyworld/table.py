@@ -2,22 +2,22 @@
 
     python -m benchmarks.toyworld.table toyworld-out/results.json docs/toyworld.md
 
-The trade-off: the table holds shares and their 95 % intervals, not the faults; `results.json` has all of it.
+The trade-off: of questions the page has kinds, not forms, and faults not at all; `results.json` has all of it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.toyworld.judge_files import answer_score, motion_score, picture_score
+from benchmarks.toyworld.judge_tables import answer_table, motion_table, picture_table
 from tokenmill.errors import RunError
 
 BEGIN, END = "<!-- toyworld: begin -->", "<!-- toyworld: end -->"
-_NAMES = {"yes_no": "yes or no", "colour": "colour", "relation": "relation", "motion": "motion (clips)", "counting": "counting"}
 
 
 def write_table(results: Path, document: Path) -> None:
@@ -33,106 +33,42 @@ def write_table(results: Path, document: Path) -> None:
     found = json.loads(results.read_text(encoding="utf-8"))
     staged = document.with_name(f"{document.name}.writing")
     staged.write_text(f"{before}{BEGIN}\n{render(found)}\n{END}{after}", encoding="utf-8")
-    os.replace(staged, document)
+    staged.replace(document)
 
 
 def render(found: Mapping[str, Any]) -> str:
     """Return the tables as Markdown."""
-    sampler = found["sampler"]
-    told = (
-        f"Sampler: guidance {sampler['guidance']:g}, top-k {sampler['top_k']}, temperature 1, chosen among "
-        f"{len(sampler['tried'])} settings by {sampler['prompts']} validation prompts that are not reported."
-    )
+    models, ceiling = found["models"], found["ceiling"]
+    pictures = {name: [picture_score(one) for one in model["pictures"]] for name, model in models.items()}
+    first, *others = pictures
+    runs = {first: pictures[first], "ceiling": [picture_score(one) for one in ceiling["pictures"]]}
+    runs |= {name: pictures[name] for name in others}
+    answers = {
+        name: [score for one in model["answers"] if (score := answer_score(one)).form == "all"]
+        for name, model in models.items()
+    }
+    clips = {name: [motion_score(one) for one in model["clips"]] for name, model in models.items()}
+    clips["ceiling"] = [motion_score(one) for one in ceiling["clips"]]
+    parts = [
+        f"Pictures that are right:\n\n{picture_table(runs)}",
+        f"Answers that are right, word for word:\n\n{answer_table(answers)}",
+        f"Clips that go on for 16 frames:\n\n{motion_table(clips)}",
+        _told(found),
+    ]
+    return "\n".join(parts)
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    sampler, quality, moving = found["sampler"], found["ceiling"]["quality"], found["ceiling"]["clips_quality"]
     above = found["controls_above_chance"]
-    controls = "No judge puts a control above chance." if not above else f"Above chance: {'; '.join(above)}."
-    parts = [_pictures(found), _answers(found), _clips(found), [told, controls]]
-    return "\n\n".join("\n".join(lines) for lines in parts)
-
-
-def _pictures(found: Mapping[str, Any]) -> list[str]:
-    """Tell shares of pictures that are right."""
     lines = [
-        "| pictures that are right | n | model | ceiling | share of it | shuffled | untrained | chance |",
-        "|---|---|---|---|---|---|---|---|",
+        f"* Tokenizer: {quality['psnr_db']:.1f} dB, SSIM {quality['ssim']:.3f} of pictures; "
+        f"{moving['psnr_db']:.1f} dB, {moving['ssim']:.3f} of clips.",
+        f"* Sampler: guidance {sampler['guidance']:g}, top-k {sampler['top_k']}, temperature 1, the best of "
+        f"{len(sampler['tried'])} settings by {sampler['prompts']} validation prompts that are not reported.",
+        f"* Controls above chance (of all kinds, forms and splits, at 99 %): {'; '.join(above) if above else 'none'}.",
     ]
-    ceiling = {(one["kind"], one["split"]): one["right"]["value"] for one in found["ceiling"]["pictures"]}
-    for one in _rows(found, "mixed", "pictures"):
-        best = ceiling[one["kind"], one["split"]]
-        share = f"{one['right']['value'] / best:.2f}" if best else "–"
-        lines.append(
-            f"| {_named(one['kind'], one['split'])} | {one['right']['n']} | {_interval(one['right'])} | {best:.2f} | {share} | "
-            f"{_control(found, 'shuffled', 'pictures', one)} | {_control(found, 'untrained', 'pictures', one)} | {_chance(one)} |"
-        )
-    return lines
-
-
-def _answers(found: Mapping[str, Any]) -> list[str]:
-    """Tell shares of answers that are right, word for word."""
-    lines = ["| answers that are right | n | model | shuffled | untrained | chance |", "|---|---|---|---|---|---|"]
-    for one in _rows(found, "mixed", "answers"):
-        lines.append(
-            f"| {_named(one['kind'], one['split'])} | {one['right']['n']} | {_interval(one['right'])} | "
-            f"{_control(found, 'shuffled', 'answers', one)} | {_control(found, 'untrained', 'answers', one)} | {_chance(one)} |"
-        )
-    return lines
-
-
-def _clips(found: Mapping[str, Any]) -> list[str]:
-    """Tell how far things are off where a clip went on."""
-    lines = [
-        "| clips that go on, 16 frames | clips | px off, median | frozen place | times better | there | colour kept | ceiling, px | shuffled, px | untrained, px |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    others = {name: _by_kind(found["models"][name]["clips"]) for name in ("shuffled", "untrained")}
-    ceiling = _by_kind(found["ceiling"]["clips"])
-    for one in found["models"]["mixed"]["clips"]:
-        kind = one["kind"]
-        lines.append(
-            f"| {kind} | {one['clips']} | {_px(one['moving'])} | {_px(one['frozen'])} | {one['times_better_than_frozen'] or 0:.1f} | "
-            f"{_share(one['found'])} | {_share(one['colour_kept'])} | {_px(ceiling[kind]['moving'])} | "
-            f"{_px(others['shuffled'][kind]['moving'])} | {_px(others['untrained'][kind]['moving'])} |"
-        )
-    return lines
-
-
-def _rows(found: Mapping[str, Any], model: str, what: str) -> Iterator[Mapping[str, Any]]:
-    """Yield a kind's rows: seen and unseen combinations apart where there are both."""
-    rows: Sequence[Mapping[str, Any]] = [
-        one for one in found["models"][model][what] if one.get("form", "all") == "all" and one["split"] != "all"
-    ]
-    yield from rows
-
-
-def _control(found: Mapping[str, Any], model: str, what: str, like: Mapping[str, Any]) -> str:
-    for one in _rows(found, model, what):
-        if (one["kind"], one["split"]) == (like["kind"], like["split"]):
-            return f"{one['right']['value']:.2f}"
-    return "–"
-
-
-def _chance(one: Mapping[str, Any]) -> str:
-    level = one["at_chance"]
-    return "–" if level is None else f"{level['chance']:.2f}"
-
-
-def _named(kind: str, split: str) -> str:
-    return _NAMES.get(kind, kind.replace("_", " ")) + (", unseen combinations" if split == "unseen" else "")
-
-
-def _interval(right: Mapping[str, Any]) -> str:
-    return f"**{right['value']:.2f}** ({right['low']:.2f}–{right['high']:.2f})"
-
-
-def _by_kind(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    return {one["kind"]: one for one in rows}
-
-
-def _px(errors: Mapping[str, Any] | None) -> str:
-    return "–" if errors is None else f"{errors['median']:.1f}"
-
-
-def _share(share: Mapping[str, Any] | None) -> str:
-    return "–" if share is None else f"{share['value']:.2f}"
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ other words falls apart into bytes that the model knows little of.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def train_words(target: Path, pictures: Path, clips: Path) -> None:
     made.train_from_iterator([*_texts(pictures, clips), *[_CHAT, *_META] * _REPEATED], trainer)
     staged = target.with_name(f"{target.name}.writing")
     made.save(str(staged))
-    os.replace(staged, target)
+    staged.replace(target)
 
 
 def _texts(pictures: Path, clips: Path) -> Iterator[str]:

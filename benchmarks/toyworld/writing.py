@@ -3,9 +3,10 @@
 Each sample brings its `caption`, further wordings (`captions`), pairs of question and answer (`questions`, JSON for
 `form: questions` of the captioner `metadata`) and its exact description. For the control it also brings the words of
 another one half the data away (`shuffled_captions`, `shuffled_questions`): nothing fits but all frequencies stay, and
-pictures are the same bytes, whose codes are taken over. With `shuffled` those are all the words that it has. What is written already is
-left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264 without loss (RGB, not
-a player's 4:2:0), 13 kB of 98 a clip and decoded bit by bit; with 4:2:0 at crf 8 they would be 8 kB and 28 dB.
+pictures are the same bytes, so their codes are taken over. With `shuffled` those are all the words that it has. What is
+written already is left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264
+without loss (RGB, not a player's 4:2:0), 13 kB of 98 a clip and decoded bit by bit; with 4:2:0 at crf 8 they would be
+8 kB and 28 dB.
 """
 
 from __future__ import annotations
