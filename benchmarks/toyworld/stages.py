@@ -18,6 +18,7 @@ from tokenmill.errors import RunError
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
 TOKENIZER_RUN = "toy"
+NUM_CODES = 1024
 _SHUFFLED = (
     "{columns: {words: {engine: metadata, fields: [shuffled_captions]}, "
     "pairs: {engine: metadata, fields: [shuffled_questions], form: questions}}}"
@@ -72,6 +73,9 @@ class Toy:
 
     def train_tokenizer(self) -> None:
         """Score, select, and train the vision tokenizer on what was kept."""
+        from benchmarks.toyworld.first_codes import write_first_tokenizer
+
+        write_first_tokenizer(ROOT / "tokenize" / "weights" / "scenes", self.out / "first", NUM_CODES)
         self.command("run", "--until", "select")
         self.command("train-tokenizer")
 
@@ -96,9 +100,10 @@ class Toy:
             f"root={self.root}",
             f"sources.pictures.url={self.out}/data/pictures",
             f"sources.clips.url={self.out}/data/clips",
-            f"tokenizer.start={{from: {ROOT}/tokenize/weights/scenes}}",
+            f"tokenizer.start={{from: {self.out}/first}}",
             f"tokenize.vocabulary.path={self.words}",
             f"tokenize.vision.name={self.vision}",
+            f"tokenize.vocabulary.codebook_size={NUM_CODES}",
         ]
 
     def choose_sampler(self) -> None:
