@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 400.0
 STAGES = ("ingest", "split", "score", "select", "caption", "choose", "tokenize", "plans", "checkpoints")
+
+
+@contextmanager
+def _started(out: Path, table: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the driver in a process group of its own, which is gone in the end whatever happens."""
+    process = _start(out, table)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _start(out: Path, table: Path) -> subprocess.Popen[str]:
@@ -52,9 +66,8 @@ def _files(root: Path) -> dict[str, int]:
 def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     out, table = tmp_path / "toy", tmp_path / "toyworld.md"
     table.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    _kill_once_there(
-        _start(out, table), out / "run" / "checkpoints" / "mixed-pictures" / "step-00000002" / "checkpoint.json"
-    )
+    with _started(out, table) as process:
+        _kill_once_there(process, out / "run/checkpoints/mixed-pictures/step-00000002/checkpoint.json")
     state = json.loads((out / "toyworld.json").read_text())
     assert [name for name, step in state.items() if step["done"]] == ["data", "words", "tokenizer"]
     before = {
@@ -64,8 +77,8 @@ def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -
     }
     assert before
 
-    process = _start(out, table)
-    said = process.communicate(timeout=LIMIT_S)[0]
+    with _started(out, table) as process:
+        said = process.communicate(timeout=LIMIT_S)[0]
 
     assert process.returncode == 0, said
     assert "tokenizer: done before" in said
@@ -80,11 +93,10 @@ def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -
     text = table.read_text()
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "| single object |" in text
 
-    again = _start(out, table)
-    assert again.communicate(timeout=LIMIT_S)[0].count("done before") == len(
-        json.loads((out / "toyworld.json").read_text())
-    )
-    assert again.returncode == 0
+    with _started(out, table) as process:
+        said = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 0
+    assert said.count("done before") == len(json.loads((out / "toyworld.json").read_text()))
     assert _files(out / "run") == {
         name.removeprefix("run/"): at for name, at in after.items() if name.startswith("run/")
     }
