@@ -103,7 +103,6 @@ def test_killed_writer_goes_on_where_it_was(tmp_path: Path, what: str, count: in
         child.kill()
     before = (tmp_path / "killed" / first).stat().st_mtime_ns
     write: Callable[[Path, range], None] = write_pictures if what == "pictures" else write_clips
-    assert len(list((tmp_path / "killed").iterdir())) < len(range(count)) + 2
     write(tmp_path / "killed", range(count))
     write(tmp_path / "whole", range(count))
     assert (tmp_path / "killed" / first).stat().st_mtime_ns == before
