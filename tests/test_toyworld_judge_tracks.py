@@ -126,9 +126,9 @@ def test_tracks_of_a_thing_of_another_colour_elsewhere_are_neither_found_nor_ove
     names = list(COLOURS)
     other = names[(names.index(made.objects[0].colour) + 1) % len(names)]
     (thing,) = made.objects
-    shift = 14.0 if thing.y < SIZE / 2 else -14.0
-    away = {"y": thing.y + shift} if thing.vx else {"x": thing.x + (14.0 if thing.x < SIZE / 2 else -14.0)}
-    wrong = replace(made, objects=(replace(thing, colour=other, rgb=COLOURS[other], **away),))
+    x, y = ((at + 14.0 if at < SIZE / 2 else at - 14.0) for at in (thing.x, thing.y))
+    away = replace(thing, y=y) if thing.vx else replace(thing, x=x)
+    wrong = replace(made, objects=(replace(away, colour=other, rgb=COLOURS[other]),))
     score = overall(made, draw_motion(wrong, FRAMES, first=FIRST))
     assert score.found is not None
     assert score.found.value == 0.0

@@ -119,7 +119,8 @@ def _score(kind: str, clips: Sequence[Followed], seed: int) -> MotionScore:
 
 def _numbers(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     joined = np.concatenate([part.ravel() for part in parts])
-    return joined[~np.isnan(joined)]
+    numbers: NDArray[np.float64] = joined[~np.isnan(joined)]
+    return numbers
 
 
 def _errors(clips: Sequence[NDArray[np.float64]], seed: int) -> Errors | None:

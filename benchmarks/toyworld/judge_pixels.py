@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,7 @@ def background_of(pixels_HWC: Floats) -> Floats | None:
     return np.asarray(surface, np.float32).reshape(height, width, 3)
 
 
+@lru_cache(maxsize=8)
 def _basis(height: int, width: int) -> Floats:
     """Return 1, x, y, xy of each pixel, x and y from -1 to 1: (H·W, 4)."""
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
@@ -88,6 +90,8 @@ def regions_of(pixels_HWC: Pixels, palette: Mapping[str, RGB]) -> Regions | None
 
 def components(mask: Mask) -> list[Mask]:
     """Split a mask into connected parts (four neighbours)."""
+    if not mask.any():
+        return []
     numbered, count = label(mask)
     return [numbered == number for number in range(1, count + 1)]
 

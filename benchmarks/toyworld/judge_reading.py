@@ -2,7 +2,7 @@
 
 Each region of one colour is compared with every shape's template at the measured centre and size. It is an object only
 if a template covers the same pixels (`LEAST_LIKENESS`) and its colour is near a name's; anything else of some size is
-reported as junk, so a smear beside a good object does not go unnoticed. About 1 ms a picture of 32 x 32.
+reported as junk, so a smear beside a good object does not go unnoticed. About 3 ms a picture of 32 x 32.
 
 Legend: H height, W width, C channels (RGB), in pixels; the upper left pixel's middle is 0.5, 0.5.
 """
@@ -213,9 +213,9 @@ def _searched(best: _Fit, soft: Floats, known: Mask) -> _Fit:
 
 def _likeness(template: Floats, soft: Floats, known: Mask) -> float:
     """Intersection over union of two soft coverages, where the picture is known to show this object or nothing."""
-    both = float(np.minimum(template, soft)[known].sum())
-    either = float(np.maximum(template, soft)[known].sum())
-    return both / either
+    template = template * known  # `soft` is nothing already where nothing is known
+    both = float(np.minimum(template, soft).sum())
+    return both / (float(template.sum()) + float(soft.sum()) - both)
 
 
 def _coverage(pixels: Pixels, background: Floats, colour: Floats) -> Floats:
