@@ -1,6 +1,6 @@
 """The weights that the toy tokenizer begins with: the shipped ones, with the codes that toy pictures use most.
 
-The shipped codebook has 2,048 codes for photographs too. A toy picture needs fewer, and each code that means the same as
+The shipped codebook has 2,048 codes, for photographs too. A toy picture needs fewer, and a code that means the same as
 another halves what a small model sees of either: with half as many it learns faster. The trade-off: 1,024 codes leave
 clips, whose things stand anywhere, a decibel less.
 """

@@ -62,8 +62,6 @@ def main() -> int:
 
 def steps_of(toy: Toy, table: Path | None) -> list[Step]:
     """Return all steps in their order."""
-    from benchmarks.toyworld.table import write_table
-
     recipe = [toy.recipe.read_text(), *toy.overrides]
     asked = toy.size.__repr__()
     steps = [
@@ -81,7 +79,7 @@ def steps_of(toy: Toy, table: Path | None) -> list[Step]:
         Step(name="judge", minutes=2, do=toy.judge, identity=asked),
     ]
     if table is not None:
-        steps.append(Step(name="table", minutes=0.1, do=lambda: write_table(toy.results, table), identity=str(table)))
+        steps.append(Step(name="table", minutes=0.2, do=lambda: toy.show(table), identity=str(table)))
     return steps
 
 

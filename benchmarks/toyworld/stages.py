@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.toyworld.sizes import Size
 from tokenmill.errors import RunError
+from tokenmill.manifests.identity import digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
@@ -112,25 +113,44 @@ class Toy:
 
         put_json(self.out / "sampler.json", choose_sampler(self.export("mixed"), self.size))
 
+    def sampler(self, model: str) -> Path:
+        """Return how a model's sampler is set: its own setting, or the one that all models share."""
+        own = self.out / f"sampler-{model}.json"
+        return own if own.exists() else self.out / "sampler.json"
+
+    def drawn(self, model: str) -> Path:
+        """Return the folder of what a model made: another one where model, sampler or what is asked differ."""
+        described = (self.export(model) / "tokenmill.json").read_text()
+        asked = [described, self.sampler(model).read_text(), repr(self.size)]
+        return self.out / "drawn" / f"{model}-{digest_of(asked)[:8]}"
+
     def draw(self, model: str) -> None:
         """Let a model draw, answer, and go on with clips; ids are kept."""
         from benchmarks.toyworld.exhibits import exhibit
 
         exhibit(
             self.export(model),
-            self.out / "drawn" / model,
+            self.drawn(model),
             self.size,
-            json.loads((self.out / "sampler.json").read_text()),
+            json.loads(self.sampler(model).read_text()),
         )
 
     def judge(self) -> None:
         """Judge what all models made, and the tokenizer's ceiling."""
         from benchmarks.toyworld.results import judged
 
-        drawn = {model: self.out / "drawn" / model for model in ("mixed", "shuffled", "untrained")}
+        drawn = {model: self.drawn(model) for model in ("mixed", "shuffled", "untrained")}
         found = judged(drawn, self.export("mixed"), self.size)
         found["sampler"] = json.loads((self.out / "sampler.json").read_text())
         put_json(self.results, found)
+
+    def show(self, document: Path) -> None:
+        """Write the tables into a document, and a picture of what was drawn beside it."""
+        from benchmarks.toyworld.shown import write_shown
+        from benchmarks.toyworld.table import write_table
+
+        write_table(self.results, document)
+        write_shown(self.export("mixed"), self.drawn("mixed"), self.size, document.with_suffix(".png"))
 
 
 def differences(model: str) -> list[str]:

@@ -135,11 +135,11 @@ def _draw(toy: Toy, run: str, export: Path) -> None:
 
     chosen = toy.out / f"sampler-{run}.json"
     put_json(chosen, choose_sampler(export, toy.size))
-    exhibit(export, toy.out / "drawn" / run, toy.size, json.loads(chosen.read_text()))
+    exhibit(export, toy.drawn(run), toy.size, json.loads(chosen.read_text()))
 
 
 def _judge(toy: Toy, exports: Mapping[str, Path]) -> None:
-    drawn = {run: toy.out / "drawn" / run for run in exports}
+    drawn = {run: toy.drawn(run) for run in exports}
     found: dict[str, Any] = judged(drawn, next(iter(exports.values())), toy.size)
     for run, export in exports.items():
         rows = (export.parent / "evaluation.jsonl").read_text().splitlines()
