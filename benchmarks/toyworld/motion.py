@@ -1,10 +1,11 @@
 """Clips with exact physics: where a thing is at any time, also long after the clip that was written.
 
-Things go straight on (0.5 to 0.67 pixels a frame, some past another that stays), bounce off the picture's edges as a
-ball without loss (0.75 to 1, at least once in 32 frames), or pass behind a bar and come out again: near frame 16, half
-of what is written, the thing is hidden. Times are frames, and real numbers: `position(made, 2.5)` is between two.
-The trade-off: one thing moves, uniformly, so that a frozen frame is wrong by 8 to 16 pixels after 16 frames and the
-truth is a straight line folded at the edges.
+Things go straight on (half a pixel a frame, some past another that stays), bounce off the picture's edges as a ball
+without loss (a pixel a frame, at least once in 32 frames), or pass behind a bar and come out again: after 16 frames,
+half of what is written, the thing is just hidden. Times are frames, and real numbers: `position(made, 2.5)` is between
+two. The trade-off: one thing moves, uniformly, from a place on the lattice, and meets the edges (at 6 and 26, its
+radius being 6) on the lattice, so each latent frame of 4 begins on a lattice of 2 pixels: few contents of a code, all
+of which can be learned. A frozen frame is wrong by 8 to 20 pixels after 16 frames.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from benchmarks.toyworld.scenes import OF_PAIR, background, canvas_of, look, with_noise
+from benchmarks.toyworld.scenes import background, canvas_of, look, with_noise
 from benchmarks.toyworld.splits import is_unseen
-from benchmarks.toyworld.world import BAR, FRAMES, SIZE, WAYS, Bar, Motion, MotionKind, Mover, Tracks
+from benchmarks.toyworld.world import BAR, FRAMES, LATTICE, SIZE, WAYS, Bar, Motion, MotionKind, Mover, Tracks
 from tokenmill.demo.drawing import draw_thing
 from tokenmill.demo.world import Thing
 
 _SUPERSAMPLING = 8  # finer than of pictures: a thing moves by eighths of a pixel
-_EDGE = 1.0
-_OF_OCCLUDED = (0.104, 0.114)  # radius: 3.3 to 3.65 pixels, so that it is seen whole on either side of the bar
+_RADIUS, _OF_OCCLUDED = 6 / SIZE, 3.375 / SIZE  # the second so that it is seen whole on either side of the bar
+_SLOW, _FAST = 0.5, 1.0  # pixels a frame
 
 
 def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -> Motion:
-    """Make the clip of `seed`, of a kind or any: of looks that training has, or if `unseen` with one that it lacks."""
+    """Make the clip of `seed`, of a kind or any, with looks that occur in training; if `unseen`, one that does not."""
     rng = random.Random(f"toy motion {seed}{' unseen' * unseen}")
     drawn = rng.choice(get_args(MotionKind))
     make = {"straight": _straight, "bouncing": _bouncing, "occluded": _occluded}[kind or drawn]
@@ -134,56 +135,41 @@ _Made = tuple[tuple[Mover, ...], str | None, Bar | None]
 def _straight(rng: random.Random, unseen: bool) -> _Made:
     """One thing on its way from side to side, in a third of the clips past another that stays."""
     way = rng.choice(list(WAYS))
-    mover = _mover(rng, OF_PAIR, unseen)
-    room = SIZE - 2 * (mover.radius + _EDGE)
-    speed = rng.uniform(0.5, room / (FRAMES - 1))
-    along = rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE - speed * (FRAMES - 1))
+    mover, along = _mover(rng, _RADIUS, unseen), rng.choice(LATTICE[:2])
     if rng.random() < 2 / 3:
-        return (
-            (_going(mover, way, along, rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE), speed),),
-            way,
-            None,
-        )
-    other = _mover(rng, OF_PAIR, unseen)
+        return (_going(mover, way, along, rng.choice(LATTICE), _SLOW),), way, None
+    other = _mover(rng, _RADIUS, unseen)
     while other.shape == mover.shape or other.colour == mover.colour:
-        other = _mover(rng, OF_PAIR, unseen)
-    lanes = [rng.uniform(7, 9), rng.uniform(23, 25)]
+        other = _mover(rng, _RADIUS, unseen)
+    lanes = list(rng.choice([(6, 22), (6, 26), (10, 26)]))
     rng.shuffle(lanes)
-    still = _going(other, way, rng.uniform(other.radius + _EDGE, SIZE - other.radius - _EDGE), lanes[1], 0.0)
-    return (_going(mover, way, along, lanes[0], speed), still), way, None
+    still = _going(other, way, rng.choice(LATTICE), lanes[1], 0.0)
+    return (_going(mover, way, along, lanes[0], _SLOW), still), way, None
 
 
 def _bouncing(rng: random.Random, unseen: bool) -> _Made:
     """One thing between the edges: half of them straight to and fro, the others aslant."""
-    mover = _mover(rng, OF_PAIR, unseen)
-    low, high = mover.radius + _EDGE, SIZE - mover.radius - _EDGE
-    x, y, speed = rng.uniform(low, high), rng.uniform(low, high), rng.uniform(0.75, 1.0)
+    mover = _mover(rng, _RADIUS, unseen)
+    x, y = rng.choice(LATTICE[1:-1]), rng.choice(LATTICE[1:-1])
     if rng.random() < 0.5:
         way = rng.choice(list(WAYS))
-        return (_going(mover, way, x, y, speed),), way, None
-    slope = rng.uniform(0.5, 1.0)
-    vx, vy = (speed, speed * slope) if rng.random() < 0.5 else (speed * slope, speed)
+        return (_going(mover, way, x, y, _FAST),), way, None
+    vx, vy = rng.choice([(_FAST, _FAST), (_FAST, _SLOW), (_SLOW, _FAST)])
     return (replace(mover, x=x, y=y, vx=vx * rng.choice((-1, 1)), vy=vy * rng.choice((-1, 1))),), None, None
 
 
 def _occluded(rng: random.Random, unseen: bool) -> _Made:
-    """One thing from edge to edge, in the middle behind a bar somewhat wider than itself."""
+    """One thing from one side to the other, in the middle behind a bar somewhat wider than itself."""
     way = rng.choice(list(WAYS))
     mover = _mover(rng, _OF_OCCLUDED, unseen)
-    along = mover.radius + rng.uniform(0.5, 1.0)
-    speed = rng.uniform(0.68, (SIZE - 0.5 - mover.radius - along) / (FRAMES - 1))
-    middle, half = SIZE / 2 + rng.uniform(-0.5, 0.5), mover.radius + rng.uniform(0.5, 1.0)
-    low, high = (round((middle + side * half) * 8) / 8 for side in (-1, 1))
-    lane = rng.uniform(mover.radius + _EDGE, SIZE - mover.radius - _EDGE)
-    forward = along if sum(WAYS[way]) > 0 else SIZE - along
+    moving = _going(mover, way, SIZE / 2 - _SLOW * FRAMES / 2, rng.choice(LATTICE), _SLOW)
+    low, high = (SIZE / 2 + side * (mover.radius + 0.75) for side in (-1, 1))
     box = (low, 0.0, high, float(SIZE)) if WAYS[way][0] else (0.0, low, float(SIZE), high)
-    shade = rng.randint(-6, 6)
+    shade = rng.randint(-2, 2)
     bar = Bar(
         left=box[0], top=box[1], right=box[2], bottom=box[3], rgb=(BAR[0] + shade, BAR[1] + shade, BAR[2] + shade)
     )
-    dx, dy = WAYS[way]
-    x, y = (forward, lane) if dx else (lane, forward)
-    return (replace(mover, x=x, y=y, vx=dx * speed, vy=dy * speed),), way, bar
+    return (moving,), way, bar
 
 
 def _going(mover: Mover, way: str, along: float, across: float, speed: float) -> Mover:
@@ -194,6 +180,6 @@ def _going(mover: Mover, way: str, along: float, across: float, speed: float) ->
     return replace(mover, x=x, y=y, vx=dx * speed, vy=dy * speed)
 
 
-def _mover(rng: random.Random, radius: tuple[float, float], unseen: bool) -> Mover:
+def _mover(rng: random.Random, radius: float, unseen: bool) -> Mover:
     thing = look(rng, radius, unseen=unseen)
     return Mover(shape=thing.shape, colour=thing.colour, rgb=thing.rgb, radius=thing.radius * SIZE, x=0.0, y=0.0)

@@ -34,16 +34,17 @@ def sheet(scale: int = 4, columns: int = FRAMES // _EVERY) -> NDArray[np.uint8]:
         made = motion(HELDOUT_SEEDS + number, kind=moving)
         frames = draw_motion(made, columns * _EVERY)[::_EVERY]
         rows.append([(frame, f"frame {n * _EVERY}" if n else clip_captions(made)[0]) for n, frame in enumerate(frames)])
-    return np.concatenate([np.concatenate([_cell(*cell, scale) for cell in row], axis=1) for row in rows])
+    return np.concatenate([np.concatenate([cell(*one, scale) for one in row], axis=1) for row in rows])
 
 
-def _cell(pixels: NDArray[np.uint8], text: str, scale: int) -> NDArray[np.uint8]:
+def cell(pixels: NDArray[np.uint8], text: str, scale: int) -> NDArray[np.uint8]:
+    """Draw a picture, enlarged, with a text below: HWC uint8, of one size for all."""
     side = SIZE * scale
-    cell = Image.new("RGB", (side + 8, side + 8 + _LINES * _LINE_PX), "white")
-    cell.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (4, 4))
+    drawn = Image.new("RGB", (side + 8, side + 8 + _LINES * _LINE_PX), "white")
+    drawn.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (4, 4))
     lines = textwrap.wrap(text, side // _LETTER_PX)[:_LINES]
-    ImageDraw.Draw(cell).multiline_text((4, side + 6), "\n".join(lines), fill="black", spacing=1)
-    return np.asarray(cell)
+    ImageDraw.Draw(drawn).multiline_text((4, side + 6), "\n".join(lines), fill="black", spacing=1)
+    return np.asarray(drawn)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Write the toy world as raw data: pictures as shards of img2dataset's layout, clips as mp4 with captions beside.
 
 Each sample brings its `caption`, further wordings (`captions`), pairs of question and answer (`questions`, JSON for
-`form: questions` of the captioner `metadata`) and its exact description. `shuffled` writes the control: every sample
-gets the words of another one half the data away, so nothing fits but all frequencies stay. What is written already is
-left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264 without loss (RGB, not
-a player's 4:2:0), 13 kB of 98 a clip and decoded bit by bit; with 4:2:0 at crf 8 they would be 8 kB and 28 dB.
+`form: questions` of the captioner `metadata`) and its exact description. For the control it also brings the words of
+another one half the data away (`shuffled_captions`, `shuffled_questions`): nothing fits but all frequencies stay, and
+pictures are the same bytes, so their codes are taken over. With `shuffled` those are all the words that it has. What is
+written already is left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264
+without loss (RGB, not a player's 4:2:0), 13 kB of 98 a clip and decoded bit by bit; with 4:2:0 at crf 8 they would be
+8 kB and 28 dB.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ from tokenmill.errors import RunError
 
 VERSION = 1  # goes up when the same seeds give other bytes
 SAMPLES_PER_SHARD = 1000  # keys have three digits for the number in a shard
-_COLUMNS = {**COLUMNS, "questions": pl.String}
+_COLUMNS = {
+    **COLUMNS,
+    "questions": pl.String,
+    "shuffled_captions": pl.List(pl.String),
+    "shuffled_questions": pl.String,
+}
 _LOSSLESS = {"preset": "veryfast", "qp": "0", "threads": "1", "x264-params": "bframes=0"}
 
 
@@ -92,8 +99,8 @@ def partner(seeds: range, number: int, *, shuffled: bool) -> int:
 
 def _picture(shard: int, seeds: range, number: int, pairs: int, shuffled: bool) -> Sample:
     drawn = scene(seeds[number])
-    told = scene(partner(seeds, number, shuffled=shuffled)) if shuffled else drawn
-    words = _words(captions(told), questions(told, pairs))
+    other = scene(partner(seeds, number, shuffled=True))
+    words = _words(*((captions(told), questions(told, pairs)) for told in (other if shuffled else drawn, other)))
     columns = {**words, "url": f"toyworld://scene/{drawn.seed}", "scene": json.dumps(drawn.to_json())}
     return sample(
         shard, number % SAMPLES_PER_SHARD, _png(draw(drawn)), extension="png", size=(SIZE, SIZE), columns=columns
@@ -108,15 +115,31 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _clip_row(seeds: range, number: int, pairs: int, shuffled: bool) -> dict[str, Any]:
-    told = motion(partner(seeds, number, shuffled=shuffled))
-    words = _words(clip_captions(told), clip_questions(told, pairs))
+    seen = motion(seeds[number])
+    other = motion(partner(seeds, number, shuffled=True))
+    words = _words(
+        *((clip_captions(told), clip_questions(told, pairs)) for told in (other if shuffled else seen, other))
+    )
     origin = {"licence": "Apache-2.0", "origin": "tokenmill", "seed": seeds[number]}
-    return {"file": _clip_name(number), **words, **origin, "motion": asdict(motion(seeds[number]))}
+    return {"file": _clip_name(number), **words, **origin, "motion": asdict(seen)}
 
 
-def _words(wordings: Sequence[str], asked: Sequence[Question]) -> dict[str, Any]:
-    pairs = [{"question": one.text, "answer": one.answer} for one in asked]
-    return {"caption": wordings[0], "captions": list(wordings), "questions": json.dumps(pairs)}
+_Told = tuple[Sequence[str], Sequence[Question]]
+
+
+def _words(own: _Told, shuffled: _Told) -> dict[str, Any]:
+    (wordings, asked), (others, others_asked) = own, shuffled
+    return {
+        "caption": wordings[0],
+        "captions": list(wordings),
+        "questions": _pairs(asked),
+        "shuffled_captions": list(others),
+        "shuffled_questions": _pairs(others_asked),
+    }
+
+
+def _pairs(asked: Sequence[Question]) -> str:
+    return json.dumps([{"question": one.text, "answer": one.answer} for one in asked])
 
 
 def _clip_name(number: int) -> str:
