@@ -6,9 +6,10 @@ Pictures from an untrained model of the preset `tiny` with Emu3's vocabulary (18
 at temperature 1 and top-k 2048 from captions of different length, with guidance 3.0 against the unconditional prompt
 and without. transformers' way is the released code's (generate_peers/transformers_way.py): a Python prefix function,
 its guidance processor with a cache of its own, batches padded on the left; once with the codes as the tuple that the
-released code gives and once as a tensor, which is faster. Rounds go through all ways in turn, medians are compared; ids
-of a picture are all that come behind its prompt. tokenmill draws from a model of this width on one thread whatever
-`--threads` says (generate/threads.py); the others get as many as that.
+released code gives and once as a tensor, which is faster. Rounds go through all ways in turn, medians are compared, of
+seconds that passed and of CPU seconds (which other work on the machine disturbs less); ids of a picture are all that
+come behind its prompt. tokenmill draws from a model of this width on one thread whatever `--threads` says
+(generate/threads.py); the others get as many as that.
 """
 
 from __future__ import annotations
@@ -44,16 +45,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     model = _model(vocabulary, context=4 * options.side**2 + 256)
     contestants = _contestants(model, vocabulary, options)
     num_ids = options.batch * (options.side * (options.side + 1) + 3)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
     for contest in contestants.values() if options.warm_up else ():
         contest()
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for _ in range(options.rounds):
         for name, contest in contestants.items():
-            started = time.perf_counter()
-            contest()
-            rates[name].append(num_ids / (time.perf_counter() - started))
-            print(f"{name}: {rates[name][-1]:.0f} ids/s", file=sys.stderr)
-    found = {name: median(of_rounds) for name, of_rounds in rates.items()}
+            rounds[name].append(_rates(contest, num_ids))
+            print(f"{name}: {rounds[name][-1][0]:.0f} ids/s", file=sys.stderr)
+    found = {name: median(passed for passed, _ in of_rounds) for name, of_rounds in rounds.items()}
+    per_cpu = {name: median(cpu for _, cpu in of_rounds) for name, of_rounds in rounds.items()}
     return {
         "cores": len(os.sched_getaffinity(0)),
         "threads": options.threads,
@@ -63,10 +63,49 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch,
         "rounds": options.rounds,
         "ids_per_s": found,
-        "of_rounds": rates,
-        "ratio": found["tokenmill, guided"] / found["transformers, guided"],
-        "ratio_unguided": found["tokenmill"] / found["transformers"],
-        "ratio_released": found["tokenmill, guided"] / found["transformers as released, guided"],
+        "ids_per_cpu_s": per_cpu,
+        "of_rounds": {name: [passed for passed, _ in of_rounds] for name, of_rounds in rounds.items()},
+        "ratio": _ratios(found),
+        "ratio_cpu": _ratios(per_cpu),
+        "step_cpu_ms": _step_cpu_ms(model, 2 * options.batch, options.rounds),
+    }
+
+
+def _step_cpu_ms(model: Any, rows: int, rounds: int) -> dict[str, float]:
+    """Time one id of every row through the layers alone, by our forward and by the model's, 100 to 150 ids read."""
+    import torch
+
+    from tokenmill.generate.llama_decoder import LlamaDecoder
+    from tokenmill.generate.model_decoder import ModelDecoder
+
+    times: dict[str, list[float]] = {"tokenmill": [], "transformers": []}
+    ids_BL = torch.arange(100).repeat(rows, 1)
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, kind in (("tokenmill", LlamaDecoder), ("transformers", ModelDecoder)):
+                decoder = kind(model, rows, 151)
+                decoder.read(ids_BL, torch.arange(rows), torch.arange(rows))
+                decoder.feed(ids_BL[:, :1])
+                started = time.process_time()
+                for place in range(50):
+                    decoder.feed(ids_BL[:, place, None])
+                times[name].append((time.process_time() - started) / 50 * 1e3)
+    return {name: median(found) for name, found in times.items()}
+
+
+def _rates(contest: Callable[[], Any], num_ids: int) -> tuple[float, float]:
+    """Give ids a second and ids a second of CPU."""
+    started, started_cpu = time.perf_counter(), time.process_time()
+    contest()
+    return num_ids / (time.perf_counter() - started), num_ids / (time.process_time() - started_cpu)
+
+
+def _ratios(rates: Mapping[str, float]) -> dict[str, float]:
+    ours, guided = rates["tokenmill"], rates["tokenmill, guided"]
+    return {
+        "guided": guided / rates["transformers, guided"],
+        "guided, as released": guided / rates["transformers as released, guided"],
+        "unguided": ours / rates["transformers"],
     }
 
 
@@ -113,10 +152,12 @@ def _contestants(model: Any, vocabulary: Any, options: argparse.Namespace) -> di
 
 def show(found: Mapping[str, Any]) -> None:
     for name, rate in found["ids_per_s"].items():
-        of_rounds = found["of_rounds"][name]
-        print(f"{name}: {rate:.0f} ids/s ({min(of_rounds):.0f} to {max(of_rounds):.0f})")
-    print(f"times transformers: {found['ratio']:.1f} with guidance ({found['ratio_released']:.1f} as released), "
-          f"{found['ratio_unguided']:.1f} without")  # fmt: skip
+        of_rounds, per_cpu = found["of_rounds"][name], found["ids_per_cpu_s"][name]
+        print(f"{name}: {rate:.0f} ids/s ({min(of_rounds):.0f} to {max(of_rounds):.0f}), {per_cpu:.0f} per CPU second")
+    for name, ratio in found["ratio"].items():
+        print(f"times transformers, {name}: {ratio:.1f}; per CPU second {found['ratio_cpu'][name]:.1f}")
+    for name, milliseconds in found["step_cpu_ms"].items():
+        print(f"a step through the layers, {name}: {milliseconds:.2f} ms of CPU")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

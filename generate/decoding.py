@@ -27,7 +27,8 @@ def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
     """Draw an index (B,) by inverse CDF over the best; temperature 0 takes the best one.
 
-    Logits that share the last place among the best are all in. Raises RunError when the model gave NaN or infinity.
+    `uniform_B` are float64 numbers in [0, 1), on the logits' device. Logits that share the last place among the best
+    are all in. Raises RunError when the model gave NaN or infinity.
     """
     if not bool(torch.isfinite(logits_BV.sum())):
         raise RunError("the model gave logits that are not finite: its weights are damaged or the precision too low")
@@ -37,8 +38,8 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
     shares_BV = ((logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / sampling.temperature).exp_()
     if least_B1 is not None:
         shares_BV *= logits_BV >= least_B1
-    cumulated_BV = _cumulated(shares_BV)
-    wanted_B1 = uniform_B.to(cumulated_BV.device, torch.float64)[:, None] * cumulated_BV[:, -1:]
+    cumulated_BV = shares_BV.cumsum(dim=-1, dtype=torch.float64)
+    wanted_B1 = uniform_B[:, None] * cumulated_BV[:, -1:]
     return torch.searchsorted(cumulated_BV, wanted_B1, right=True)[:, 0]
 
 
@@ -55,16 +56,9 @@ def _least_drawn(logits_BV: Tensor, sampling: Sampling) -> Tensor | None:
         return None
     if logits_BV.is_cuda:
         return logits_BV.topk(kept, dim=-1).values[:, -1:]
-    # a third of what topk takes for 2,048 of 32,768
+    # 1.4 ms where topk takes 2.9, for 2,048 of 32,768 and 8 rows
     partly_sorted = np.partition(logits_BV.numpy(), size - kept, axis=-1)
     return torch.from_numpy(partly_sorted[:, size - kept, None])
-
-
-def _cumulated(shares_BV: Tensor) -> Tensor:
-    """Cumulate in double, on the CPU in a fifth of torch's time."""
-    if shares_BV.is_cuda:
-        return shares_BV.cumsum(dim=-1, dtype=torch.float64)
-    return torch.from_numpy(np.cumsum(shares_BV.numpy(), axis=-1, dtype=np.float64))
 
 
 def uniforms(seeds: Sequence[int], steps: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,16 @@ _log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int32]
 OnBatch = Callable[[Sequence[int], list[Ids]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A drawing with the ids before it, and those of what guidance leads away from."""
+
+    drawing: Drawing
+    grammar: VisionGrammar
+    before: Ids
+    against: Ids | None
 
 
 def draw_documents(
@@ -61,15 +72,14 @@ def draw_documents(
     """
     if batch_size < 1:
         raise RecipeError(f"batch_size is {batch_size}; at least one drawing is drawn at a time")
-    asked = [_before(model, number, one, num_codes) for number, one in enumerate(drawings)]
+    asked = [_asked(model, number, one, sampling, num_codes) for number, one in enumerate(drawings)]
     _say_unguided(drawings, sampling)
     documents: dict[int, Ids] = {}
     with steady_threads(model.model):
-        for numbers in _batches(drawings, asked, batch_size):
-            grammar = _grammar(model.vocabulary, drawings[numbers[0]], num_codes)
-            drawn = _draw_batch(model.model, grammar, [drawings[n] for n in numbers], [asked[n] for n in numbers],
-                                sampling)  # fmt: skip
-            found = [np.concatenate([asked[n], ids]) for n, ids in zip(numbers, drawn, strict=True)]
+        for numbers in _batches(asked, batch_size):
+            batch = [asked[number] for number in numbers]
+            drawn = _draw_batch(model.model, batch, sampling)
+            found = [np.concatenate([one.before, ids]) for one, ids in zip(batch, drawn, strict=True)]
             documents |= dict(zip(numbers, found, strict=True))
             if on_batch is not None:
                 on_batch(numbers, found)
@@ -113,22 +123,19 @@ def generate_vision(
     return draw_documents(opened, drawings, sampling, batch_size=batch_size, num_codes=num_codes)
 
 
-def _grammar(vocabulary: Vocabulary, drawing: Drawing, num_codes: int | None) -> VisionGrammar:
-    return VisionGrammar(vocabulary, drawing.height, drawing.width, drawing.frames, num_codes)
-
-
-def _before(model: ExportedModel, number: int, drawing: Drawing, num_codes: int | None) -> Ids:
-    """Give the ids before what is drawn, of a drawing that can be drawn."""
-    grammar = _grammar(model.vocabulary, drawing, num_codes)
-    num_new = grammar.num_ids - drawing.num_begun * grammar.num_frame_ids
+def _asked(model: ExportedModel, number: int, drawing: Drawing, sampling: Sampling, num_codes: int | None) -> _Asked:
+    """Make a drawing ready, or say why it cannot be drawn."""
+    grammar = VisionGrammar(model.vocabulary, drawing.height, drawing.width, drawing.frames, num_codes)
     try:
-        ids = drawing.ids_before(grammar, drawing.prompt)
-        check_context(model.model, len(ids), num_new)
+        before = drawing.ids_before(grammar, drawing.prompt)
+        against = drawing.ids_before(grammar, drawing.negative) if sampling.guidance != 1 else None
+        num_new = grammar.num_ids - drawing.num_begun * grammar.num_frame_ids
+        check_context(model.model, max(len(before), 0 if against is None else len(against)), num_new)
     except RecipeError as error:
         raise RecipeError(f"drawing {number}: {error}") from error
     except SampleError as error:
         raise SampleError(error.reason, f"drawing {number}: {error.message}") from error
-    return ids
+    return _Asked(drawing=drawing, grammar=grammar, before=before, against=against)
 
 
 def _say_unguided(drawings: Sequence[Drawing], sampling: Sampling) -> None:
@@ -139,36 +146,35 @@ def _say_unguided(drawings: Sequence[Drawing], sampling: Sampling) -> None:
         _log.warning(told, sampling.guidance, count, len(drawings))
 
 
-def _batches(drawings: Sequence[Drawing], asked: Sequence[Ids], size: int) -> Iterator[list[int]]:
+def _batches(asked: Sequence[_Asked], size: int) -> Iterator[list[int]]:
     """Give the numbers of drawings that go through together: of one grid, and of like length for little padding."""
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, one in enumerate(drawings):
-        alike[one.height, one.width, one.frames, one.num_begun].append(number)
+    for number, one in enumerate(asked):
+        drawing = one.drawing
+        alike[drawing.height, drawing.width, drawing.frames, drawing.num_begun].append(number)
     for numbers in alike.values():
-        numbers.sort(key=lambda number: (len(asked[number]), number))
+        numbers.sort(key=lambda number: (len(asked[number].before), number))
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 @torch.inference_mode()
-def _draw_batch(
-    model: Any, grammar: VisionGrammar, drawings: Sequence[Drawing], asked: list[Ids], sampling: Sampling
-) -> Ids:
+def _draw_batch(model: Any, batch: Sequence[_Asked], sampling: Sampling) -> Ids:
     """Give the ids (B, L) behind those asked; of equal grids and as many begun frames.
 
     Logits are linear in the hidden state, so guidance moves the latter: half the work in the widest matrix.
     """
-    rows, guided = len(drawings), sampling.guidance != 1
-    against = [one.ids_before(grammar, one.negative) for one in drawings] if guided else []
-    places = torch.from_numpy(grammar.places(drawings[0].num_begun))
-    stream = Continuation(model, [*asked, *against], len(places), grammar.vocabulary.pad)
+    rows, grammar = len(batch), batch[0].grammar
+    against = [one.against for one in batch if one.against is not None]
+    places = torch.from_numpy(grammar.places(batch[0].drawing.num_begun))
+    stream = Continuation(model, [*(one.before for one in batch), *against], len(places), grammar.vocabulary.pad)
     codebook = model.lm_head.weight[grammar.codes.start : grammar.codes.stop]
-    uniform = uniforms([one.seed for one in drawings], len(places))
+    uniform = uniforms([one.drawing.seed for one in batch], len(places)).to(codebook.device)
     ids_BL = places.to(codebook.device).repeat(rows, 1)
     fed = 0
     for place in torch.nonzero(places < 0)[:, 0].tolist():
         behind = ids_BL[:, fed:place]
-        hidden_BD = stream.feed(torch.cat([behind, behind]) if guided else behind) if place else stream.start()
-        if guided:
+        hidden_BD = stream.feed(torch.cat([behind, behind]) if against else behind) if place else stream.start()
+        if against:
             hidden_BD = guide(hidden_BD[:rows], hidden_BD[rows:], sampling.guidance)
         ids_BL[:, place] = grammar.codes.start + draw((hidden_BD @ codebook.T).float(), uniform[:, place], sampling)
         fed = place

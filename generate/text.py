@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenmill.errors import RecipeError
 from tokenmill.generate.continuation import Continuation
 from tokenmill.generate.decoding import draw, seed_list, uniforms
 from tokenmill.generate.sampling import Sampling
@@ -42,9 +43,12 @@ def generate_text(
 
     Only text ids and EOS are allowed, EOS not before `min_new` ids; the default is greedy, for answers that are scored.
     `on_ids` is told the next id of every row of a batch as it is drawn, EOS of rows that wait.
+    Raises RecipeError for senseless settings and for prompts that leave no room for `max_new` in the model's context.
     """
     sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature, guidance=1.0)
     seeds = seed_list(seed, len(prompts))
+    if batch_size < 1 or not 0 <= min_new <= max_new:
+        raise RecipeError(f"batch_size {batch_size}, min_new {min_new} and max_new {max_new} make no sense together")
     answers: list[NDArray[np.int32]] = []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
@@ -68,7 +72,7 @@ def _draw_text(
         return np.zeros((len(prompts), 0), np.int64)
     stream = Continuation(model, prompts, max_new, vocabulary.pad)
     text, eos = model.lm_head.weight[: vocabulary.text.size], model.lm_head.weight[vocabulary.eos, None]
-    uniform = uniforms(seeds, max_new)
+    uniform = uniforms(seeds, max_new).to(text.device)
     finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=text.device)
     drawn: list[Tensor] = []
     hidden = stream.start()

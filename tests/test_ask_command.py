@@ -102,6 +102,11 @@ def test_what_makes_no_sense_is_refused(model, files, tmp_path, capsys):
     assert "trained without pictures" in refusal(capsys, blind, files[0])
 
 
+def test_model_that_was_trained_with_another_tokenizer_sees_nothing(files, tmp_path, capsys):
+    export = export_taught(tmp_path, {"vision_fingerprint": "0" * 64})
+    assert "made by the vision tokenizer 0000000000000000" in refusal(capsys, export, files[0])
+
+
 def test_python_answers_alike(model, files):
     studio = open_studio(model)
     assert [studio.ask(file, max_new=24) for file in files] == list(CAPTIONS)

@@ -152,8 +152,9 @@ def test_conversation_beyond_the_context_is_refused_and_stays_as_it_was(studio, 
     chat = studio.chat(max_new=24)
     chat.say("Where?", picture)
     with pytest.raises(RecipeError, match=r"the model's context holds 256: no room for an answer; begin anew"):
-        chat.say("x" * 250)
+        chat.say("x" * 250, picture)
     assert len(chat.conversation.turns) == 2
+    assert chat.conversation.waiting == []
     with pytest.raises(RecipeError, match="nothing is said"):
         chat.say("  ")
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests import tiny
 from tests.drawing_export import V, clip_frames, random_export
-from tests.films import shots
+from tests.films import ffmpeg, shots
 
 from tokenmill.cli import main
 from tokenmill.errors import RecipeError
@@ -20,6 +20,7 @@ from tokenmill.generate.drawn_files import read_about
 from tokenmill.generate.pictures import parse_pictures
 from tokenmill.manifests.archive import ArchiveWriter, npy_bytes
 from tokenmill.pipelines.decode_video import VideoDecoder
+from tokenmill.pipelines.given_media import Wanted, read_media
 from tokenmill.studio import Reach, Shape, Studio, open_studio
 from tokenmill.tokenize.preprocess import resize
 
@@ -120,6 +121,17 @@ def test_folder_of_frames_and_array_go_on_like_the_film(extend, film, pixels, st
 def test_clip_at_another_rate_takes_fewer_frames(extend, film):
     (row,) = extend(film, "--fps", 4, "--context-frames", 4)["clips"]
     assert (row["extends"]["frames"], row["fps"], row["frames"]) == (8, 4.0, 12)
+
+
+def test_clip_of_a_varying_rate_is_taken_at_even_times(tmp_path, film, pixels):
+    slower = "setpts='if(lt(N,8),N,N*2-8)/8/TB'"  # from the ninth frame on, each is shown twice as long
+    ffmpeg("-i", film, "-vf", slower, "-fps_mode", "vfr", "-qp", "0", tmp_path / "varying.mkv")
+    media = read_media(str(tmp_path / "varying.mkv"), Wanted(fps=8))
+    expected = [*range(8), *(number for number in range(8, 18) for _ in range(2))]
+    assert len(expected) - 1 <= len(media.frames) <= len(expected)  # the last one's length is not in the file
+    near = np.abs(media.frames.astype(int) - pixels[expected[: len(media.frames)]]).mean(axis=(1, 2, 3))
+    assert near.max() < 3
+    assert media.seconds[:3] == (0.0, 0.125, 0.25)
 
 
 def test_drawn_clip_and_stored_tokens_are_not_encoded_again(extend, studio, tmp_path):

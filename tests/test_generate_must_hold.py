@@ -261,13 +261,15 @@ def test_begun_code_that_is_never_drawn_is_refused_by_name(model: ExportedModel)
 
 
 def test_drawing_that_the_context_does_not_hold_is_refused_before_anything_is_drawn(model: ExportedModel) -> None:
-    drawings = [Drawing(prompt="a", height=1, width=1), Drawing(prompt="ab", height=30, width=30)]
+    fits = Drawing(prompt="a", height=1, width=1)
 
     def never(numbers: Sequence[int], documents: list[NDArray[np.int32]]) -> None:
         raise AssertionError
 
     with pytest.raises(RecipeError, match=r"drawing 1: .*need 943 ids \(10 and 933\); the model's context holds 512"):
-        draw_documents(model, drawings, Sampling(), on_batch=never)
+        draw_documents(model, [fits, Drawing(prompt="ab", height=30, width=30)], Sampling(), on_batch=never)
+    with pytest.raises(RecipeError, match=r"drawing 1: .*holds 512"):
+        draw_documents(model, [fits, replace(fits, negative="no" * 400)], Sampling(), on_batch=never)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_generate_draws_every_size_away_from_the_negative_prompt_within_the_nucl
     assert [sha256_hex(ids.astype("<i4").tobytes()) for ids in by_hand] == [
         one["ids_sha256"] for one in described["pictures"][:2]
     ]
-    with pytest.raises(RecipeError, match="generate.sizes"):
+    with pytest.raises(RecipeError, match=r"generate\.sizes"):
         trained.recipe(sizes=["16"])
 
 
