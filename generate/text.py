@@ -42,8 +42,8 @@ def generate_text(
     """Continue prompts (generate/prompts.py) in text, each to its EOS (not given back) or `max_new` ids.
 
     Only text ids and EOS are allowed, EOS not before `min_new` ids; the default is greedy, for answers that are scored.
-    `on_ids` is told the next id of every row of a batch as it is drawn, EOS of rows that wait. Raises RecipeError for
-    senseless settings and for prompts that leave no room for `max_new` in the model's context.
+    `on_ids` is told the next id of every row of a batch as it is drawn, EOS of rows that wait.
+    Raises RecipeError for senseless settings and for prompts that leave no room for `max_new` in the model's context.
     """
     sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature, guidance=1.0)
     seeds = seed_list(seed, len(prompts))
