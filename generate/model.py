@@ -35,8 +35,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     import torch
 
     folder = Path(path)
-    kind = None if (folder / DESCRIPTION).exists() else _emu3_config(folder)
-    description = read_description(path) if kind is None else describe_emu3(folder, kind)
+    description, kind = _described(folder)
     vocabulary = build_vocabulary(description["vocabulary"])
     expected = description.get("vocabulary_fingerprint", vocabulary.fingerprint)
     if expected != vocabulary.fingerprint:
@@ -46,6 +45,20 @@ def load_model(path: str | Path, *, dtype: str = "float32", device: str = "cpu")
     if model.config.vocab_size != vocabulary.size:
         raise RecipeError(f"{path}: the model has {model.config.vocab_size} ids, its vocabulary {vocabulary.size}")
     return ExportedModel(model=model.to(device).eval(), vocabulary=vocabulary, vision=description.get("vision", {}))
+
+
+def describe_model(path: str | Path) -> dict[str, Any]:
+    """Say what a folder holds without opening its weights: `vocabulary`, `vision`, and what else an export tells.
+
+    Raises RecipeError for a folder that is no model.
+    """
+    return _described(Path(path))[0]
+
+
+def _described(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a model's description and, of an Emu3 in a layout of others, its configuration."""
+    kind = None if (folder / DESCRIPTION).exists() else _emu3_config(folder)
+    return (read_description(folder) if kind is None else describe_emu3(folder, kind)), kind
 
 
 def _exported(path: Path, dtype: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenmill.errors import ManifestError, RecipeError, RunError
 from tokenmill.generate.export_folder import ExportFolder
+from tokenmill.generate.model import describe_model
 from tokenmill.generate.opened_model import OpenedModel, find_model, open_model
 from tokenmill.manifests.stagedir import StageConfig
 from tokenmill.manifests.storage import Store
@@ -63,8 +64,8 @@ def model_place(store: Store, recipe: Recipe, job: DrawingJob | QuestionJob, whe
     """
     folder, storage = _folder(store, recipe, job, where)
     try:
-        described = folder.description if folder.is_described else {}
-    except ManifestError as error:
+        described = folder.description if folder.is_described else _of_others(folder)
+    except (ManifestError, RecipeError) as error:
         raise RecipeError(f"{where}.model: {error}") from error
     vision = {name: value for name, value in dict(described.get("vision") or {}).items() if name != "device"}
     place = f"{folder.store.url}/{folder.path}".rstrip("/")
@@ -83,6 +84,14 @@ def model_place(store: Store, recipe: Recipe, job: DrawingJob | QuestionJob, whe
         where=where,
         storage=storage,
     )
+
+
+def _of_others(folder: ExportFolder) -> Mapping[str, Any]:
+    """Describe an Emu3 in transformers' or BAAI's layout, which has to lie on a local disk."""
+    path = folder.store.local_path(folder.path)
+    if path is None:
+        raise RecipeError(f"{folder.store.url}: no export of ours; copy a model of others to a disk of every worker")
+    return describe_model(path)
 
 
 def _folder(

@@ -18,10 +18,14 @@ from transformers import Emu3Config, Emu3ForCausalLM, Emu3ForConditionalGenerati
 from tokenmill.errors import RecipeError
 from tokenmill.generate.model import load_model
 from tokenmill.generate.opened_model import open_model
+from tokenmill.generate.pictures import parse_pictures
 from tokenmill.generate.prompts import question_prompt
 from tokenmill.generate.text import generate_text
+from tokenmill.pipelines.drawing_jobs import draw_jobs
+from tokenmill.pipelines.drawn import drawn_samples
+from tokenmill.recipe import check_recipe
 from tokenmill.tokenize.token_meanings import byte_letters
-from tokenmill.tokenize.vocabulary import vocabulary_shape
+from tokenmill.tokenize.vocabulary import build_vocabulary, vocabulary_shape
 
 CODES = 24
 SHAPE = vocabulary_shape({"name": "emu3", "codebook_size": CODES})
@@ -179,6 +183,20 @@ def test_its_vision_tokenizer_comes_with_it_and_it_opens_as_a_model_to_draw_with
     assert opened.vision.codebook_size == CODES
     codes = opened.vision.encode_images(np.full((1, 32, 40, 3), 90, np.uint8))
     assert codes.shape == (1, 4, 5) and opened.model.model.dtype == torch.float32
+
+
+def test_a_table_of_prompts_is_drawn_with_it(whole, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is it?\n")
+    job = {"prompts": str(prompts), "model": str(whole), "height": 16, "width": 24, "samples": 2}
+    recipe = {"root": str(tmp_path / "root"), "sources": {"none": {"kind": "images", "url": "nowhere"}},
+              "execution": {"executor": "inline"}, "generate": {"jobs": {"one": job}}}  # fmt: skip
+    drawn = draw_jobs(check_recipe(recipe, "test"))["one"]
+    vocabulary = build_vocabulary(drawn.folder.config.settings["vocabulary"])
+    for sample in drawn_samples(drawn):
+        (picture,) = parse_pictures(sample.ids, vocabulary)
+        assert picture.codes_thw.shape == sample.grid == (1, 2, 3)
+    assert drawn.counts.out == 2
 
 
 def test_the_names_that_transformers_has_in_memory_are_read_as_well_as_those_it_saves(folder):
