@@ -19,7 +19,7 @@ from tokenmill.manifests.identity import digest_of
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
 TOKENIZER_RUN = "toy"
-NUM_CODES = 1024
+NUM_CODES = 512
 _SHUFFLED = (
     "{columns: {words: {engine: metadata, fields: [shuffled_captions]}, "
     "pairs: {engine: metadata, fields: [shuffled_questions], form: questions}}}"
