@@ -46,15 +46,13 @@ def _start(out: Path, table: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def _kill_once_there(process: subprocess.Popen[str], pattern: Path) -> None:
-    """Kill driver and ranks with SIGKILL as soon as a file of that name is there."""
+def _wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    """Wait until a file is there."""
     deadline = time.monotonic() + LIMIT_S
-    while not list(pattern.parent.glob(pattern.name)):
+    while not path.exists():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{pattern} never came"
+        assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def _files(root: Path) -> dict[str, int]:
@@ -63,11 +61,13 @@ def _files(root: Path) -> dict[str, int]:
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in found}
 
 
-def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+def test_driver_killed_and_stopped_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     out, table = tmp_path / "toy", tmp_path / "toyworld.md"
     table.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     with _started(out, table) as process:
-        _kill_once_there(process, out / "run/checkpoints/mixed-pictures/step-00000002/checkpoint.json")
+        _wait_for(process, out / "run/checkpoints/mixed-pictures/step-00000002/checkpoint.json")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     state = json.loads((out / "toyworld.json").read_text())
     assert [name for name, step in state.items() if step["done"]] == ["data", "words", "tokenizer"]
     before = {
@@ -76,6 +76,13 @@ def test_driver_killed_in_training_goes_on_and_repeats_nothing(tmp_path: Path) -
         if "/commits/" in name or name.startswith("data/") or "tokenizers" in name
     }
     assert before
+
+    with _started(out, table) as process:
+        _wait_for(process, out / "run/checkpoints/mixed-pictures/step-00000004/checkpoint.json")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=LIMIT_S)[0]
+    assert process.returncode == 1, said
+    assert not json.loads((out / "toyworld.json").read_text())["mixed"]["done"]
 
     with _started(out, table) as process:
         said = process.communicate(timeout=LIMIT_S)[0]

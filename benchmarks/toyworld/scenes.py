@@ -79,14 +79,14 @@ def look(rng: random.Random, radius: float, size: str = "small", *, unseen: bool
     """
     colour = rng.choice(list(COLOURS))
     shape = rng.choice(SHAPES if unseen else SEEN_SHAPES[colour])
-    rgb = _jitter(rng, COLOURS[colour], 2)
+    rgb = _jitter(rng, COLOURS[colour], 1)
     return Thing(shape=shape, colour=colour, size=size, x=0.5, y=0.5, radius=radius, rgb=rgb)
 
 
 def background(rng: random.Random) -> tuple[str, tuple[RGB, RGB, RGB, RGB]]:
     """Choose a background and the four corners of its gradient."""
     name = rng.choice(list(BACKGROUNDS))
-    corners = [_jitter(rng, BACKGROUNDS[name], 3) for _ in range(4)]
+    corners = [_jitter(rng, BACKGROUNDS[name], 1) for _ in range(4)]
     return name, (corners[0], corners[1], corners[2], corners[3])
 
 

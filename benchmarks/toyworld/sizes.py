@@ -15,7 +15,7 @@ class Size:
 
     pictures: int
     clips: int
-    pairs: int = 5  # questions a picture or clip, at most
+    pairs: int = 4  # questions a picture or clip, at most
     prompts: int = 100  # of each kind, with combinations that occur in training
     unseen: int = 40  # of each kind that can have such, with combinations that do not
     questions: int = 100  # of each kind

@@ -19,7 +19,7 @@ from tokenmill.manifests.identity import digest_of
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
 TOKENIZER_RUN = "toy"
-NUM_CODES = 1024
+NUM_CODES = 512
 _SHUFFLED = (
     "{columns: {words: {engine: metadata, fields: [shuffled_captions]}, "
     "pairs: {engine: metadata, fields: [shuffled_questions], form: questions}}}"
@@ -82,7 +82,13 @@ class Toy:
 
     def run(self, model: str) -> None:
         """Caption, tokenize, plan and train."""
-        self.command("run", "--until", "train", *differences(model))
+        self.train(model, *differences(model))
+
+    def train(self, model: str, *changes: str) -> None:
+        """Run the stages up to a trained model; raises RunError where training was stopped, which ends with 0."""
+        self.command("run", "--until", "train", *changes)
+        if not (self.export(model) / "tokenmill.json").exists():
+            raise RunError(f"training of {model} was stopped, and saved; run this again to resume")
 
     def command(self, name: str, *arguments: str) -> None:
         """Run a command of tokenmill on the recipe; raises RunError where it fails."""

@@ -104,7 +104,7 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool) -> list[Step]:
             Step(
                 name=run,
                 minutes=60,
-                do=lambda c=changes: toy.command("run", "--until", "train", *c),
+                do=lambda r=run, c=changes: toy.train(r, *c),
                 identity=[recipe, changes],
             )
         )  # type: ignore[misc]
