@@ -1,7 +1,7 @@
-"""A batch of prompts with its key-value cache: feed ids, get the hidden state behind them.
+"""A batch of prompts being continued: which decoder reads them, and that equal ones are read once.
 
-Rows are padded on the left, each with positions of its own. Equal prompts are read once and their cache is copied: the
-unconditional prompt of guidance is the same for a whole batch, and so are several samples of one prompt.
+The unconditional prompt of guidance is the same for a whole batch, and so are several samples of one prompt: of 8
+pictures with guidance 9 prompts are read and not 16, of 8 samples of one prompt 2.
 
 Shape suffixes: B rows, L ids, D width.
 """
@@ -17,47 +17,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenmill.errors import RecipeError
+from tokenmill.generate.llama_decoder import LlamaDecoder
+from tokenmill.generate.llama_weights import is_known
+from tokenmill.generate.model_decoder import ModelDecoder
 
 
 class Continuation:
-    """Prompts being continued by at most `max_new` ids each; `start` reads them, `feed` goes on."""
+    """Prompts that are continued by at most `max_new` ids each; `start` reads them, `feed` goes on."""
 
     def __init__(self, model: Any, prompts: Sequence[NDArray[np.int32]], max_new: int, pad: int) -> None:
-        from transformers import DynamicCache
-
-        lengths = [len(prompt) for prompt in prompts]
-        self._longest = max(lengths)
-        check_context(model, self._longest, max_new)
-        self._model = model
-        self._device = model.lm_head.weight.device
-        self._cache = DynamicCache(config=model.config)
-        padding = torch.tensor([self._longest - length for length in lengths], device=self._device)
-        self._padding_B = padding
-        self._mask_BL = torch.arange(self._longest + max_new, device=self._device) >= padding[:, None]
-        self._fed = 0
-        padded = [np.pad(prompt, (self._longest - len(prompt), 0), constant_values=pad) for prompt in prompts]
-        self._prompts_BL = torch.from_numpy(np.stack(padded).astype(np.int64)).to(self._device)
+        longest = max(map(len, prompts))
+        check_context(model, longest, max_new)
+        device = model.lm_head.weight.device
+        different = list({prompt.tobytes(): prompt for prompt in prompts}.values())
+        numbers = {prompt.tobytes(): number for number, prompt in enumerate(different)}
+        self._rows_B = torch.tensor([numbers[prompt.tobytes()] for prompt in prompts], device=device)
+        padding = [longest - len(prompt) for prompt in different]
+        padded = [np.pad(ids, (more, 0), constant_values=pad) for ids, more in zip(different, padding, strict=True)]
+        self._padding = torch.tensor(padding, device=device)
+        self._prompts = torch.from_numpy(np.stack(padded).astype(np.int64)).to(device)
+        decoder = LlamaDecoder if is_known(model) else ModelDecoder
+        self._decoder = decoder(model, len(prompts), longest + max_new)
 
     def start(self) -> Tensor:
         """Read the prompts and give the hidden state (B, D) behind them."""
-        return self.feed(self._prompts_BL)
+        return self._decoder.read(self._prompts, self._padding, self._rows_B)
 
     def feed(self, ids_BL: Tensor) -> Tensor:
         """Read more ids of every row and give the hidden state (B, D) behind them."""
-        end = self._fed + ids_BL.shape[1]
-        positions_L = torch.arange(self._fed, end, device=self._device)
-        positions_BL = (positions_L - self._padding_B[:, None]).clamp_min(0)
-        padded = bool(self._padding_B.any())
-        output = self._model.model(
-            input_ids=ids_BL,
-            attention_mask=self._mask_BL[:, :end].long() if padded else None,
-            position_ids=positions_BL,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        self._fed = end
-        hidden_BD: Tensor = output.last_hidden_state[:, -1]
-        return hidden_BD
+        return self._decoder.feed(ids_BL)
 
 
 def check_context(model: Any, num_prompt: int, num_new: int) -> None:

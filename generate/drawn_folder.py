@@ -2,9 +2,8 @@
 
 Each drawing has an identity: the digest of everything that decides about it. So asking again finds it, whatever else
 was asked with it, and a run that was killed has lost one batch at most. The index is written anew after every batch
-(some 700 bytes a drawing: 10,000 drawings in batches of 8 write it 1,250 times, 4 GB in all; use folders of fewer). Two
-runs at once in one folder leave their files alone, but only one's rows in the index: the other run draws the rest again
-when it is asked again.
+(950 bytes a drawing: 10,000 in batches of 8 write 6 GB of it; that many are a job for the stage). Two runs at once in
+one folder leave each other's files alone, but the index has one's rows: the other draws its own again when asked again.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ before: another vision tokenizer than the one that made the training's codes dra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,8 @@ def open_model(
     if dtype not in DTYPES:
         raise RecipeError(f"dtype {dtype!r}: allowed: {', '.join(DTYPES)}")
     folder = find_model(place, storage)
-    opened_device(device, "--device")
+    kind = opened_device(device, "--device").type
+    os.environ.setdefault("DS_ACCELERATOR", kind)  # transformers imports DeepSpeed, which else says on stdout it looked
     try:
         description: Mapping[str, Any] = folder.description if folder.is_described else {}
     except ManifestError as error:

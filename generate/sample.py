@@ -9,6 +9,7 @@ Shape suffixes: B rows, L ids behind the prompt, D width, V codes.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from tokenmill.generate.threads import steady_threads
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 __all__ = ["Drawing", "draw_documents", "generate_text", "generate_vision"]
+
+_log = logging.getLogger(__name__)
 
 Ids = NDArray[np.int32]
 OnBatch = Callable[[Sequence[int], list[Ids]], None]
@@ -59,6 +62,7 @@ def draw_documents(
     if batch_size < 1:
         raise RecipeError(f"batch_size is {batch_size}; at least one drawing is drawn at a time")
     asked = [_before(model, number, one, num_codes) for number, one in enumerate(drawings)]
+    _say_unguided(drawings, sampling)
     documents: dict[int, Ids] = {}
     with steady_threads(model.model):
         for numbers in _batches(drawings, asked, batch_size):
@@ -125,6 +129,14 @@ def _before(model: ExportedModel, number: int, drawing: Drawing, num_codes: int 
     except SampleError as error:
         raise SampleError(error.reason, f"drawing {number}: {error.message}") from error
     return ids
+
+
+def _say_unguided(drawings: Sequence[Drawing], sampling: Sampling) -> None:
+    """Warn of drawings that guidance leads away from themselves: those without prompt and negative prompt."""
+    count = sum(one.prompt == one.negative for one in drawings)
+    if count and sampling.guidance != 1:
+        told = "guidance %g changes nothing for %d of %d drawings: their prompt is what it leads away from"
+        _log.warning(told, sampling.guidance, count, len(drawings))
 
 
 def _batches(drawings: Sequence[Drawing], asked: Sequence[Ids], size: int) -> Iterator[list[int]]:

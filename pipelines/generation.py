@@ -35,6 +35,7 @@ __all__ = ["evaluate_model", "generate_pictures", "generated_name"]
 VERSION = 2
 SCHEMA = 2
 _DESCRIPTION = "generated.json"
+_LATER = ("clips", "negative", "top_p", "sizes")  # whose defaults leave the names of what was drawn before as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,8 @@ def generated_name(exported: Exported, settings: GenerateSettings) -> str:
 
 def _settings(settings: GenerateSettings) -> dict[str, Any]:
     """What of the settings determines the pictures."""
-    left_out = {"evaluate_documents"} | ({"clips"} if settings.clips is None else set())
-    return settings.model_dump(mode="json", exclude=left_out)
+    names = [name for name in _LATER if getattr(settings, name) == type(settings).model_fields[name].default]
+    return settings.model_dump(mode="json", exclude={"evaluate_documents", *names})
 
 
 def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettings, name: str) -> None:
@@ -190,6 +191,8 @@ def _draw_group(
         fps=group.fps,
         seconds=group.seconds,
         top_k=settings.top_k,
+        top_p=settings.top_p,
+        negative=settings.negative,
         temperature=settings.temperature,
         guidance=settings.guidance,
         seed=settings.seed + number,
@@ -206,9 +209,11 @@ def _draw_group(
 
 def _asked(settings: GenerateSettings, tokenizer: Any) -> Iterator[_Asked]:
     factor = tokenizer.spatial_factor
-    if settings.prompts:
-        rows, columns = _grid(settings.height, settings.width, factor, "generate")
-        yield _Asked(prompts=settings.prompts, rows=rows, columns=columns)
+    for size in settings.sizes or (f"{settings.height}x{settings.width}",):
+        if settings.prompts:
+            height, width = map(int, size.split("x"))
+            rows, columns = _grid(height, width, factor, "generate")
+            yield _Asked(prompts=settings.prompts, rows=rows, columns=columns)
     if settings.clips is not None:
         clips, window = settings.clips, tokenizer.temporal_factor
         rows, columns = _grid(clips.height, clips.width, factor, "generate.clips")

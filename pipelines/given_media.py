@@ -1,7 +1,7 @@
 """A picture, a clip or a folder of frames that somebody names by path: to pixels, with the stages' own safe decoders.
 
 Clips are decoded in a child process with limits; a damaged file is an error of its own name. All frames that are taken
-are held at once: 4,096 of 512x512 pixels are 3.2 GB, so more are refused.
+are held at once, so more than 4,096 or 2 GiB (2,730 of 512x512 pixels) are refused.
 """
 
 from __future__ import annotations
@@ -114,12 +114,21 @@ def _of_clip(store: Store, name: str, wanted: Wanted) -> GivenMedia:
         if expected > wanted.max_frames:
             told = f"{info.seconds:.1f} s at {fps:g} fps are {expected} frames; at most {wanted.max_frames} are taken"
             raise SampleError("too_many_frames", told)
-        if wanted.fps is None or abs(wanted.fps - info.fps) < 1e-3 * info.fps:
+        if not info.is_variable_rate and abs(fps - info.fps) < 1e-3 * info.fps:
             frames = decoder.frames(path, range(info.num_frames))
             seconds = tuple((np.arange(len(frames)) / fps).tolist())
             return GivenMedia(name=name, frames=frames, seconds=seconds, fps=round(fps, 3))
-        sampled = decoder.sample(path, 0, info.num_frames, wanted.fps)
-        return GivenMedia(name=name, frames=sampled.frames, seconds=tuple(sampled.seconds.tolist()), fps=wanted.fps)
+        return _at_rate(decoder, path, name, fps)
+
+
+def _at_rate(decoder: VideoDecoder, path: Path, name: str, fps: float) -> GivenMedia:
+    """Take the frames on show at even times; one that is on show longer is taken more than once."""
+    times = decoder.times(path)
+    steps = np.arange(max(1, int((times[-1] - times[0]) * fps + 1e-6))) / fps
+    shown = np.searchsorted(times[:-1], times[0] + steps + 1e-6, side="right") - 1
+    numbers, places = np.unique(shown, return_inverse=True)
+    frames = decoder.frames(path, numbers.tolist())[places]
+    return GivenMedia(name=name, frames=frames, seconds=tuple(steps.tolist()), fps=round(fps, 3))
 
 
 def _spread_over(decoder: VideoDecoder, path: Path, name: str, wanted: Wanted) -> GivenMedia:

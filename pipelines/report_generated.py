@@ -31,8 +31,9 @@ def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
         groups.append(
             element("article", element("h4", f"“{prompt}”"), element("div", tiles, class_="sheet"), class_="card")
         )
+    sizes = settings.get("sizes") or [f"{settings['height']}x{settings['width']}"]
     how = (
-        f"{settings['height']} × {settings['width']} pixels, top-k {settings['top_k']}, "
+        f"{', '.join(sizes).replace('x', ' × ')} pixels, top-k {settings['top_k']}, "
         f"temperature {settings['temperature']:g}, guidance {settings['guidance']:g}, step {found['step']}."
     )
     if clips := settings.get("clips"):

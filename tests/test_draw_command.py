@@ -107,6 +107,19 @@ def test_again_draws_nothing_and_more_samples_only_those(draw, tmp_path):
     assert main(["verify", str(tmp_path), "--deep"]) == 0
 
 
+def test_progress_and_files_are_told_to_people(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tokenmill.commands_model._LINE_EVERY_S", 0.0)
+    asked = ["a", "б", "--size", "24x24", "--batch-size", "1", "--out", str(tmp_path / "out")]
+    assert main(["draw", str(model), *asked]) == 0
+    told = capsys.readouterr()
+    files, (last,) = told.out.splitlines()[:-1], told.out.splitlines()[-1:]
+    assert [line.partition("  ")[2] for line in files] == ["3×3 codes, seed 0"] * 2
+    assert last.startswith(f"{tmp_path / 'out'}: 2 drawn, 0 were there; sheet-")
+    first, second, font = told.err.splitlines()
+    assert first.startswith("drawn 1 of 2, ") and second.startswith("drawn 2 of 2, ")
+    assert "the sheet's font lacks 1 letters" in font
+
+
 def test_run_that_lost_files_or_its_last_batch_ends_with_the_same(draw, tmp_path):
     first = draw("a", "--samples", 3, "--size", "16x16", "--batch-size", 1)
     out = tmp_path / "out"
@@ -256,7 +269,7 @@ def test_prompt_in_a_script_that_the_vocabulary_lacks_is_refused_and_a_lost_lett
     tokenizer.add_special_tokens(["[UNK]"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     spec = {"name": "huggingface", "path": str(tmp_path / "tokenizer.json"), "codebook_size": 2048}
-    folder, out = random_export(tmp_path / "model", build_vocabulary(spec)), tmp_path / "out"
+    folder, out = random_export(tmp_path / "model", build_vocabulary(spec), areas=None), tmp_path / "out"
     told = refused(capsys, "draw", folder, "赤い円い", "--out", out)
     assert "knows 0 of the 4 letters of prompt 1" in told
     assert "the negative of prompt 1" in refused(capsys, "draw", folder, "a", "--negative", "円", "--out", out)

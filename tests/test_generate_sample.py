@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import Emu3ForCausalLM, Emu3TextConfig
-from transformers.generation import PrefixConstrainedLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from tokenmill.errors import RecipeError, RunError, SampleError
 from tokenmill.generate.continuation import Continuation
@@ -169,30 +168,11 @@ def test_guidance_against_another_prompt_changes_the_picture(model):
     assert not np.array_equal(empty, negative)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_greedy_vision_equals_transformers_generate_with_its_own_processors():
-    model = tiny_model(3).double()
-    height, width, frames = 3, 4, 1
-    picture = VisionSegment(frames, height, width, 0)
-    ours = generate_vision(model, V, PROMPTS[:2], height, width, guidance=3.0, temperature=0, batch_size=2)
-    grammar = VisionGrammar(V, height, width)
-    for text, ids in zip(PROMPTS, ours, strict=False):
-        prompt = torch.from_numpy(drawing_prompt(V, text, picture).astype(np.int64))[None]
-        against = torch.from_numpy(drawing_prompt(V, "", picture).astype(np.int64))[None]
-
-        def allowed(_, so_far, start=prompt.shape[1]):
-            return list(grammar.allowed(len(so_far) - start + 1))
-
-        theirs = model.generate(
-            prompt,
-            do_sample=False,
-            max_new_tokens=grammar.num_ids,
-            logits_processor=[
-                UnbatchedClassifierFreeGuidanceLogitsProcessor(3.0, model, unconditional_ids=against),
-                PrefixConstrainedLogitsProcessor(allowed, num_beams=1),
-            ],
-        )
-        assert ids.tolist() == theirs[0].tolist()
+def test_each_prompt_is_led_away_from_its_own_negative_prompt(model):
+    negatives = ["blurry", "", "two", "dark"]
+    together = generate_vision(model, V, PROMPTS, 3, 3, negative=negatives, seed=[1, 2, 3, 4])
+    for text, negative, seed, ids in zip(PROMPTS, negatives, (1, 2, 3, 4), together, strict=True):
+        assert np.array_equal(generate_vision(model, V, [text], 3, 3, negative=negative, seed=seed)[0], ids)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
@@ -213,6 +193,27 @@ def test_draw_follows_the_probabilities():
     assert np.allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.015)
     warm = draw(logits, uniform, Sampling(top_k=2))
     assert np.allclose(np.bincount(warm.numpy(), minlength=4) / 20_000, [0.625, 0.375, 0, 0], atol=0.015)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 1.0), st.integers(0, 12), st.floats(0.3, 2.0))
+@settings(max_examples=60, deadline=None)
+def test_draw_stays_within_the_nucleus_of_the_best_k_and_reaches_all_of_it(seed, top_p, top_k, temperature):
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(seed))
+    best = logits[0].argsort(descending=True)[: top_k or 12]
+    shares = (logits[0, best] / temperature).double().softmax(-1).tolist()
+    reached = np.cumsum([0.0, *shares])
+    nucleus = {int(at) for at, before in zip(best, reached, strict=False) if before < top_p * (1 - 1e-9)}
+    uniform = torch.linspace(0, 1, 4_000, dtype=torch.float64)[:-1]
+    sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature)
+    found = set(draw(logits.repeat(len(uniform), 1), uniform, sampling).tolist())
+    assert found <= nucleus
+    assert found == nucleus or shares[len(nucleus) - 1] < 1e-3  # too seldom for so many draws
+
+
+def test_draw_from_a_nucleus_that_holds_one_id_takes_the_likeliest():
+    logits = torch.randn(50, 12, generator=torch.Generator().manual_seed(1))
+    found = draw(logits, uniforms([0], 50)[0], Sampling(top_p=1e-6, temperature=2.0))
+    assert torch.equal(found, logits.argmax(-1))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
@@ -242,6 +243,18 @@ def test_answer_that_must_say_something_does():
     assert lengths[2] == 5
 
 
+def test_answers_of_different_length_in_a_batch_are_those_of_each_alone():
+    ended = tiny_model(5)
+    prompts = [question_prompt(V, text) for text in ("What?", "How many red circles?", "a", "b", "c")]
+    with torch.no_grad():
+        ended.lm_head.weight[V.eos] *= 2  # an end is likely at any place
+    asked = {"max_new": 60, "temperature": 1.0, "seed": list(range(5))}
+    together = generate_text(ended, V, prompts, batch_size=5, **asked)
+    alone = [generate_text(ended, V, [one], **asked | {"seed": seed})[0] for seed, one in enumerate(prompts)]
+    assert [ids.tolist() for ids in together] == [ids.tolist() for ids in alone]
+    assert len({len(ids) for ids in together}) > 2
+
+
 def test_question_prompt_ends_where_the_answer_begins():
     codes = np.array([[[1, 2]]], np.uint32)
     text_ids = np.array(V.text.encode("What?a cat"), np.uint32)
@@ -256,7 +269,11 @@ def test_picture_that_the_context_cannot_hold_is_refused():
         generate_vision(tiny_model(context=20), V, ["a"], 4, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"top_k": -1}, {"temperature": -0.1}, {"seed": [1, 2]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": -0.1}, {"temperature": float("nan")},
+     {"guidance": float("inf")}, {"seed": [1, 2]}, {"negative": ["a", "b"]}, {"batch_size": 0}],
+)  # fmt: skip
 def test_sampling_settings_that_make_no_sense_are_refused(model, wrong):
     with pytest.raises(RecipeError):
         generate_vision(model, V, ["a"], 1, 1, **wrong)

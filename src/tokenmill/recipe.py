@@ -25,6 +25,7 @@ from tokenmill.settings_train import PlanSettings, TrainSettings
 Modality = Literal["image", "video", "text", "document"]
 Positive = Annotated[int, Field(ge=1)]
 _STARTS_WITH_KEY = re.compile(r"[a-z_]+(\.[A-Za-z0-9_-]+)*: ")
+Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -245,9 +246,12 @@ class GenerateSettings(Section):
     prompts: tuple[str, ...] = ()
     height: Positive = Field(default=512, description="pixels")
     width: Positive = Field(default=512, description="pixels")
+    sizes: tuple[Size, ...] = Field(default=(), description="HxW in pixels, each for every prompt; absent: the above")
     per_prompt: Positive = 1
     clips: ClipPrompts | None = None
+    negative: str = Field(default="", description="what guidance leads away from")
     top_k: Positive = 2048
+    top_p: float = Field(default=1.0, gt=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     guidance: float = Field(default=3.0, ge=0)
     seed: int = 0

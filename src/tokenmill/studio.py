@@ -24,20 +24,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenmill.errors import RecipeError, RunError, SampleError
+from tokenmill.errors import RecipeError, RunError, SampleError, TokenmillError
 from tokenmill.generate.canvas import Canvas, Shape, canvas_of
 from tokenmill.generate.clip_to_extend import GivenClip, Reach, clip_of_frames, extend_clips
 from tokenmill.generate.conversation import Conversation, Shown
 from tokenmill.generate.drawing_requests import Asked, drawing_requests
 from tokenmill.generate.drawing_session import Share, draw_requests
 from tokenmill.generate.drawn_files import Drawn
-from tokenmill.generate.drawn_folder import INDEX, DrawnFolder, identity_of
+from tokenmill.generate.drawn_folder import DrawnFolder, identity_of
 from tokenmill.generate.opened_model import OpenedModel, open_model
 from tokenmill.generate.pictures import parse_pictures
 from tokenmill.generate.sampling import Sampling
 from tokenmill.generate.seeing import codes_of, look_at
 from tokenmill.manifests.storage import open_store
 from tokenmill.pipelines.given_media import GivenMedia, Wanted, read_media
+from tokenmill.stored_clips import archived_clip, drawn_clip
 
 __all__ = ["Chat", "Drawn", "Reach", "Sampling", "Shape", "Studio", "open_studio"]
 
@@ -192,8 +193,8 @@ class Studio:
         """
         if isinstance(media, str | Path):
             if key is not None:
-                return _archived(str(media), key, self.model, self.storage)
-            stored = _drawn_here(str(media), self.model, self.storage) if fps is None else None
+                return archived_clip(str(media), key, self.model, self.storage)
+            stored = drawn_clip(str(media), self.model, self.storage) if fps is None else None
             if stored is not None:
                 return stored
         given = self._media(media, Wanted(fps=fps))
@@ -210,9 +211,8 @@ class Studio:
             return media
         if isinstance(media, np.ndarray):
             frames = media if media.ndim == 4 else media[None]
-            return GivenMedia(
-                name="frames", frames=frames, seconds=tuple(map(float, range(len(frames)))), fps=wanted.fps
-            )
+            seconds = () if wanted.fps is None else tuple(number / wanted.fps for number in range(len(frames)))
+            return GivenMedia(name="frames", frames=frames, seconds=seconds, fps=wanted.fps)
         return read_media(str(media), wanted, self.storage)
 
 
@@ -225,9 +225,14 @@ class Chat:
 
     def say(self, text: str, *media: Media, on_text: Callable[[str], None] | None = None) -> str:
         """Say something, showing pictures and clips with it; returns the answer."""
-        for one in media:
-            self.show(one)
-        return self.conversation.say(text, on_text)
+        shown = [self.studio.shown(one) for one in media]
+        waiting = self.conversation.waiting
+        self.conversation.waiting = [*waiting, *shown]
+        try:
+            return self.conversation.say(text, on_text)
+        except TokenmillError:
+            self.conversation.waiting = waiting
+            raise
 
     def show(self, media: Media) -> Shown:
         """Show a picture or clip with the next question."""
@@ -262,49 +267,3 @@ def open_studio(
         raise RecipeError(f"batch_size {batch_size}: has to be at least 1")
     model = open_model(str(place), storage=storage, device=device, dtype=dtype)
     return Studio(model=model, batch_size=batch_size, storage=dict(storage or {}))
-
-
-def _archived(place: str, key: str, model: OpenedModel, storage: Mapping[str, Any]) -> GivenClip:
-    """Take a clip's codes from a token archive."""
-    from tokenmill.inspection import place_of
-    from tokenmill.pipelines.token_archive import Fault, open_token_archive
-    from tokenmill.tokenize.segments import VisionSegment
-
-    archive = open_token_archive(*place_of(place, storage))
-    (sample,) = archive.samples(key)
-    if isinstance(sample, Fault):
-        raise RunError(f"{archive.name}: sample {key!r}: {sample.what}")
-    clips = [one for one in sample.segments if isinstance(one, VisionSegment) and one.fps is not None]
-    if len(clips) != 1:
-        raise RecipeError(f"{archive.name}: sample {key!r} has {len(clips)} clips; has to have one")
-    made_by = None if archive.folder is None else archive.folder.config.fingerprints.get("vision")
-    if made_by not in (None, model.vision.fingerprint):
-        told = (
-            f"its codes are of the vision tokenizer {str(made_by)[:16]}, the model's is {model.vision.fingerprint[:16]}"
-        )
-        raise RecipeError(f"{archive.name}: {told}")
-    (clip,) = clips
-    codes = sample.codes[clip.offset : clip.offset + clip.num_codes].reshape(clip.t, clip.h, clip.w)
-    assert clip.fps is not None
-    return GivenClip(
-        name=key, codes=codes.astype(np.uint32), fps=clip.fps, notes=("its stored codes, not encoded again",)
-    )
-
-
-def _drawn_here(place: str, model: OpenedModel, storage: Mapping[str, Any]) -> GivenClip | None:
-    """Take a clip's codes from the folder that it was drawn into, if it was, with this model's vision tokenizer."""
-    folder_place, _, name = place.rpartition("/")
-    store = open_store(folder_place or ("/" if place.startswith("/") else "."), storage)
-    if not name.endswith(".mp4") or not store.exists(INDEX):
-        return None
-    folder = DrawnFolder(store)
-    row = next((row for row in folder.rows.values() if row["file"] == name), None)
-    if (
-        row is None
-        or row["vision"] != model.vision.fingerprint
-        or row["vocabulary"] != model.model.vocabulary.fingerprint
-    ):
-        return None
-    (clip,) = parse_pictures(folder.ids(name), model.model.vocabulary)
-    assert clip.fps is not None
-    return GivenClip(name=name, codes=clip.codes_thw, fps=clip.fps, notes=("its stored codes, not encoded again",))
