@@ -109,10 +109,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["evaluate", "tokenizer"]:
         given[:2] = ["evaluate-tokenizer"]
-    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
-        given[:1] = [commands_benchmark.COMMAND]
     elif given[:2] == ["evaluate", "lmms"]:
         given[:2] = [commands_lmms.COMMAND]
+    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
+        given[:1] = [commands_benchmark.COMMAND]
     options, rest = parser.parse_known_args(given)
     if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
         more = [text for text in rest if not text.startswith("-")]
