@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks.toyworld.judge_ceiling import motion_ceiling, picture_ceiling, true_scene
-from benchmarks.toyworld.judge_confusion import SPOILED, confusion, is_right, no_scenes
+from benchmarks.toyworld.judge_confusion import SPOILED, confusion, is_right, no_scenes, strangers
 from benchmarks.toyworld.judge_files import picture_score
 from benchmarks.toyworld.judge_kinds import judge
 from benchmarks.toyworld.judge_reading import Look, read
@@ -48,6 +48,14 @@ def test_reading_of_what_is_no_scene_finds_none() -> None:
     for name, others in no_scenes(40, None).items():
         readings = [read(pixels) for pixels in others]
         assert not any(reading.objects for reading in readings), name
+
+
+def test_reading_of_shapes_of_another_world_finds_junk() -> None:
+    found = {name: [read(pixels) for pixels in several] for name, several in strangers(15).items()}
+    for name in ("star", "cross"):
+        assert not any(reading.objects for reading in found[name])
+        assert all(reading.junk for reading in found[name])
+    assert sum(bool(reading.objects) for reading in found["diamond"]) <= 6  # the likest to a circle
 
 
 @pytest.mark.parametrize("colour", COLOURS)

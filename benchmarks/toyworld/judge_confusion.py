@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.toyworld.judge_pixels import Pixels
 from benchmarks.toyworld.judge_reading import PICTURES, Reading, Seen, read
 from benchmarks.toyworld.scenes import HELDOUT_SEEDS, draw, scene
-from benchmarks.toyworld.world import SIZE
+from benchmarks.toyworld.world import BACKGROUNDS, COLOURS, SIZE
 from tokenmill.demo.world import Scene, Thing
 from tokenmill.tokenize.vision import VisionTokenizer, load_vision_tokenizer
 
@@ -136,6 +136,23 @@ def no_scenes(number: int, vision: VisionTokenizer | None) -> dict[str, list[Pix
     return found
 
 
+def strangers(number: int) -> dict[str, list[Pixels]]:
+    """Return pictures with one shape in a colour of the world that is no shape of it."""
+    random = np.random.default_rng(1)
+    return {
+        shape: [_stranger(shape, place, random) for place in range(number)] for shape in ("star", "cross", "diamond")
+    }
+
+
+def _stranger(shape: str, place: int, random: np.random.Generator) -> Pixels:
+    colour, background = list(COLOURS)[place % len(COLOURS)], list(BACKGROUNDS)[place % len(BACKGROUNDS)]
+    x, y, radius = (float(value) for value in (*random.uniform(0.3, 0.7, 2), random.uniform(0.14, 0.25)))
+    thing = Thing(shape=shape, colour=colour, size="", x=x, y=y, radius=radius, rgb=COLOURS[colour])
+    light = BACKGROUNDS[background]
+    corners = (light, light, light, light)
+    return draw(Scene(seed=place, kind="single", background=background, corners=corners, objects=(thing,)))
+
+
 def thresholds(scenes: Sequence[Scene], pictures: Sequence[Pixels], others: Sequence[Pixels]) -> dict[str, Any]:
     """Return what other thresholds of likeness would read right, and find in pictures that are no scene."""
     found = {}
@@ -145,7 +162,10 @@ def thresholds(scenes: Sequence[Scene], pictures: Sequence[Pixels], others: Sequ
             name: float(np.mean([is_right(m, read(SPOILED[name](p, n), look)) for n, (m, p) in enumerate(pairs)]))
             for name in ("clean", "blur 1.4, noise 5", "noise 12", "jpeg 40")
             for pairs in [list(zip(scenes, pictures, strict=True))]
-        } | {"objects in no scene": float(np.mean([bool(read(one, look).objects) for one in others]))}
+        } | {
+            f"thing in {name}": float(np.mean([bool(read(one, look).objects) for one in pictures_of]))
+            for name, pictures_of in {"random codes": others, **strangers(30)}.items()
+        }
     return found
 
 
