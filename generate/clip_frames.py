@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
+from tokenmill.generate.seeing import spread
 
 
 def clip_frames(
@@ -30,7 +31,7 @@ def clip_frames(
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             times = _times(container, stream, start_s, end_s)
-            wanted = _spread(times, count)
+            wanted = [times[number] for number in spread(len(times), count)]
         with av.open(str(path)) as container:
             frames = _decoded(container, set(wanted))
     except (av.FFmpegError, IndexError, OSError) as error:
@@ -46,11 +47,6 @@ def _times(container: Any, stream: Any, start_s: float, end_s: float | None) -> 
     if not chosen:
         raise SampleError("no_picture", f"no frame between {start_s:g} s and {end_s or seconds[-1:]} s")
     return chosen
-
-
-def _spread(times: list[float], count: int) -> list[float]:
-    taken = min(count, len(times))
-    return [times[len(times) * (2 * part + 1) // (2 * taken)] for part in range(taken)]
 
 
 def _decoded(container: Any, wanted: set[float]) -> dict[float, NDArray[np.uint8]]:

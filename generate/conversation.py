@@ -17,28 +17,16 @@ from numpy.typing import NDArray
 from tokenmill.errors import RecipeError
 from tokenmill.generate.known_words import check_words
 from tokenmill.generate.opened_model import OpenedModel
-from tokenmill.generate.prompts import NO_CODES, seeing_prompt
+from tokenmill.generate.prompts import Said, Shown, seeing_prompt, talk_prompt
 from tokenmill.generate.sampling import Sampling
 from tokenmill.generate.streaming import TextStream
 from tokenmill.generate.text import generate_text
 from tokenmill.generate.threads import steady_threads
-from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, assemble
 from tokenmill.tokenize.segments import Speaker
-from tokenmill.tokenize.vision import Codes
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 _LEAST_ROOM = 8  # ids for an answer; less is none
 ANSWERING = Sampling(top_k=0, temperature=0.0, guidance=1.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Shown:
-    """Codes (t, h, w) of a picture, or of a clip with `fps` and `seconds`; `name` is for people."""
-
-    codes: Codes
-    fps: float | None = None
-    seconds: float | None = None
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,22 +41,12 @@ class Turn:
 
 def chat_prompt(vocabulary: Vocabulary, turns: Sequence[Turn], *, system: str = "") -> NDArray[np.int32]:
     """Give the ids of a conversation up to ` ASSISTANT:`, pictures before the words of their turn."""
-    text_ids = list(vocabulary.text.encode(system))
-    segments: list[Segment] = [TextSegment(0, len(text_ids), "system")] if system else []
-    codes: list[NDArray[np.uint32]] = [NO_CODES]
-    offset = 0
+    said: list[Said] = [("system", vocabulary.text.encode(system))] if system else []
     for turn in turns:
-        for one in turn.shown:
-            t, h, w = one.codes.shape
-            segments.append(VisionSegment(t, h, w, offset, one.fps, one.seconds, role=turn.speaker))
-            codes.append(one.codes.reshape(-1))
-            offset += one.codes.size
+        said += [(turn.speaker, one) for one in turn.shown]
         if turn.ids or not turn.shown:
-            segments.append(TextSegment(len(text_ids), len(text_ids) + len(turn.ids), turn.speaker))
-            text_ids += turn.ids
-    segments.append(TextSegment(len(text_ids), len(text_ids), "assistant"))
-    document = assemble(segments, np.array(text_ids, np.uint32), np.concatenate(codes), "chat", vocabulary)
-    return document.ids[:-1]
+            said.append((turn.speaker, turn.ids))
+    return talk_prompt(vocabulary, said)
 
 
 @dataclass(kw_only=True)

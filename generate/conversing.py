@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import SampleError
+from tokenmill.generate.prompts import Said, Shown, talk_prompt
 from tokenmill.generate.seeing import Seen, codes_of
-from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, assemble
 from tokenmill.tokenize.vision import Codes, VisionTokenizer
 from tokenmill.tokenize.vocabulary import Vocabulary
 
@@ -58,28 +58,17 @@ def conversation_prompt(turns: Sequence[Turn], codes: Sequence[Codes], vocabular
     Raises:
         SampleError: `no_question` where the user says and shows nothing at the end, or the system shows something.
     """
-    segments: list[Segment] = []
-    text_ids: list[int] = []
-    offset, pictures = 0, iter(codes)
+    said: list[Said] = []
+    pictures = iter(codes)
     for turn in turns:
         for part in turn.parts:
             if isinstance(part, Seen):
-                codes_thw = next(pictures)
-                segments.append(_shown(part, codes_thw, offset, turn.speaker))
-                offset += codes_thw.size
+                shown = Shown(codes=next(pictures), fps=part.fps, seconds=part.seconds)
+                if turn.speaker == "system":
+                    raise SampleError("no_question", "the system speaks and shows nothing: the user's turn shows it")
+                said.append((turn.speaker, shown))
             elif part:
-                ids = vocabulary.text.encode(part)
-                segments.append(TextSegment(len(text_ids), len(text_ids) + len(ids), turn.speaker))
-                text_ids += ids
-    if not segments or segments[-1].role != "user":
+                said.append((turn.speaker, vocabulary.text.encode(part)))
+    if not said or said[-1][0] != "user":
         raise SampleError("no_question", "a conversation must end with what the user says or shows")
-    segments.append(TextSegment(len(text_ids), len(text_ids), "assistant"))
-    flat = np.concatenate([np.zeros(0, np.uint32), *(one.reshape(-1) for one in codes)])
-    return assemble(segments, np.array(text_ids, np.uint32), flat, "chat", vocabulary).ids[:-1]
-
-
-def _shown(seen: Seen, codes_thw: Codes, offset: int, speaker: Speaker) -> VisionSegment:
-    if speaker == "system":
-        raise SampleError("no_question", "the system speaks, it shows no picture: put it into the user's turn")
-    t, h, w = codes_thw.shape
-    return VisionSegment(t, h, w, offset, seen.fps, seen.seconds, role=speaker)
+    return talk_prompt(vocabulary, said)

@@ -106,7 +106,10 @@ def _checked(model: OpenedModel, asked: Asked, prompt: str, negative: str) -> It
             yield note
     picture = VisionSegment(canvas.frames, canvas.height, canvas.width, 0, canvas.fps, canvas.seconds)
     longest = max(len(drawing_prompt(vocabulary, text, picture)) for text in (prompt, negative))
-    check_room(canvas, longest, model.context)
+    try:
+        check_room(canvas, longest, model.context)
+    except RecipeError as error:
+        raise RecipeError(f"{asked.where}: {error}") from error
     area = model.area("image" if canvas.fps is None else "video")
     factor = model.vision.spatial_factor
     pixels = canvas.height * canvas.width * factor**2

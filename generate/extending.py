@@ -9,7 +9,7 @@ context where fewer frames are wanted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +76,8 @@ def extend_clip(
         raise RecipeError(f"context {context}, new {new} and frames_per_code {frames_per_code} must be 1 and more")
     for number, clip in enumerate(clips):
         _check_length(number, len(clip.codes), context, total)
+    if all(clip.prompt == clip.negative for clip in clips):  # guidance away from itself is twice the work for nothing
+        sampling = replace(sampling, guidance=1.0)
     done = [Extended(codes=clip.codes, windows=()) for clip in clips]
     while waiting := [number for number, one in enumerate(done) if len(one.codes) < total]:
         drawings = [_window(clips[n], done[n], min(context + new, total), new, total, frames_per_code) for n in waiting]

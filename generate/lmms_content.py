@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tokenmill.errors import SampleError
 from tokenmill.generate.clip_frames import clip_frames
 from tokenmill.generate.conversing import Speaker, Turn
-from tokenmill.generate.seeing import Area, Seen, look_at
+from tokenmill.generate.seeing import Area, Seen, look_at, spread
 from tokenmill.tokenize.vision import VisionTokenizer
 
 _PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -78,8 +78,7 @@ class Eyes:
             return clip_frames(value, self.max_frames, float(start or 0), None if end is None else float(end))
         if not len(value):
             raise SampleError("no_picture", "a clip without frames")
-        taken = min(self.max_frames, len(value))
-        numbers = [len(value) * (2 * part + 1) // (2 * taken) for part in range(taken)]
+        numbers = spread(len(value), self.max_frames)
         return np.stack([_picture(value[number]) for number in numbers]), tuple(_FRAME_S * one for one in numbers)
 
 

@@ -5,14 +5,33 @@ Built from the same templates as training (tokenize/templates.py), so a prompt c
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.tokenize.documents import Segment, TextSegment, VisionSegment, assemble
+from tokenmill.tokenize.segments import Speaker
 from tokenmill.tokenize.templates import vision_opening
+from tokenmill.tokenize.vision import Codes
 from tokenmill.tokenize.vocabulary import Vocabulary
 
 NO_CODES = np.zeros(0, np.uint32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shown:
+    """Codes (t, h, w) of a picture, or of a clip with `fps` and `seconds`; `name` is for people."""
+
+    codes: Codes
+    fps: float | None = None
+    seconds: float | None = None
+    name: str = ""
+
+
+Said: TypeAlias = tuple[Literal["system"], Sequence[int]] | tuple[Speaker, Sequence[int] | Shown]
 
 
 def drawing_prompt(vocabulary: Vocabulary, text: str, picture: VisionSegment) -> NDArray[np.int32]:
@@ -45,16 +64,30 @@ def question_prompt(
 
     Without `system` its place is taken by the sentence the template has for it.
     """
-    system_ids, question_ids = vocabulary.text.encode(system), vocabulary.text.encode(question)
-    start, end = len(system_ids), len(system_ids) + len(question_ids)
-    segments: list[Segment] = [TextSegment(0, start, "system")] if system else []
-    codes = NO_CODES
+    said: list[Said] = [("system", vocabulary.text.encode(system))] if system else []
     if codes_THW is not None:
-        segments.append(_picture(codes_THW, fps, seconds))
-        codes = codes_THW.reshape(-1)
-    segments += [TextSegment(start, end, "user"), TextSegment(end, end, "assistant")]
-    text_ids = np.array(system_ids + question_ids, np.uint32)
-    return assemble(segments, text_ids, codes, "chat", vocabulary).ids[:-1]
+        said.append(("user", Shown(codes=codes_THW, fps=fps, seconds=seconds)))
+    return talk_prompt(vocabulary, [*said, ("user", vocabulary.text.encode(question))])
+
+
+def talk_prompt(vocabulary: Vocabulary, said: Iterable[Said]) -> NDArray[np.int32]:
+    """Give the chat template up to `ASSISTANT:`: what each side says, as ids of text, and what it shows, in order."""
+    segments: list[Segment] = []
+    text_ids: list[int] = []
+    codes: list[Codes] = [NO_CODES]
+    num_codes = 0
+    for speaker, one in said:
+        if isinstance(one, Shown):
+            t, h, w = one.codes.shape
+            segments.append(VisionSegment(t, h, w, num_codes, one.fps, one.seconds, role=speaker))
+            codes.append(one.codes.reshape(-1))
+            num_codes += one.codes.size
+        else:
+            segments.append(TextSegment(len(text_ids), len(text_ids) + len(one), speaker))
+            text_ids += one
+    segments.append(TextSegment(len(text_ids), len(text_ids), "assistant"))
+    flat = np.concatenate(codes)
+    return assemble(segments, np.array(text_ids, np.uint32), flat, "chat", vocabulary).ids[:-1]
 
 
 def _picture(codes_THW: NDArray[np.uint32], fps: float | None, seconds: float | None) -> VisionSegment:

@@ -62,10 +62,16 @@ def look_at(
     taken = count // window * window
     if not taken:
         raise SampleError("clip_too_short", f"{count} frames; the model's tokenizer takes {window} and more")
-    numbers = [count * (2 * part + 1) // (2 * taken) for part in range(taken)]
+    numbers = spread(count, taken)
     rate = round(fps or taken / _duration_s(seconds, count), 3)
     frames = np.stack([resize(frames_THWC[number], size) for number in numbers])
     return Seen(frames=frames, fps=rate, seconds=round(taken / rate, 3))
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose up to `most` of `count` frames evenly: the middle one of each of equal parts."""
+    taken = min(count, most)
+    return [count * (2 * part + 1) // (2 * taken) for part in range(taken)]
 
 
 def codes_of(seen: Sequence[Seen], vision: VisionTokenizer) -> list[Codes]:

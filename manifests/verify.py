@@ -39,9 +39,10 @@ def examine(store: Store, path: str, *, deep: bool, checks: PlanChecks | None = 
     sizes = {entry.path: entry.size for entry in listing}
     stages = sorted(stage_folders(store, listing))
     checkpoints = sorted(_parent(name) for name in sizes if name.rsplit("/", 1)[-1] == CHECKPOINT_RECORD)
-    results = sorted(filter(is_result, sizes))
+    results = sorted(name for name in sizes if is_result(name, sizes))
     if not stages and not checkpoints and not results:
-        raise ManifestError(f"{store.url}/{path}: holds no stage folder, plan or checkpoint that could be verified")
+        place = f"{store.url}/{path}".rstrip("/")
+        raise ManifestError(f"{place}: holds no stage folder, plan, checkpoint or drawings that could be verified")
     findings = Findings()
     inside = _by_folder(sizes, {*stages, *checkpoints})
     for folder in stages:

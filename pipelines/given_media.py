@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError, RunError, SampleError, StorageError
+from tokenmill.generate.seeing import spread
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decode_video import VideoDecoder
@@ -144,5 +145,4 @@ def _spread(count: int, wanted: Wanted) -> list[int]:
         if count > wanted.max_frames:
             raise SampleError("too_many_frames", f"{count} frames; at most {wanted.max_frames} are taken")
         return list(range(count))
-    taken = min(count, wanted.frames)
-    return sorted({count * (2 * part + 1) // (2 * taken) for part in range(taken)})
+    return spread(count, wanted.frames)

@@ -83,7 +83,9 @@ def test_answer_that_is_cut_off_says_so(model, files, capsys):
 def test_question_without_a_picture_needs_none(tmp_path, capsys):
     folder = random_export(tmp_path / "blind", vision=None, areas=None)
     assert main(["ask", str(folder), "--question", "Why?", "--max-new", "4", "--json"]) == 0
-    assert isinstance(json.loads(capsys.readouterr().out)["answers"][0]["answer"], str)
+    (answer,) = json.loads(capsys.readouterr().out)["answers"]
+    assert main(["ask", str(folder), "--question", "Why?", "--max-new", "4"]) == 0
+    assert capsys.readouterr().out == f"{answer['answer']}\n"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: Any) -> str:

@@ -201,7 +201,7 @@ def test_coco_draws_one_caption_a_photograph_by_seed_and_names_files_by_its_id(m
         assert re.fullmatch(r"thing \d , told [01]", row["prompt"])
     assert main(["evaluate", "coco30k", "number=4", "choice_seed=1", "--model", str(model), "--prompts", str(prompts),
                  "--out", str(tmp_path / "out"), *SIZE]) == 2  # fmt: skip
-    assert "was drawn with another prompts" in capsys.readouterr().err
+    assert "was drawn with other prompts" in capsys.readouterr().err
 
 
 def test_coco_takes_a_list_of_ids(model, tmp_path, capsys):
@@ -242,3 +242,13 @@ def test_word_behind_evaluate_is_a_benchmark_and_a_file_a_recipe(tmp_path, monke
     assert parse(["evaluate", "vbench", "--out", "x"]).command == "evaluate-benchmark"
     assert parse(["evaluate", "geneval"]).command == "evaluate"
     assert parse(["evaluate", "recipe.yaml"]).command == "evaluate"
+
+
+def test_coco_s_numbers_name_files_and_have_to_be_numbers(model, tmp_path, capsys):
+    prompts = captions(tmp_path / "captions_val2014.json", 2)
+    told = json.loads(prompts.read_text())
+    told["annotations"][0]["id"] = "../../evil"
+    prompts.write_text(json.dumps(told))
+    words = ["evaluate", "coco30k", "--model", str(model), "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    assert main([*words, *SIZE]) == 2
+    assert "no captions in COCO's format" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,18 @@ def test_photograph_that_is_missing_or_broken_is_told_and_costs_its_pair(drawn, 
     assert likeness["measures"][0]["count"] == COUNT - 2
     assert likeness["failed"]["no_photograph"] == 1
     assert sum(likeness["failed"].values()) == 2
+
+
+def test_photograph_outside_of_the_folder_is_not_read(drawn, encoder, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(drawn / "out", out)
+    rows = [json.loads(line) for line in (out / "asked.jsonl").read_text().splitlines()]
+    rows[0]["reference"] = f"../val2014/{rows[0]['reference']}"
+    (out / "asked.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    capsys.readouterr()
+    words = ["--out", str(out), "--references", f"{drawn}/val2014", "--features", str(encoder), "--json"]
+    assert main(["evaluate", "coco30k", *words]) == 0
+    assert json.loads(capsys.readouterr().out)["likeness"]["failed"] == {"bad_path": 1}
 
 
 def test_photograph_is_cut_around_its_centre_to_the_shape_of_the_drawing():

@@ -23,11 +23,15 @@ def test_geneval_s_kinds_count_alike_however_many_pictures_they_have(tmp_path, c
     rows = [{"tag": "single_object", "correct": True, "filename": "a", "prompt": "b", "metadata": "{}"}] * 4
     rows += [{"tag": "counting", "correct": number == 0, "reason": "", "details": "{}"} for number in range(2)]
     rows += [{"tag": "position", "correct": False}] * 6
+    part = results(capsys, "geneval", str(write_json_lines(tmp_path / "part.jsonl", rows)))
+    assert (part["3 of 6 kinds"]["value"], part["3 of 6 kinds"]["paper"], part["overall"]["value"]) == (0.5, {}, None)
+    rows += [{"tag": tag, "correct": tag == "colors"} for tag in ("two_object", "colors", "color_attr")]
     found = results(capsys, "geneval", str(write_json_lines(tmp_path / "results.jsonl", rows)))
     assert {name: row["value"] for name, row in found.items()} == {
-        "single_object": 1.0, "counting": 0.5, "position": 0.0, "overall": 0.5,
+        "single_object": 1.0, "counting": 0.5, "position": 0.0, "two_object": 0.0, "colors": 1.0, "color_attr": 0.0,
+        "overall": 2.5 / 6,
     }  # fmt: skip
-    assert found["overall"]["count"] == 12
+    assert found["overall"]["count"] == 15
     assert found["overall"]["paper"] == {"Emu3": 0.54, "Emu3, rewriter": 0.66}
 
 
@@ -88,7 +92,8 @@ def test_table_puts_the_paper_s_figures_beside(tmp_path, capsys):
     assert main(["evaluate", "geneval", "--results", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["GenEval", "this", "samples", "Emu3", "Emu3,", "rewriter"]
-    assert lines[-1].split() == ["overall", "1.0000", "1", "0.5400", "0.6600"]
+    assert lines[-2].split() == ["1", "of", "6", "kinds", "1.0000", "1"]
+    assert lines[-1].split() == ["overall", "0.5400", "0.6600"]
 
 
 @pytest.mark.parametrize("name", ["geneval", "t2i-compbench", "dpg-bench", "coco30k", "vbench"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from polars.testing import assert_frame_equal
 from tests.drawn_benchmarks import SIZE, export_model, names_below
 
 from tokenmill.cli import main
+from tokenmill.verification import verify_path
 
 PROMPTS = "a red apple\na blue cup\na green bench\n"
 
@@ -115,18 +117,18 @@ def test_two_processes_fill_one_folder_at_once(model, prompts, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(["--seed", "1"], "settings"), (["--guidance", "3"], "settings"), (["samples=4"], "prompts")],
+    [(["--seed", "1"], "settings.seed"), (["--guidance", "3"], "settings.guidance"), (["samples=4"], "prompts")],
 )
 def test_folder_of_other_settings_is_refused_by_name(change, told, model, prompts, whole, capsys):
     assert main([*words(model, prompts, whole), *change]) == 2
-    assert f"was drawn with another {told}; take another --out" in capsys.readouterr().err
+    assert f"was drawn with other {told}; take another --out" in capsys.readouterr().err
     assert main([*words(model, prompts, whole)]) == 0
 
 
 def test_folder_of_another_model_is_refused(prompts, whole, tmp_path, capsys):
     other = export_model(tmp_path / "other", seed=1)
     assert main(words(other, prompts, whole)) == 2
-    assert "was drawn with another model" in capsys.readouterr().err
+    assert "was drawn with other model" in capsys.readouterr().err
 
 
 def test_prompt_beyond_the_context_is_left_out_and_the_others_are_drawn(tmp_path, capsys):
@@ -170,3 +172,24 @@ def test_what_makes_no_sense_is_refused_in_one_line(change, told, model, prompts
 def test_unknown_benchmark_names_those_that_are_known(capsys):
     assert main(["evaluate", "geneva"]) == 2
     assert "allowed: coco30k, dpg-bench, geneval, t2i-compbench, vbench" in capsys.readouterr().err
+
+
+def faults(folder: Path, *, deep: bool) -> dict[str, str]:
+    return {fault.path: fault.what for fault in verify_path(str(folder), {}, deep=deep).faults}
+
+
+def test_folder_is_verified_by_the_tables_of_what_was_drawn(whole, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    assert faults(folder, deep=True) == {}
+    gone, cut, changed, *_ = (folder / "samples" / name for name in sorted(pictures(folder)))
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    data = changed.read_bytes()
+    changed.write_bytes(bytes([*data[:-1], data[-1] ^ 1]))
+    shallow = faults(folder, deep=False)
+    assert list(shallow) == [f"samples/{gone.name}", f"samples/{cut.name}"]
+    assert faults(folder, deep=True) == shallow | {f"samples/{changed.name}": "sha256 differs from its record"}
+    table = next(folder.glob("tokens-*.parquet"))
+    table.write_bytes(table.read_bytes()[:-9])
+    assert faults(tmp_path, deep=False)[f"out/{table.name}"] == "sha256 differs from the digits in its name"

@@ -105,6 +105,10 @@ def test_again_draws_nothing_and_more_samples_only_those(draw, tmp_path):
     index = json.loads((tmp_path / "out" / "generated.json").read_text())
     assert len(index["pictures"]) == 8
     assert main(["verify", str(tmp_path), "--deep"]) == 0
+    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 0
+    table = next((tmp_path / "out").glob("tokens-*.parquet"))
+    table.write_bytes(table.read_bytes()[:-9])
+    assert main(["verify", str(tmp_path / "out"), "--deep"]) == 1
 
 
 def test_progress_and_files_are_told_to_people(model, tmp_path, capsys, monkeypatch):

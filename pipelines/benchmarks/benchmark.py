@@ -2,7 +2,7 @@
 
 A benchmark is one file: pure functions from the text of its prompt files to `Asked` items with the exact file names its
 scorer expects, and from its result files to scores. Drawing, resuming and bookkeeping are the same for all
-(drawing.py), so none of the five built-in ones has more than 130 lines. A third party adds one by an entry point in the
+(drawing.py), so none of the five built-in ones has more than 160 lines. A third party adds one by an entry point in the
 group `tokenmill.benchmarks`.
 """
 

@@ -92,11 +92,16 @@ def _parsed(file: TextFile) -> tuple[dict[int, str], dict[int, dict[str, Any]]]:
     """Return file names of pictures by their ids, and captions by theirs."""
     try:
         found = json.loads(file.text)
-        pictures = {row["id"]: row["file_name"] for row in found["images"]}
-        captions = {row["id"]: {key: row[key] for key in ("id", "image_id", "caption")} for row in found["annotations"]}
+        pictures = {int(row["id"]): str(row["file_name"]) for row in found["images"]}
+        captions = {int(row["id"]): _caption(row) for row in found["annotations"]}
     except (ValueError, TypeError, KeyError) as error:
         raise RecipeError(f"{file.name}: no captions in COCO's format ({error!r})") from error
     return pictures, captions
+
+
+def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what is needed of an annotation; its numbers name files, so they have to be numbers."""
+    return {"id": int(row["id"]), "image_id": int(row["image_id"]), "caption": row["caption"]}
 
 
 def _words(path: str) -> list[str]:

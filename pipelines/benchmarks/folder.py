@@ -68,9 +68,9 @@ class BenchmarkFolder:
             self.store.put(ASKED, lines.encode())
             return
         found = self.run()
-        other = [key for key, value in json.loads(_json(identity)).items() if found.get(key) != value]
+        other = _differing(json.loads(_json(identity)), found)
         if other and self._tables():
-            raise RecipeError(f"{self.store.url}: was drawn with another {', '.join(other)}; take another --out")
+            raise RecipeError(f"{self.store.url}: was drawn with other {', '.join(other)}; take another --out")
         if other or not self.store.exists(ASKED):
             self.store.put(RUN, _json(described))
             self.store.put(ASKED, lines.encode())
@@ -80,7 +80,7 @@ class BenchmarkFolder:
         found = self.run()
         other = [key for key, value in facts.items() if found.get(key, value) != value]
         if other:
-            raise RecipeError(f"{self.store.url}: was drawn with another {', '.join(other)}; take another --out")
+            raise RecipeError(f"{self.store.url}: was drawn with other {', '.join(other)}; take another --out")
         if not facts.items() <= found.items():
             self.store.put(RUN, _json({**found, **facts}))
 
@@ -139,6 +139,18 @@ class BenchmarkFolder:
 
     def _tables(self) -> list[str]:
         return [name for name in self.store.names() if name.startswith("tokens-") and name.endswith(".parquet")]
+
+
+def _differing(wanted: Mapping[str, Any], found: Mapping[str, Any], before: str = "") -> list[str]:
+    """Name what is wanted otherwise than it is found, settings one by one: `settings.seed`."""
+    names: list[str] = []
+    for key, value in wanted.items():
+        there = found.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            names += _differing(value, there, f"{before}{key}.")
+        elif there != value:
+            names.append(f"{before}{key}")
+    return names
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

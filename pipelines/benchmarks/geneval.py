@@ -19,6 +19,8 @@ from pydantic.dataclasses import dataclass
 from tokenmill.errors import RecipeError
 from tokenmill.pipelines.benchmarks.benchmark import Asked, LeftOut, Output, Prompts, Score, TextFile, lines_of
 
+KINDS = frozenset({"single_object", "two_object", "counting", "colors", "position", "color_attr"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenEval:
@@ -75,8 +77,9 @@ class GenEval:
         if not correct:
             raise RecipeError("GenEval's results.jsonl has no line")
         kinds = [Score(measure=tag, value=sum(found) / len(found), count=len(found)) for tag, found in correct.items()]
-        overall = sum(kind.value for kind in kinds) / len(kinds)
-        return [*kinds, Score(measure="overall", value=overall, count=sum(map(len, correct.values())))]
+        mean = sum(kind.value for kind in kinds) / len(kinds)
+        name = "overall" if correct.keys() >= KINDS else f"{len(kinds)} of {len(KINDS)} kinds"  # the paper's is of all
+        return [*kinds, Score(measure=name, value=mean, count=sum(map(len, correct.values())))]
 
 
 def _row(line: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from tokenmill.filters.clip_pixels import ClipPixels, clip_pixels
 from tokenmill.filters.clip_source import ClipSource
 from tokenmill.filters.picture import Picture
 from tokenmill.manifests.storage import Store
+from tokenmill.pipelines.benchmarks.benchmark import lines_of
 from tokenmill.pipelines.benchmarks.folder import ASKED, BenchmarkFolder
 from tokenmill.pipelines.decode_image import decode_image
 from tokenmill.pipelines.decoding import DecodeLimits
+from tokenmill.pipelines.sources.named_files import named_file
 from tokenmill.tokenize.preprocess import resize
 
 NAME = "likeness.json"
@@ -149,11 +151,9 @@ def _pairs(folder: BenchmarkFolder, references: Store, failed: Counter[str]) -> 
         if file not in whole:
             failed["not_drawn"] += 1
             continue
-        if not references.exists(row["reference"]):
-            failed["no_photograph"] += 1
-            continue
         try:
-            photograph = decode_image(references.read_bytes(row["reference"]), max_pixels=most_pixels)
+            data = named_file(references, "", row["reference"], missing="no_photograph")
+            photograph = decode_image(data, max_pixels=most_pixels)
         except SampleError as error:
             failed[error.reason] += 1
             continue
@@ -162,7 +162,7 @@ def _pairs(folder: BenchmarkFolder, references: Store, failed: Counter[str]) -> 
 
 
 def _asked(folder: BenchmarkFolder) -> Iterator[Mapping[str, Any]]:
-    for line in folder.store.read_bytes(ASKED).decode().splitlines():
+    for line in lines_of(folder.store.read_bytes(ASKED).decode()):
         yield json.loads(line)
 
 

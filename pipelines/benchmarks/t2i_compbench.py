@@ -25,6 +25,7 @@ from tokenmill.pipelines.benchmarks.benchmark import (
     Score,
     TextFile,
     is_file_name,
+    lines_of,
 )
 
 
@@ -51,7 +52,7 @@ class T2ICompBench:
                 f"T2I-CompBench is drawn a category at a time (color_val.txt, …), found {len(files)} files"
             )
         asked, left_out = [], []
-        for number, line in enumerate(files[0].text.splitlines()):
+        for number, line in enumerate(lines_of(files[0].text)):
             prompt = line.split("\t")[0]
             names = [f"{prompt}_{number * self.samples + sample:06d}.png" for sample in range(self.samples)]
             reason = "no_prompt" if not prompt.strip() else "" if all(map(is_file_name, names)) else "no_file_name"

@@ -40,7 +40,6 @@ _THREADS_S = 5.0  # for threads that are still at work when a command was interr
 _interrupted: list[bool] = []
 
 _OWN_FILES: dict[str, Command] = {
-    commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
     "draw": commands_draw.draw,
     "extend": commands_extend.extend,
     "ask": commands_ask.ask,

@@ -39,6 +39,8 @@ def ask(options: argparse.Namespace) -> int:
     if not options.pictures:
         chat = studio.conversation(system=options.system, max_new=options.max_new, sampling=sampling, seed=options.seed)
         rows = [{"answer": chat.say(options.question)}]
+        if not options.json:
+            print(rows[0]["answer"])
     else:
         rows = list(_answers(studio, options))
     if options.json:
