@@ -11,7 +11,7 @@ OUT ?= demo-out
 ARGS ?=
 LOCKED_EXTRAS := demo aws fsspec-backends nsfw transnet wandb trackio liger dev# not vllm: it pins another torch
 
-.PHONY: setup demo test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips train-tokenizer gc takedown submit help
+.PHONY: setup demo toyworld toyworld-study test lint types check bench bench-peers docs lock clean-demo run ingest score select filter caption tokenize plan train generate evaluate evaluate-tokenizer report status estimate export-clips export-drawn train-tokenizer gc takedown submit help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,7 +55,7 @@ lock: setup  ## pin again what pyproject.toml asks for
 		--python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --upgrade -o requirements.lock
 
 # One a stage: make filter RECIPE=my.yaml ARGS="execution.workers=8"
-run ingest score select filter caption tokenize plan train generate evaluate report status gc takedown estimate export-clips train-tokenizer: setup
+run ingest score select filter caption tokenize plan train generate evaluate report status gc takedown estimate export-clips export-drawn train-tokenizer: setup
 	@$(TOKENMILL) $@ $(RECIPE) $(ARGS)
 
 evaluate-tokenizer: setup  ## make evaluate-tokenizer SPEC=scenes DATA="photos clips"
@@ -63,3 +63,9 @@ evaluate-tokenizer: setup  ## make evaluate-tokenizer SPEC=scenes DATA="photos c
 
 submit: setup  ## make submit STAGE=tokenize RECIPE=my.yaml ADDRESS=http://head:8265
 	@$(TOKENMILL) submit $(STAGE) $(RECIPE) --address $(ADDRESS) $(ARGS)
+
+toyworld: setup  ## a small world from raw data to drawn, judged pictures; an hour on 2 cores, resumable; the table goes into docs/toyworld.md
+	@$(BIN)/python -m benchmarks.toyworld.run --out toyworld-out --table docs/toyworld.md $(ARGS)
+
+toyworld-study: setup  ## toyworld at three sizes of model, a mixed one against two specialists: make toyworld-study DEVICE=cuda SIZES="small large"
+	@$(BIN)/python -m benchmarks.toyworld.study --out toyworld-study-out --device $(or $(DEVICE),cpu) $(if $(SIZES),--sizes $(SIZES)) $(ARGS)

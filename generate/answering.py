@@ -35,6 +35,14 @@ class Question:
     seen: Seen | SampleError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnswerIds:
+    """The ids that were asked, picture and all, and those of the answer, without EOS."""
+
+    prompt: NDArray[np.int32]
+    ids: NDArray[np.int32]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answering:
     """A model that answers, and how it is asked.
@@ -76,6 +84,15 @@ class Answering:
         Raises:
             RunError: there is no room for it, or the model gives no numbers.
         """
+        return [
+            Answer(index=question.index, error=found)
+            if isinstance(found, SampleError)
+            else self._answer(question, found)
+            for question, found in zip(questions, self.answered(questions), strict=True)
+        ]
+
+    def answered(self, questions: Sequence[Question]) -> list[AnswerIds | SampleError]:
+        """Answer a batch as `answers` does, in ids."""
         with _explained(), steady_threads(self.model.model):
             prompts = self._prompts(questions)
             asked = [index for index, prompt in enumerate(prompts) if not isinstance(prompt, SampleError)]
@@ -90,12 +107,10 @@ class Answering:
                 seed=[questions[index].seed for index in asked],
                 batch_size=max(1, len(asked)),
             )
-        answered = dict(zip(asked, found, strict=True))
+        ids = dict(zip(asked, found, strict=True))
         return [
-            Answer(index=question.index, error=prompt)
-            if isinstance(prompt, SampleError)
-            else self._answer(question, prompt, answered[index])
-            for index, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
+            prompt if isinstance(prompt, SampleError) else AnswerIds(prompt=prompt, ids=ids[index])
+            for index, prompt in enumerate(prompts)
         ]
 
     def _prompts(self, questions: Sequence[Question]) -> list[NDArray[np.int32] | SampleError]:
@@ -123,12 +138,16 @@ class Answering:
         told = f"{len(prompt)} ids, {self.max_new} for the answer (max_new), {context} in the model's context"
         return SampleError("too_long", told)
 
-    def _answer(self, question: Question, prompt: NDArray[np.int32], ids: NDArray[np.int32]) -> Answer:
+    def is_cut_off(self, answer: AnswerIds) -> bool:
+        """Whether an answer ended for want of room (`max_new`)."""
+        return len(answer.ids) == self.max_new
+
+    def _answer(self, question: Question, found: AnswerIds) -> Answer:
         return Answer(
             index=question.index,
-            texts=(self.model.vocabulary.text.decode(ids.tolist()),),
-            usage=Usage(requests=1, input_tokens=len(prompt), output_tokens=len(ids)),
-            finish_reason="length" if len(ids) == self.max_new else "stop",
+            texts=(self.model.vocabulary.text.decode(found.ids.tolist()),),
+            usage=Usage(requests=1, input_tokens=len(found.prompt), output_tokens=len(found.ids)),
+            finish_reason="length" if self.is_cut_off(found) else "stop",
         )
 
 

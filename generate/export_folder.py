@@ -47,8 +47,14 @@ class ExportFolder:
     @cached_property
     def fingerprint(self) -> str:
         """The digest of the folder's files; from the description where it lists them, else they are read."""
-        files = self.description.get("files") or self._digests()
-        return digest_of({"files": files, "vocabulary": self.description.get("vocabulary")})
+        description = self.description if self.is_described else {}
+        files = description.get("files") or self._digests()
+        return digest_of({"files": files, "vocabulary": description.get("vocabulary")})
+
+    @cached_property
+    def is_described(self) -> bool:
+        """Whether `tokenmill.json` is there; a folder of transformers has none."""
+        return self.store.exists(self.record)
 
     def _digests(self) -> dict[str, str]:
         names = [entry.path for entry in self.store.files(self.path)]

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from tokenmill.errors import SampleError
 from tokenmill.tokenize.vocabulary import Vocabulary
 
-_META = re.compile(r"(\d+)\*(\d+)(?: ([\d.]+(?:e[+-]\d+)?)fps ([\d.]+(?:e[+-]\d+)?)s)?")
+_NUMBER = r"(\d+(?: *\. *\d+)?(?:e[+-]\d+)?)"
+# Tokenizers of whole words put blanks between all that they decode.
+_META = re.compile(rf" *(\d+) *\* *(\d+)(?: +{_NUMBER} *fps +{_NUMBER} *s)? *")
 
 
 class CodesDecoder(Protocol):
@@ -81,13 +83,17 @@ def _parse_picture(inner: NDArray[np.int64], vocabulary: Vocabulary) -> PictureC
     if said is None:
         raise SampleError("off_grammar", f"meta {meta!r} is not a grid")
     h, w = int(said[1]), int(said[2])
-    grid, seconds = inner[sot[0] + 1 :], float(said[4]) if said[4] else None
+    grid, seconds = inner[sot[0] + 1 :], _number(said[4])
     if h * w == 0 or len(grid) == 0 or len(grid) % (h * (w + 1) + 1):
         raise SampleError("off_grammar", f"{len(grid)} ids are not frames of {meta!r}")
-    frames, fps = grid.reshape(-1, h * (w + 1) + 1), float(said[3]) if said[3] else None
+    frames, fps = grid.reshape(-1, h * (w + 1) + 1), _number(said[3])
     if fps is None and len(frames) > 1:
         raise SampleError("off_grammar", f"an image {meta!r} has {len(frames)} frames")
     return PictureCodes(_codes(frames, h, w, vocabulary), fps, seconds)
+
+
+def _number(text: str | None) -> float | None:
+    return float(text.replace(" ", "")) if text else None
 
 
 def _codes(frames: NDArray[np.int64], h: int, w: int, vocabulary: Vocabulary) -> NDArray[np.uint32]:

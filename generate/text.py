@@ -8,7 +8,7 @@ Shape suffixes: B rows, L ids, V allowed ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from tokenmill.generate.continuation import Continuation
 from tokenmill.generate.decoding import draw, seed_list, uniforms
 from tokenmill.generate.sampling import Sampling
 from tokenmill.tokenize.vocabulary import Vocabulary
+
+OnIds = Callable[[NDArray[np.int64]], None]
 
 
 def generate_text(
@@ -35,10 +37,12 @@ def generate_text(
     temperature: float = 0.0,
     seed: int | Sequence[int] = 0,
     batch_size: int = 8,
+    on_ids: OnIds | None = None,
 ) -> list[NDArray[np.int32]]:
     """Continue prompts (generate/prompts.py) in text, each to its EOS (not given back) or `max_new` ids.
 
     Only text ids and EOS are allowed, EOS not before `min_new` ids; the default is greedy, for answers that are scored.
+    `on_ids` is told the next id of every row of a batch as it is drawn, EOS of rows that wait.
     Raises RecipeError for senseless settings and for prompts that leave no room for `max_new` in the model's context.
     """
     sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature, guidance=1.0)
@@ -48,7 +52,7 @@ def generate_text(
     answers: list[NDArray[np.int32]] = []
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
-        ids_BL = _draw_text(model, vocabulary, prompts[batch], (min_new, max_new), sampling, seeds[batch])
+        ids_BL = _draw_text(model, vocabulary, prompts[batch], (min_new, max_new), sampling, seeds[batch], on_ids)
         answers += [_before_eos(row, vocabulary.eos) for row in ids_BL.astype(np.int32)]
     return answers
 
@@ -61,6 +65,7 @@ def _draw_text(
     num_new: tuple[int, int],
     sampling: Sampling,
     seeds: list[int],
+    on_ids: OnIds | None,
 ) -> NDArray[np.int64]:
     min_new, max_new = num_new
     if max_new == 0:
@@ -79,6 +84,8 @@ def _draw_text(
         is_end_B = finished_B | (index_B == vocabulary.text.size)
         ids_B = index_B.masked_fill(is_end_B, vocabulary.eos)
         drawn.append(ids_B)
+        if on_ids is not None:
+            on_ids(ids_B.cpu().numpy())
         finished_B = is_end_B
         if step + 1 == max_new or bool(finished_B.all()):
             break

@@ -77,8 +77,9 @@ def describe_sample(
     if "codes_offset" not in row:
         data = store.read_range(path, row["offset"], row["length"])
         members = {row["extension"]: data, "json": str(row["metadata"]).encode()}
-        if row["caption"] is not None:
-            members["txt"] = str(row["caption"]).encode()
+        said = row["caption"] if "caption" in row else row.get("prompt")  # of a raw sample, or of one that was drawn
+        if said is not None:
+            members["txt"] = str(said).encode()
         return _raw_sample(path, key, members, picture_to)
     decoders = open_decoders(folder.config.settings) if open_decoders is not None else Decoders()
     return _token_sample(store, path, row, decoders, picture_to)

@@ -16,13 +16,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tokenmill.errors import ManifestError, RecipeError, TokenmillError
+from tokenmill.generate.write_video import write_mp4
 from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import Store
 from tokenmill.pipelines.detokenize_page import Shown, has_words, page_html, page_text
 from tokenmill.pipelines.reconstruction import decoded_runs, grid_of
 from tokenmill.pipelines.token_archive import ArchivedSample, Fault, TokenArchive
 from tokenmill.pipelines.tokens_settings import open_vision
-from tokenmill.pipelines.write_video import write_mp4
 from tokenmill.tokenize.segments import TextSegment, VisionSegment
 from tokenmill.tokenize.vision import VisionTokenizer
 from tokenmill.tokenize.vocabulary import build_vocabulary

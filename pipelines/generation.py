@@ -19,28 +19,23 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tokenmill.errors import ManifestError, RecipeError, StorageError
+from tokenmill.generate.drawn_files import TOKEN_COLUMNS, put_tokens
 from tokenmill.generate.threads import steady_threads
+from tokenmill.generate.write_video import mp4
 from tokenmill.manifests.identity import digest_of, sha256_hex, short
 from tokenmill.manifests.named_tables import open_named_table
-from tokenmill.manifests.stagedir import table_bytes
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import evaluate_model
 from tokenmill.pipelines.exported import Exported, find_export
 from tokenmill.pipelines.tokens_settings import open_vision
-from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import GenerateSettings, Recipe
 
 __all__ = ["evaluate_model", "generate_pictures", "generated_name"]
 
 VERSION = 2
 SCHEMA = 2
-TOKEN_COLUMNS: dict[str, Any] = {
-    "file": pl.String,  # of the picture or clip, in the same folder
-    "prompt": pl.String,
-    "seed": pl.Int64,
-    "ids": pl.List(pl.Int32),  # of the whole document, from BOS to EOS
-}
 _DESCRIPTION = "generated.json"
+_LATER = ("clips", "negative", "top_p", "sizes")  # whose defaults leave the names of what was drawn before as they are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +92,8 @@ def generated_name(exported: Exported, settings: GenerateSettings) -> str:
 
 def _settings(settings: GenerateSettings) -> dict[str, Any]:
     """What of the settings determines the pictures."""
-    left_out = {"evaluate_documents"} | ({"clips"} if settings.clips is None else set())
-    return settings.model_dump(mode="json", exclude=left_out)
+    names = [name for name in _LATER if getattr(settings, name) == type(settings).model_fields[name].default]
+    return settings.model_dump(mode="json", exclude={"evaluate_documents", "jobs", "questions", *names})
 
 
 def _draw_and_publish(store: Store, exported: Exported, settings: GenerateSettings, name: str) -> None:
@@ -145,10 +140,7 @@ def _put(store: Store, folder: str, picture: Picture) -> dict[str, Any]:
 
 def _put_tokens(store: Store, folder: str, rows: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> str:
     """Write the ids of everything that was drawn; returns the file's name."""
-    told = [(row["file"], row["prompt"], row["seed"], picture.ids.tolist())
-            for row, picture in zip(rows, pictures, strict=True)]  # fmt: skip
-    data = table_bytes(pl.DataFrame(told, schema=TOKEN_COLUMNS, orient="row"), SCHEMA)
-    name = f"tokens-{sha256_hex(data)[:8]}.parquet"
+    name, data = put_tokens(rows, [picture.ids for picture in pictures])
     store.put(f"{folder}/{name}", data)
     return name
 
@@ -199,6 +191,8 @@ def _draw_group(
         fps=group.fps,
         seconds=group.seconds,
         top_k=settings.top_k,
+        top_p=settings.top_p,
+        negative=settings.negative,
         temperature=settings.temperature,
         guidance=settings.guidance,
         seed=settings.seed + number,
@@ -215,9 +209,11 @@ def _draw_group(
 
 def _asked(settings: GenerateSettings, tokenizer: Any) -> Iterator[_Asked]:
     factor = tokenizer.spatial_factor
-    if settings.prompts:
-        rows, columns = _grid(settings.height, settings.width, factor, "generate")
-        yield _Asked(prompts=settings.prompts, rows=rows, columns=columns)
+    for size in settings.sizes or (f"{settings.height}x{settings.width}",):
+        if settings.prompts:
+            height, width = map(int, size.split("x"))
+            rows, columns = _grid(height, width, factor, "generate")
+            yield _Asked(prompts=settings.prompts, rows=rows, columns=columns)
     if settings.clips is not None:
         clips, window = settings.clips, tokenizer.temporal_factor
         rows, columns = _grid(clips.height, clips.width, factor, "generate.clips")

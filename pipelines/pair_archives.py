@@ -19,10 +19,12 @@ from tokenmill.manifests.archive import ArchiveWriter, npy_bytes
 from tokenmill.manifests.identity import digest_of, short
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.archive_json import finite, json_text
+from tokenmill.pipelines.drawing_jobs import read_job
+from tokenmill.pipelines.drawn import drawn_rows
 from tokenmill.pipelines.exported import find_export
 from tokenmill.pipelines.generation import drawn_tokens, generated_name
 from tokenmill.pipelines.pair_samples import PairSample, TokenPair, pair_of_row, pair_sample
-from tokenmill.pipelines.preference_votes import count_votes, voted_pairs
+from tokenmill.pipelines.preference_votes import check_files, count_votes, paired, voted_pairs
 from tokenmill.pipelines.sources.tables import table_rows
 from tokenmill.recipe import Recipe
 from tokenmill.tokenize.segments import segments_to_json
@@ -31,6 +33,7 @@ from tokenmill.tokenize.vocabulary import build_vocabulary
 DESCRIPTION = "pairs.json"
 VERSION = 1
 _PER_SHARD = 2_000
+_PAIRED = ("file", "prompt", "ids", "number", "prompt_key")
 _HASHED_AT_ONCE = 2**22
 
 
@@ -58,12 +61,15 @@ class PairFolder:
         return f"{self.store.url}/{self.path}".rstrip("/")
 
 
-def pairs_of_votes(recipe: Recipe, votes: str, to: str | None = None) -> dict[str, Any]:
+def pairs_of_votes(recipe: Recipe, votes: str, to: str | None = None, job: str | None = None) -> dict[str, Any]:
     """Write a pair of each prompt that the recipe's model drew several times, by the votes of a table.
 
-    Raises ManifestError where nothing was drawn, RunError where no pair is left, RecipeError for votes that are none or
-    of other files.
+    With `job` the prompts are those of that table (`generate.jobs`), else the recipe's own. Raises ManifestError where
+    nothing was drawn, RunError where a job is not complete or no pair is left, RecipeError for votes that are none or
+    of other files, and for a job that the recipe does not have.
     """
+    if job is not None:
+        return _pairs_of_job(recipe, votes, to, job)
     store = open_store(recipe.root, recipe.storage)
     name = generated_name(find_export(store, recipe.train.last.run), recipe.generate)
     described, drawn = drawn_tokens(store, name)
@@ -71,6 +77,26 @@ def pairs_of_votes(recipe: Recipe, votes: str, to: str | None = None) -> dict[st
     pairs, left_out = voted_pairs(drawn, counted, build_vocabulary(described["vocabulary"]))
     identity = {"version": VERSION, "generated": name, "votes": counted}
     return _written(PairFolder.of(recipe, to, identity, left_out), pairs)
+
+
+def _pairs_of_job(recipe: Recipe, votes: str, to: str | None, job: str) -> dict[str, Any]:
+    """Pair what a job drew, unit by unit: the ids of one unit are in memory at a time."""
+    drawn = read_job(recipe, job)
+    counted = count_votes((row for _, row in _rows(votes, recipe)), votes)
+    vocabulary = build_vocabulary(drawn.folder.config.settings["vocabulary"])
+    check_files(counted, [name for commit in drawn.commits for name in drawn_rows(drawn, commit, ["file"])["file"]])
+    left_out: Counter[str] = Counter()
+
+    def pairs() -> Iterator[TokenPair]:
+        made = 0
+        for commit in drawn.commits:
+            found, lost = paired(drawn_rows(drawn, commit, _PAIRED), counted, vocabulary, made)
+            left_out.update(lost)
+            made += len(found)
+            yield from found
+
+    identity = {"version": VERSION, "generated": drawn.name, "votes": counted}
+    return _written(PairFolder.of(recipe, to, identity, left_out), pairs())
 
 
 def pairs_of_table(recipe: Recipe, table: str, to: str | None = None) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def plan_summary(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSett
         "vision": next(
             (s.folder.config.settings["vision"] for s in sources if s.folder.config.settings.get("vision")), None
         ),
+        **_vision_fingerprint(sources),
         "areas": {
             s.folder.config.settings["modality"]: s.folder.config.settings["area"]
             for s in sources
@@ -83,6 +84,12 @@ def plan_summary(plan: Snapshot, sources: Sequence[Snapshot], settings: PlanSett
         "sources": {s.folder.source: _source(s, totals, settings, mix) for s in sources},
         "tokens_asked": mix.tokens and round(mix.tokens),
     }
+
+
+def _vision_fingerprint(sources: Sequence[Snapshot]) -> dict[str, str]:
+    """Give the fingerprint of the tokenizer that made the codes, where the sources know it and agree."""
+    found = {fingerprint for one in sources if (fingerprint := one.folder.config.fingerprints.get("vision"))}
+    return {"vision_fingerprint": found.pop()} if len(found) == 1 else {}
 
 
 _NO_SUMS = ("longest", "packs_bound")  # of windows: one is no sum, the other stands as `supply_bound`

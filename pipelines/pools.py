@@ -7,7 +7,18 @@ import math
 from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool
 from tokenmill.recipe import Execution, StagePool, Workers
 
-POOLED = ("ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan")
+POOLED = (
+    "ingest",
+    "split",
+    "score",
+    "decontaminate",
+    "compare",
+    "duplicates",
+    "caption",
+    "tokenize",
+    "plan",
+    "generate",
+)
 
 _FEW_ROWS = 1_000_000
 

@@ -48,14 +48,30 @@ def voted_pairs(
     Reasons: `unvoted` (less than two of its pictures have votes), `tie` (best and worst have equally many). Raises
     RecipeError for votes of a file that was not drawn.
     """
-    strange = sorted(set(votes) - set(drawn["file"]))
+    check_files(votes, drawn["file"].to_list())
+    return paired(drawn, votes, vocabulary)
+
+
+def check_files(votes: Mapping[str, float], files: Sequence[str]) -> None:
+    """Refuse votes of a file that was not drawn; raises RecipeError."""
+    strange = sorted(set(votes) - set(files))
     if strange:
-        raise RecipeError(f"--votes: {strange[0]} is none of the {len(drawn)} pictures that were drawn")
+        raise RecipeError(f"--votes: {strange[0]} is none of the {len(files)} pictures that were drawn")
+
+
+def paired(
+    drawn: pl.DataFrame, votes: Mapping[str, float], vocabulary: Vocabulary, first: int = 0
+) -> tuple[list[TokenPair], Counter[str]]:
+    """Do as `voted_pairs` with some of what was drawn; pairs are numbered from `first` on.
+
+    Where rows have a `number` (of the prompt in its table), those of one number alone are compared.
+    """
     pairs: list[TokenPair] = []
     left_out: Counter[str] = Counter()
     asked: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for row in drawn.iter_rows(named=True):
-        asked.setdefault(tuple(row["ids"][: row["ids"].index(vocabulary.sot)]), []).append(row)
+        prompt = row["ids"][: row["ids"].index(vocabulary.sot)]
+        asked.setdefault((row.get("number", 0), *prompt), []).append(row)
     for rows in asked.values():
         judged = [(votes[row["file"]], row) for row in rows if row["file"] in votes]
         if len(judged) < 2:
@@ -66,7 +82,8 @@ def voted_pairs(
             left_out["tie"] += 1
             continue
         about = {"prompt": best["prompt"], "files": [best["file"], worst["file"]], "votes": [most, least]}
-        pairs.append(drawn_pair(f"{len(pairs):06d}", best["ids"], worst["ids"], vocabulary, about))
+        about |= {"prompt_key": best["prompt_key"]} if "prompt_key" in best else {}
+        pairs.append(drawn_pair(f"{first + len(pairs):06d}", best["ids"], worst["ids"], vocabulary, about))
     return pairs, left_out
 
 

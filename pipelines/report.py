@@ -17,6 +17,7 @@ from tokenmill.pipelines.report_evaluation import evaluation_section
 from tokenmill.pipelines.report_funnel import funnel_section, losses_section
 from tokenmill.pipelines.report_generated import generated_section
 from tokenmill.pipelines.report_html import Markup, element, join, note
+from tokenmill.pipelines.report_jobs import jobs_shown
 from tokenmill.pipelines.report_learned import headline, read_learned
 from tokenmill.pipelines.report_pictures import Album, Originals
 from tokenmill.pipelines.report_run import counted, digests_section, header, timings_section
@@ -44,7 +45,8 @@ def report_page(store: Store, recipe: Recipe, chain: Any) -> str:
     run, album, originals = Run(chain), Album(), Originals(chain)
     learned = read_learned(store, recipe)
     try:
-        drawn = generated_section(store, learned, album)  # before all others: these pictures come first
+        # Before all others: these pictures come first.
+        drawn = generated_section(store, learned, album, jobs_shown(recipe, album))
         sections = [
             funnel_section(run),
             losses_section(run),

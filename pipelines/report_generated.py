@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -18,11 +18,16 @@ from tokenmill.pipelines.report_pictures import Album, tile
 _PIXELS_A_CODE = 8  # only for the room the player takes before it has loaded
 
 
-def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
-    """Show what the model drew, prompt by prompt."""
+def generated_section(store: Store, learned: Learned, album: Album, jobs: Sequence[Markup] = ()) -> Markup:
+    """Show what the model drew, prompt by prompt; `jobs` is what is shown of tables of prompts."""
+    shown = [*_own_prompts(store, learned, album), *jobs]
+    return section("generated", "Generated", *(shown or [note("Nothing has been drawn with these settings yet.")]))
+
+
+def _own_prompts(store: Store, learned: Learned, album: Album) -> list[Markup]:
     found = learned.drawn
     if not found or not found["pictures"]:
-        return section("generated", "Generated", note("Nothing has been drawn with these settings yet."))
+        return []
     settings = found["settings"]
     groups = []
     for prompt in dict.fromkeys(picture["prompt"] for picture in found["pictures"]):
@@ -31,13 +36,14 @@ def generated_section(store: Store, learned: Learned, album: Album) -> Markup:
         groups.append(
             element("article", element("h4", f"“{prompt}”"), element("div", tiles, class_="sheet"), class_="card")
         )
+    sizes = settings.get("sizes") or [f"{settings['height']}x{settings['width']}"]
     how = (
-        f"{settings['height']} × {settings['width']} pixels, top-k {settings['top_k']}, "
+        f"{', '.join(sizes).replace('x', ' × ')} pixels, top-k {settings['top_k']}, "
         f"temperature {settings['temperature']:g}, guidance {settings['guidance']:g}, step {found['step']}."
     )
     if clips := settings.get("clips"):
         how += f" Clips: {clips['height']} × {clips['width']} pixels, {clips['fps']:g} frames a second."
-    return section("generated", "Generated", element("p", how), element("div", groups, class_="cards middle"))
+    return [element("p", how), element("div", groups, class_="cards middle")]
 
 
 def _drawn(store: Store, learned: Learned, picture: Mapping[str, Any], album: Album) -> Markup:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokenmill.errors import RunError, SampleError, StorageError
+from tokenmill.generate.write_video import mp4
 from tokenmill.pipelines.decoding import SampleReader
 from tokenmill.pipelines.report_data import SourceTable
 from tokenmill.pipelines.report_html import Child, Markup, element
 from tokenmill.pipelines.sources.raw_document import RawDocument, RawText
 from tokenmill.pipelines.tokens_clip import check_times, frames_on_show, sized_frames
-from tokenmill.pipelines.write_video import mp4
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from tokenmill.generate.write_video import side_by_side
 from tokenmill.manifests.identity import digest_of
 from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.pipelines.reconstruction import Decoded, fitted, reconstruct
@@ -20,7 +21,6 @@ from tokenmill.pipelines.report_pictures import Album, Originals, Pixels, tile
 from tokenmill.pipelines.report_plan import plans_part
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.pipelines.tokens_settings import open_vision
-from tokenmill.pipelines.write_video import side_by_side
 from tokenmill.tokenize.picture_quality import psnr_db
 
 _SHOWN = {"image": 8, "video": 4}

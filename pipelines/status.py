@@ -7,10 +7,10 @@ cannot be counted yet, because its units follow from what that stage will keep.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenmill.errors import RecipeError
+from tokenmill.errors import RecipeError, RunError
 from tokenmill.manifests.ledger import bytes_of, sum_of_counts, sum_of_numbers
 from tokenmill.manifests.plans import Plan
 from tokenmill.manifests.records import Commit
@@ -19,7 +19,9 @@ from tokenmill.manifests.snapshots import Snapshot
 from tokenmill.manifests.stagedir import StageDir
 from tokenmill.pipelines.asked_totals import asked_in, column_folders, told_totals
 from tokenmill.pipelines.chain import STAGES, Chain, ChainOptions
+from tokenmill.pipelines.drawing_jobs import READ_ONLY, draw_jobs
 from tokenmill.pipelines.plan_figures import told_plan
+from tokenmill.pipelines.question_jobs import answer_jobs
 from tokenmill.pipelines.runner import IncompleteStageError
 from tokenmill.pipelines.tokens_clip import FITS
 from tokenmill.recipe import Recipe
@@ -53,7 +55,26 @@ def status_of(recipe: Recipe) -> dict[str, Any]:
             break
     if any(row["stage"] == "caption" for row in rows):
         _tell_captions(chain, rows)
+    rows += _jobs(recipe, waiting)
     return {"root": recipe.root, "stages": rows, "waiting": waiting, "refused": refused}
+
+
+def _jobs(recipe: Recipe, waiting: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of tables of prompts and questions; a model that is not trained yet makes them wait."""
+    rows: list[dict[str, Any]] = []
+    kinds: dict[str, Callable[[], Mapping[str, Snapshot]]] = {
+        "generate": lambda: draw_jobs(recipe, options=READ_ONLY),
+        "answer": lambda: answer_jobs(recipe, options=READ_ONLY),
+    }
+    for stage, read in kinds.items():
+        try:
+            rows += [_row(stage, one.folder, len(one.commits), one.commits) for one in read().values()]
+        except IncompleteStageError as incomplete:
+            found = zip(incomplete.folders, incomplete.known, strict=True)
+            rows += [_row(stage, folder, total, commits) for (folder, total), commits in found]
+        except RunError:
+            waiting.append(stage)
+    return rows
 
 
 def _tell_captions(chain: Chain, rows: Sequence[dict[str, Any]]) -> None:

@@ -25,6 +25,8 @@ from tokenmill.pipelines.decoding import DecodeLimits
 from tokenmill.pipelines.fates import fates_of
 from tokenmill.pipelines.jobs import Job, Target, Unit, UnitOutput, publish
 from tokenmill.recipe import check_recipe
+from tokenmill.tokenize.vision import load_vision_tokenizer
+from tokenmill.tokenize.vocabulary import build_vocabulary
 
 Make = Callable[..., Chain]
 
@@ -89,6 +91,12 @@ def test_every_record_counts_the_rows_of_its_table(prepared: Path) -> None:
                 assert rows["fail_reason"].drop_nulls().len() == sum(counts.failed.values())
                 commits += 1
     assert commits > 20
+
+
+def test_plan_says_which_tokenizers_made_its_ids(prepared: Path) -> None:
+    description = make(prepared).plan.description
+    assert description["vocabulary_fingerprint"] == build_vocabulary(description["vocabulary"]).fingerprint
+    assert description["vision_fingerprint"] == load_vision_tokenizer("scenes").fingerprint
 
 
 def _lost(commit: Commit) -> int:

@@ -22,13 +22,15 @@ from transformers import Emu3ForCausalLM, Emu3TextConfig
 
 from tokenmill.demo.tokens import Amounts, write_token_source
 from tokenmill.errors import RecipeError, RunError
+from tokenmill.generate.sample import generate_vision
+from tokenmill.manifests.identity import sha256_hex
 from tokenmill.manifests.storage import Store, open_store
 from tokenmill.pipelines.evaluation import plan_of
-from tokenmill.pipelines.exported import find_export
-from tokenmill.pipelines.generation import evaluate_model, generate_pictures
+from tokenmill.pipelines.exported import Exported, find_export
+from tokenmill.pipelines.generation import evaluate_model, generate_pictures, generated_name
 from tokenmill.pipelines.held_out import draw_documents, shares
 from tokenmill.pipelines.plan import write_plan
-from tokenmill.recipe import Recipe, check_recipe
+from tokenmill.recipe import GenerateSettings, Recipe, check_recipe
 from tokenmill.settings_train import PlanSettings
 from tokenmill.tokenize.vocabulary import byte_vocabulary
 
@@ -152,6 +154,28 @@ def test_generate_with_other_settings_or_another_model_is_another_folder(trained
     export(other, tmp_path / "model", "", seed=1)
     recipe = trained.recipe(top_k=64).model_copy(update={"root": str(tmp_path / "root")})
     assert len({first, second, generate_pictures(recipe)["generated"]}) == 3
+
+
+def test_generate_draws_every_size_away_from_the_negative_prompt_within_the_nucleus(trained):
+    sizes = ["16x32", "24x16"]
+    how = {"top_p": 0.9, "negative": "grey", "seed": 4}
+    row = generate_pictures(trained.recipe(sizes=sizes, **how))
+    described = json.loads(trained.store.read_bytes(f"{row['generated']}/generated.json"))
+    told = [(one["prompt"], one["grid"], one["seed"]) for one in described["pictures"]]
+    assert told == [(PROMPTS[0], [2, 4], 4), (PROMPTS[1], [2, 4], 5), (PROMPTS[0], [3, 2], 6), (PROMPTS[1], [3, 2], 7)]
+    by_hand = generate_vision(tiny_model(0), V, PROMPTS, 2, 4, **how)
+    assert [sha256_hex(ids.astype("<i4").tobytes()) for ids in by_hand] == [
+        one["ids_sha256"] for one in described["pictures"][:2]
+    ]
+    with pytest.raises(RecipeError, match=r"generate\.sizes"):
+        trained.recipe(sizes=["16"])
+
+
+def test_settings_that_came_later_leave_the_names_of_what_was_drawn_before():
+    exported = Exported(open_store("memory://names"), "checkpoints/main/export", "main")
+    exported.__dict__["fingerprint"] = "f" * 64
+    before = {"prompts": ["a"], "height": 32, "width": 32}
+    assert generated_name(exported, GenerateSettings(**before)) == "generated/main/375716c77595473c/generated.json"
 
 
 def test_generate_on_a_remote_root_draws_the_same(trained, tmp_path):

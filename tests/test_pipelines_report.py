@@ -19,6 +19,7 @@ from PIL import Image
 from tests import tiny
 
 from tokenmill.demo.scenes import motion, render, render_motion, scene
+from tokenmill.generate.write_video import mp4
 from tokenmill.manifests.identity import digest_of, short
 from tokenmill.manifests.records import Counts
 from tokenmill.manifests.storage import Store, open_store
@@ -31,7 +32,6 @@ from tokenmill.pipelines.report_html import element, join
 from tokenmill.pipelines.report_pictures import Album
 from tokenmill.pipelines.report_scores import bins, thresholds
 from tokenmill.pipelines.report_training import smoothed, thinned
-from tokenmill.pipelines.write_video import mp4
 from tokenmill.recipe import Recipe, check_recipe
 
 _VOID = {"meta", "img", "br", "hr"}

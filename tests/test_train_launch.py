@@ -158,6 +158,7 @@ def test_export_opens_in_transformers_and_names_its_vocabulary(trained: Trained)
 
     assert model.config.vocab_size == byte_vocabulary(32).size
     assert about["vocabulary"] == byte_vocabulary(32).spec
+    assert about["vocabulary_fingerprint"] == byte_vocabulary(32).fingerprint
     assert (about["plan"], about["step"]) == (trained.plan.plan_id, STEPS)
 
 

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.errors import RecipeError
+from tokenmill.tokenize.qwen_ranks import NUM_RANKS, tiktoken_content
 from tokenmill.tokenize.text_cuts import QWEN_CUTS, check_length, cut, runs_apart
 from tokenmill.tokenize.text_nfc import nfc
 
-NUM_RANKS = 151_643
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,7 +42,7 @@ class QwenTokenizer:
     """Qwen's BPE over a `qwen.tiktoken` file; special tokens are never read from text.
 
     Args:
-        path: the file.
+        path: the file, or the `tokenizer.json` of an Emu3 of transformers, of which the ranks are taken.
         ranks_sha256: digest of its ranks, which has to be named where they are not those Qwen released.
 
     Raises:
@@ -53,7 +53,7 @@ class QwenTokenizer:
 
     def __init__(self, path: str | Path, ranks_sha256: str = RELEASED_RANKS) -> None:
         self._path, self._ranks_sha256 = str(path), ranks_sha256
-        content = _read(Path(path))
+        content = tiktoken_content(Path(path))
         ranks = _parse(content, self._path)
         _check_ranks(ranks, self._path, ranks_sha256)
         self._encoding = _encoding(SPLIT, ranks)
@@ -94,7 +94,7 @@ class QwenTokenizer:
     @cached_property
     def _run_encoding(self) -> Any:
         """The same ranks with an expression that takes a run of spaces as one; few processes ever need it."""
-        return _encoding(r"\s+", _parse(_read(Path(self._path)), self._path))
+        return _encoding(r"\s+", _parse(tiktoken_content(Path(self._path)), self._path))
 
 
 def _encoding(split: str, ranks: Mapping[bytes, int]) -> Any:
@@ -103,11 +103,13 @@ def _encoding(split: str, ranks: Mapping[bytes, int]) -> Any:
     return tiktoken.Encoding("qwen", pat_str=split, mergeable_ranks=dict(ranks), special_tokens={})
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"cannot read the vocabulary file {path}: {error.strerror}") from error
+def ranks_digest(path: Path) -> dict[str, str]:
+    """Give the settings by which QwenTokenizer takes the ranks of a file, whosever they are.
+
+    Raises RecipeError where they are not exactly as many as Qwen's.
+    """
+    found = _digest(_parse(tiktoken_content(path), str(path)))
+    return {} if found == RELEASED_RANKS else {"ranks_sha256": found}
 
 
 def _parse(content: bytes, path: str) -> dict[bytes, int]:
@@ -122,10 +124,15 @@ def _parse(content: bytes, path: str) -> dict[bytes, int]:
 
 
 def _check_ranks(ranks: Mapping[bytes, int], path: str, expected: str) -> None:
+    found = _digest(ranks)
+    if found != expected:
+        whose = "Qwen released" if expected == RELEASED_RANKS else "ranks_sha256 names"
+        named = f"ranks_sha256: {found}"
+        raise RecipeError(f"{path} holds other ranks than {whose}; if these are meant, name them: {named}")
+
+
+def _digest(ranks: Mapping[bytes, int]) -> str:
     found = hashlib.sha256()
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
         found.update(b"%s %d\n" % (base64.b64encode(token), rank))
-    if found.hexdigest() != expected:
-        whose = "Qwen released" if expected == RELEASED_RANKS else "ranks_sha256 names"
-        named = f"ranks_sha256: {found.hexdigest()}"
-        raise RecipeError(f"{path} holds other ranks than {whose}; if these are meant, name them: {named}")
+    return found.hexdigest()

@@ -26,12 +26,17 @@ RECORD = "tokenmill.json"
 
 
 def export_checkpoint(
-    folder: RunFolder, step: int, areas: Mapping[str, Any] | None = None, settings: ExportSettings | None = None
+    folder: RunFolder,
+    step: int,
+    areas: Mapping[str, Any] | None = None,
+    settings: ExportSettings | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> str:
     """Write `checkpoints/<run>/export` from the checkpoint of a step; returns its path relative to the root.
 
-    `areas` says of each modality the sizes it was tokenized at: least and largest area, largest aspect. Raises
-    ManifestError where the checkpoint does not hold the model it describes.
+    `areas` says of each modality the sizes it was tokenized at: least and largest area, largest aspect. `fingerprints`
+    (`vocabulary_fingerprint`, `vision_fingerprint`) are compared by whoever opens the export. Raises ManifestError
+    where the checkpoint does not hold the model it describes.
     """
     settings = settings or ExportSettings()
     checkpoint = folder.read(step)
@@ -50,6 +55,7 @@ def export_checkpoint(
         "step": step,
         "precision": settings.precision,
         **({"areas": dict(areas)} if areas else {}),
+        **(fingerprints or {}),
         "files": files,
     }
     old = [entry.path for entry in folder.store.files(target) if entry.path.removeprefix(f"{target}/") not in files]

@@ -55,9 +55,17 @@ def train(job: TrainJob, progress: Path | None = None) -> TrainResult:
     if done >= run.total_steps:
         export = run.folder.at("export")
         if run.rank == 0:
-            export_checkpoint(run.folder, done, run.loader.plan.description.get("areas"), run.settings.export)
+            _export(run, done)
         await_first(f"export of {run.settings.run}, step {done}")  # or other machines would begin the next phase alone
     return TrainResult(step=done, total_steps=run.total_steps, stopped=done < run.total_steps, export=export)
+
+
+def _export(run: Run, done: int) -> None:
+    """Export the last checkpoint, with the fingerprints of what made its plan's ids."""
+    plan = run.loader.plan.description
+    names = ("vocabulary_fingerprint", "vision_fingerprint")
+    fingerprints = {name: plan[name] for name in names if plan.get(name)}
+    export_checkpoint(run.folder, done, plan.get("areas"), run.settings.export, fingerprints)
 
 
 class Loop:

@@ -22,6 +22,11 @@ def metadata_text(value: Mapping[str, Any]) -> str:
     return json.dumps(_plain(value, 0), sort_keys=True, ensure_ascii=False, default=str, allow_nan=False)
 
 
+def row_text(value: Mapping[str, Any]) -> str:
+    """Return a row's columns in their order, as `metadata_text` does, in plain ASCII: any text can be stored so."""
+    return json.dumps(_plain(value, 0), default=str, allow_nan=False)
+
+
 def text_or_none(value: Any) -> str | None:
     """Return a caption or URL as text; absent, or not a number (what pandas writes for absent), is None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):

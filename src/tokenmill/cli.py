@@ -19,7 +19,18 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TypeAlias
 
-from tokenmill import commands_pairs, commands_tokenizer, training_estimate
+from tokenmill import (
+    commands_ask,
+    commands_benchmark,
+    commands_chat,
+    commands_draw,
+    commands_drawn,
+    commands_extend,
+    commands_lmms,
+    commands_pairs,
+    commands_tokenizer,
+    training_estimate,
+)
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -27,6 +38,19 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _THREADS_S = 5.0  # for threads that are still at work when a command was interrupted
 _interrupted: list[bool] = []
+
+_OWN_FILES: dict[str, Command] = {
+    commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
+    "draw": commands_draw.draw,
+    "extend": commands_extend.extend,
+    "ask": commands_ask.ask,
+    "chat": commands_chat.chat,
+    "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
+    commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
+    commands_lmms.COMMAND: commands_lmms.evaluate_lmms,
+    "export-drawn": commands_drawn.export_drawn,
+    "pairs": commands_pairs.pairs,
+}
 
 STAGES = {
     "ingest": "index the raw files (loose pictures are packed into shards)",
@@ -37,7 +61,7 @@ STAGES = {
     "tokenize": "write the token archives",
     "plan": "decide every pack of the training phase ahead of time",
     "train": "train on the plan, resuming from the newest checkpoint",
-    "generate": "draw the recipe's prompts with the trained model",
+    "generate": "draw the recipe's prompts, and tables of prompts and questions, with the trained model",
     "evaluate": "measure the trained model on held-out samples",
 }
 
@@ -85,7 +109,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["evaluate", "tokenizer"]:
         given[:2] = ["evaluate-tokenizer"]
+    elif given[:2] == ["evaluate", "lmms"]:
+        given[:2] = [commands_lmms.COMMAND]
+    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
+        given[:1] = [commands_benchmark.COMMAND]
     options, rest = parser.parse_known_args(given)
+    if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
+        more = [text for text in rest if not text.startswith("-")]
+        setattr(options, options.more, [*getattr(options, options.more), *more])
+        rest = [text for text in rest if text.startswith("-")]
     late = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest != late or (late and not hasattr(options, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -117,6 +149,10 @@ def build_parser() -> argparse.ArgumentParser:
     training_estimate.add_arguments(stages["train"])
     evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
     commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
+    benchmark = "draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)"
+    commands_benchmark.add_arguments(_add(commands, commands_benchmark.COMMAND, benchmark))
+    lmms = "understanding by lmms-eval: its results beside the paper's figures (also: evaluate lmms)"
+    commands_lmms.add_arguments(_add(commands, commands_lmms.COMMAND, lmms))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
@@ -157,14 +193,31 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
+    drawn = _add(commands, "export-drawn", "write what a table of prompts became as loose pictures and clips")
+    _recipe_arguments(drawn)
+    _storage_argument(drawn)
+    commands_drawn.add_arguments(drawn)
     pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
     _recipe_arguments(pairs)
     commands_pairs.add_arguments(pairs)
+    _model_parsers(commands)
     _add(commands, "train-tokenizer", "train the vision tokenizer on what was selected, resuming", recipe=True)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
     demo.add_argument("overrides", nargs="*", metavar="key.path=value", help="settings of the recipe to replace")
     return parser
+
+
+def _model_parsers(commands: Commands) -> None:
+    """Declare what people do with a trained model."""
+    commands_draw.add_arguments(
+        _add(commands, "draw", "pictures and clips from text, with their ids and a contact sheet")
+    )
+    commands_extend.add_arguments(_add(commands, "extend", "make clips longer"))
+    commands_ask.add_arguments(
+        _add(commands, "ask", "what a model sees on pictures and clips, or its answer about them")
+    )
+    commands_chat.add_arguments(_add(commands, "chat", "talk with a model about pictures, line by line"))
 
 
 def _inspect_parser(commands: Commands) -> None:
@@ -274,10 +327,8 @@ def _hours(text: str) -> float:
 
 
 def _command(name: str) -> Command:
-    if name == "evaluate-tokenizer":
-        return commands_tokenizer.evaluate_tokenizer
-    if name == "pairs":
-        return commands_pairs.pairs
+    if name in _OWN_FILES:
+        return _OWN_FILES[name]
     from tokenmill import commands
 
     found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")

@@ -378,10 +378,16 @@ def run_one_stage(name: str, recipe: Recipe, chain: Any) -> dict[str, Any]:
         return train_model(recipe, chain)
     if name == "train-tokenizer":
         return train_vision_tokenizer(recipe, chain)
-    if name in ("generate", "evaluate"):
-        from tokenmill.pipelines.generation import evaluate_model, generate_pictures
+    if name == "generate":
+        from tokenmill.pipelines.drawing_jobs import JobOptions
+        from tokenmill.pipelines.job_stage import generate
 
-        return (generate_pictures if name == "generate" else evaluate_model)(recipe)
+        asked = chain.options
+        return generate(recipe, JobOptions(limit=asked.limit, retry_failed=asked.retry_failed, quiet=asked.quiet))
+    if name == "evaluate":
+        from tokenmill.pipelines.evaluation import evaluate_model
+
+        return evaluate_model(recipe)
     if name == "report":
         from tokenmill.pipelines.report import write_report
 

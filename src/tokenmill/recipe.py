@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tokenmill.errors import RecipeError
 from tokenmill.settings_caption import CaptionSettings
 from tokenmill.settings_evaluation import check_evaluation
+from tokenmill.settings_generate import DrawingJob, QuestionJob
 from tokenmill.settings_scenes import Scenes
 from tokenmill.settings_tokenize import TokenizeSettings
 from tokenmill.settings_tokenizer import TokenizerTraining
@@ -25,6 +26,7 @@ from tokenmill.settings_train import PlanSettings, TrainSettings
 Modality = Literal["image", "video", "text", "document"]
 Positive = Annotated[int, Field(ge=1)]
 _STARTS_WITH_KEY = re.compile(r"[a-z_]+(\.[A-Za-z0-9_-]+)*: ")
+Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -57,7 +59,18 @@ class Execution(Section):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     pools: dict[
-        Literal["ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan"],
+        Literal[
+            "ingest",
+            "split",
+            "score",
+            "decontaminate",
+            "compare",
+            "duplicates",
+            "caption",
+            "tokenize",
+            "plan",
+            "generate",
+        ],
         StagePool,
     ] = Field(default_factory=dict, description="stage → its pool, where it differs")
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
@@ -245,13 +258,28 @@ class GenerateSettings(Section):
     prompts: tuple[str, ...] = ()
     height: Positive = Field(default=512, description="pixels")
     width: Positive = Field(default=512, description="pixels")
+    sizes: tuple[Size, ...] = Field(default=(), description="HxW in pixels, each for every prompt; absent: the above")
     per_prompt: Positive = 1
     clips: ClipPrompts | None = None
+    negative: str = Field(default="", description="what guidance leads away from")
     top_k: Positive = 2048
+    top_p: float = Field(default=1.0, gt=0, le=1)
     temperature: float = Field(default=1.0, gt=0)
     guidance: float = Field(default=3.0, ge=0)
     seed: int = 0
     evaluate_documents: int = Field(default=200, ge=0, description="held-out documents for the evaluation")
+    jobs: dict[Name, DrawingJob] = Field(
+        default_factory=dict, description="tables of prompts (docs/generation_jobs.md)"
+    )
+    questions: dict[Name, QuestionJob] = Field(default_factory=dict, description="tables of questions about pictures")
+
+    @field_validator("questions")
+    @classmethod
+    def _names_of_their_own(cls, value: dict[str, QuestionJob], info: ValidationInfo) -> dict[str, QuestionJob]:
+        both = sorted(value.keys() & info.data.get("jobs", {}).keys())
+        if both:
+            raise ValueError(f"{both[0]} is the name of a job, too; take another")
+        return value
 
 
 class Recipe(Section):

@@ -70,17 +70,27 @@ def describe_row(row: Mapping[str, Any]) -> str:
             text += f"  {why} {sum(row[why].values()):,}{f' ({reasons})' if reasons else ''}"
     hidden = (
         "stage", "seconds", "in", "kept", "dropped", "failed", "out", "snapshots", "plan", "plans", "sources", "asked",
-        "continues",
+        "continues", "jobs",
     )  # fmt: skip
     told = {
         key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items() if key not in hidden
     }
     text += "   " + "  ".join(f"{key} {value}" for key, value in told.items())
     lines = [_asked(totals) for totals in row.get("asked", {}).values()]
+    lines += [_job(name, counts) for name, counts in row.get("jobs", {}).items()]
     for phase, one in row.get("plans", {"": row} if "sources" in row else {}).items():
         head = f"phase {phase}: packs {one['num_packs']:,} of {one['context']:,}  fill {one['fill']}"
         lines += [head] * bool(phase) + _shares(one)
     return text + "".join(f"\n          {line}" for line in lines)
+
+
+def _job(name: str, row: Mapping[str, Any]) -> str:
+    """Return what a job over a table has done, as one line."""
+    text = f"{name}: in {row['in']:,}  kept {row['kept']:,}"
+    if row["failed"]:
+        text += f"  failed {', '.join(f'{reason} {number:,}' for reason, number in sorted(row['failed'].items()))}"
+    made = [f"{row[what]:,} {what}" for what in ("pictures", "clips", "answers") if row.get(what)]
+    return f"{text}  {', '.join(made) or 'nothing drawn'}  {row['folder']}"
 
 
 def _told_continued(row: Mapping[str, Any]) -> list[str]:

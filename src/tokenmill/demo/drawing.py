@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tokenmill.demo.world import Scene, Thing
+from tokenmill.demo.world import RGB, Scene, Thing
 
 SUPERSAMPLING = 4
 _OUTLINES: dict[str, Sequence[tuple[float, float]]] = {  # in radii around the centre, y downwards
@@ -33,10 +33,11 @@ _OUTLINES: dict[str, Sequence[tuple[float, float]]] = {  # in radii around the c
 
 def render(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
     """Draw a scene (a moving one as it starts) as `size` x `size` pixels: HWC uint8."""
-    canvas = _backdrop(scene, size)
+    side = size * SUPERSAMPLING
+    canvas = backdrop(scene.corners, side)
     draw = ImageDraw.Draw(canvas)
     for thing in scene.objects:
-        _draw(draw, thing, size * SUPERSAMPLING)
+        draw_thing(draw, thing, side)
     return np.asarray(canvas.reduce(SUPERSAMPLING))
 
 
@@ -52,14 +53,14 @@ def _moved(scene: Scene, step: float) -> Scene:
     return replace(scene, objects=tuple(things))
 
 
-def _backdrop(scene: Scene, size: int) -> Image.Image:
-    """Return the background's gradient: its four corner colours, interpolated by PIL."""
-    corners = Image.fromarray(np.array(scene.corners, dtype=np.uint8).reshape(2, 2, 3))
-    side = size * SUPERSAMPLING
-    return corners.resize((side, side), Image.Resampling.BICUBIC)
+def backdrop(corners: tuple[RGB, RGB, RGB, RGB], side: int) -> Image.Image:
+    """Return a background's gradient of `side` x `side` pixels: its four corner colours, interpolated by PIL."""
+    grid = Image.fromarray(np.array(corners, dtype=np.uint8).reshape(2, 2, 3))
+    return grid.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _draw(draw: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
+def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, side: int) -> None:
+    """Draw one thing with hard edges on a canvas of `side` x `side` pixels; PIL cuts its corners down to whole ones."""
     x, y, radius = thing.x * side, thing.y * side, thing.radius * side
     box = (x - radius, y - radius, x + radius, y + radius)
     if thing.shape == "circle":

@@ -73,19 +73,22 @@ def sample(
     return Sample(key=key, extension=extension, picture=picture, row=row)
 
 
-def write_shard(folder: Path, shard: int, samples: Sequence[Sample]) -> None:
-    """Write the three files of one shard into `folder`."""
-    with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+def write_shard(
+    folder: Path, shard: int, samples: Sequence[Sample], *, columns: Mapping[str, Any] = COLUMNS
+) -> tuple[Path, Path, Path]:
+    """Write the three files of one shard into `folder`, the statistics last; `columns` are those of its table."""
+    archive = folder / f"{shard:05d}.tar"
+    with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
         for written in samples:
             for name, data in written.members():
                 header = tarfile.TarInfo(name)
                 header.size = len(data)
                 header.mode = 0o444
                 tar.addfile(header, io.BytesIO(data))
-    pl.DataFrame([dict(written.row) for written in samples], schema=COLUMNS).write_parquet(
-        folder / f"{shard:05d}.parquet"
-    )
-    (folder / f"{shard:05d}_stats.json").write_text(json.dumps(_statistics(len(samples)), indent=4))
+    table, statistics = folder / f"{shard:05d}.parquet", folder / f"{shard:05d}_stats.json"
+    pl.DataFrame([dict(written.row) for written in samples], schema=columns).write_parquet(table)
+    statistics.write_text(json.dumps(_statistics(len(samples)), indent=4))
+    return archive, table, statistics
 
 
 def _statistics(count: int) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Frames as a small mp4 that every browser plays: H.264, yuv420p; the same frames, the same bytes.
 
-Written by PyAV's libx264 on one thread. 16 frames of 96 x 200 pixels are some 10 KB.
+Written by PyAV's libx264 on one thread. 16 frames of 96 x 200 pixels are some 10 KB. What a clip says of itself stands
+in the tags `title` and `comment`: an mp4 drops tags of other names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from io import BytesIO
 from itertools import chain
@@ -20,17 +21,26 @@ _QUALITY = "20"  # constant rate factor: visibly the frames themselves, not the 
 _TICKS_A_SECOND = 90_000
 
 
-def mp4(frames: Frames, fps: float, *, longer_side_px: int | None = None) -> bytes:
+def mp4(
+    frames: Frames, fps: float, *, longer_side_px: int | None = None, tags: Mapping[str, str] | None = None
+) -> bytes:
     """Return frames (THWC RGB) as an mp4; sides are shrunk to at most `longer_side_px` and made even."""
     stream_of_bytes = BytesIO()
-    write_mp4(stream_of_bytes, [frames], fps, longer_side_px=longer_side_px)
+    write_mp4(stream_of_bytes, [frames], fps, longer_side_px=longer_side_px, tags=tags)
     return stream_of_bytes.getvalue()
 
 
 def write_mp4(
-    target: IO[bytes], runs: Iterable[Frames], fps: float, *, longer_side_px: int | None = None
+    target: IO[bytes],
+    runs: Iterable[Frames],
+    fps: float,
+    *,
+    longer_side_px: int | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> tuple[int, int, int]:
     """Write a clip that comes in runs of frames, as `mp4` does, with one run in memory; returns its T, H and W.
+
+    `tags` are those of mp4 files, such as `title` and `comment`.
 
     Raises ValueError for a clip without frames.
     """
@@ -43,6 +53,7 @@ def write_mp4(
     height, width = even_size(first.shape[1], first.shape[2], longer_side_px)
     number = 0
     with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        container.metadata.update(tags or {})
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
