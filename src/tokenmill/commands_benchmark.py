@@ -19,7 +19,7 @@ COMMAND = "evaluate-benchmark"
 
 def is_benchmark(name: str) -> bool:
     """Say whether `evaluate NAME` means a benchmark: a bare word where no recipe lies."""
-    return not name.startswith("-") and not {".", "/", "="} & set(name) and not Path(name).exists()
+    return not name.startswith("-") and not {".", "/", "="} & set(name) and not Path(name).is_file()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +156,7 @@ def _told(found: dict[str, Any]) -> str:
     if "folder" in found:
         lost = ", ".join(f"{reason} {number:,}" for reason, number in found["left_out"].items()) or "nothing"
         lines += [
-            f"{found['prompts']:,} prompts, {found['new_files']:,} new files",
+            f"{found['prompts']:,} prompts, {found['rewritten']:,} of them rewritten, {found['new_files']:,} new files",
             f"{found['files']:,} files in {found['folder']}",
             f"left out: {lost}",
             f"for its scorer: {found['scored']}",
