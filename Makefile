@@ -65,7 +65,7 @@ submit: setup  ## make submit STAGE=tokenize RECIPE=my.yaml ADDRESS=http://head:
 	@$(TOKENMILL) submit $(STAGE) $(RECIPE) --address $(ADDRESS) $(ARGS)
 
 toyworld: setup  ## a small world from raw data to drawn, judged pictures; an hour on 2 cores, resumable; the table goes into docs/toyworld.md
-	@$(BIN)/python -m benchmarks.toyworld.run --out toyworld-out --table docs/toyworld.md $(ARGS)
+	@$(BIN)/python -m benchmarks.toyworld.run $(if $(findstring --quick,$(ARGS)),--out toyworld-quick-out,--out toyworld-out --table docs/toyworld.md) $(ARGS)
 
 toyworld-study: setup  ## toyworld at three sizes of model, a mixed one against two specialists: make toyworld-study DEVICE=cuda SIZES="small large"
 	@$(BIN)/python -m benchmarks.toyworld.study --out toyworld-study-out --device $(or $(DEVICE),cpu) $(if $(SIZES),--sizes $(SIZES)) $(ARGS)

@@ -31,7 +31,7 @@ class Shown:
     name: str = ""
 
 
-Said: TypeAlias = tuple[Literal["system"], Sequence[int]] | tuple[Speaker, Sequence[int] | Shown]
+Said: TypeAlias = tuple[Speaker | Literal["system"], Sequence[int] | Shown]  # the system shows nothing
 
 
 def drawing_prompt(vocabulary: Vocabulary, text: str, picture: VisionSegment) -> NDArray[np.int32]:
@@ -78,6 +78,7 @@ def talk_prompt(vocabulary: Vocabulary, said: Iterable[Said]) -> NDArray[np.int3
     num_codes = 0
     for speaker, one in said:
         if isinstance(one, Shown):
+            assert speaker != "system"
             t, h, w = one.codes.shape
             segments.append(VisionSegment(t, h, w, num_codes, one.fps, one.seconds, role=speaker))
             codes.append(one.codes.reshape(-1))

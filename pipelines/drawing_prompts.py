@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenmill.errors import SampleError
+from tokenmill.generate.canvas import latent_frames
 from tokenmill.generate.drawing import Drawing
 from tokenmill.generate.grammar import VisionGrammar
 from tokenmill.generate.known_words import told_letters
@@ -116,7 +117,7 @@ def _clip(row: Mapping[str, Any], job: DrawingJob, model: OpenedModel) -> tuple[
     fps = _number(row, "fps", job.fps)
     assert fps is not None
     window = model.vision.temporal_factor
-    steps = max(1, round(seconds * fps / window))
+    steps = latent_frames(window, frames=None, seconds=seconds, fps=fps)
     return steps, fps, round(steps * window / fps, 3)
 
 

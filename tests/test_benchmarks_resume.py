@@ -152,7 +152,7 @@ def test_picture_that_no_context_holds_ends_the_run_and_claims_no_folder(model, 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["--height", "20"], "multiple of the tokenizer's 8 pixels"),
+        (["--height", "20"], "20 is no multiple of 8 pixels a code"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--prompts", "/nowhere/x.txt"], "no file ending in .txt"),
         (["--limit", "0"], "at least 1"),

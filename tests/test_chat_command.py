@@ -14,8 +14,8 @@ from tests.taught_model import QUESTIONS, V, export_taught, pictures
 
 from tokenmill.cli import main
 from tokenmill.errors import RecipeError
-from tokenmill.generate.conversation import Shown, Turn, chat_prompt
-from tokenmill.generate.prompts import question_prompt
+from tokenmill.generate.conversation import Turn, chat_prompt
+from tokenmill.generate.prompts import Shown, question_prompt
 from tokenmill.generate.streaming import TextStream
 from tokenmill.studio import Shape, Studio, open_studio
 from tokenmill.tokenize.documents import TextSegment, VisionSegment, assemble

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.errors import RecipeError
+from tokenmill.generate.canvas import latent_frames, sized
 from tokenmill.generate.drawing import Drawing
 from tokenmill.generate.drawn_files import Drawn
 from tokenmill.generate.grammar import VisionGrammar
@@ -19,7 +20,7 @@ from tokenmill.generate.opened_model import OpenedModel
 from tokenmill.generate.pictures import decode_ids
 from tokenmill.generate.sampling import Sampling
 from tokenmill.pipelines.benchmarks.benchmark import Asked, Output
-from tokenmill.pipelines.benchmarks.folder import DrawnSample
+from tokenmill.pipelines.benchmarks.folder import BenchmarkSample
 from tokenmill.pipelines.benchmarks.samples import grid_of, seed_of
 from tokenmill.tokenize.vision import VisionTokenizer
 
@@ -71,7 +72,7 @@ class Brush:
             raise RecipeError(f"{told}: the model's context holds {self._opened.context}")
         return room
 
-    def draw(self, batch: Sequence[Wanted]) -> tuple[dict[str, bytes], list[DrawnSample]]:
+    def draw(self, batch: Sequence[Wanted]) -> tuple[dict[str, bytes], list[BenchmarkSample]]:
         """Draw, decode and encode the samples of some files."""
         from tokenmill.generate.sample import draw_documents
 
@@ -80,10 +81,10 @@ class Brush:
             self._opened.model, [replace(self._template, prompt=one.text, seed=seed) for one, _, seed in asked],
             self._settings.sampling, batch_size=self._batch_size, num_codes=self._opened.vision.codebook_size,
         )  # fmt: skip
-        samples: dict[str, list[DrawnSample]] = {}
+        samples: dict[str, list[BenchmarkSample]] = {}
         for (one, sample, seed), ids in zip(asked, documents, strict=True):
             samples.setdefault(one.output.file, []).append(
-                DrawnSample(
+                BenchmarkSample(
                     file=one.output.file, name=one.asked.name, sample=sample, prompt=one.asked.prompt, text=one.text,
                     seed=seed, ids=ids,
                 )
@@ -96,7 +97,7 @@ class Brush:
     def _seed(self, one: Wanted, sample: int) -> int:
         return seed_of(self._settings.seed, one.asked.name, sample)
 
-    def _encoded(self, samples: Sequence[DrawnSample]) -> bytes:
+    def _encoded(self, samples: Sequence[BenchmarkSample]) -> bytes:
         """Return the file of a sample, or of several as a grid, with what there is to tell in its metadata."""
         first = samples[0]
         seeds = [one.seed for one in samples]
@@ -110,16 +111,11 @@ class Brush:
 
 def _template(settings: Settings, vision: VisionTokenizer, *, is_video: bool) -> Drawing:
     """Return what every sample has in common; a clip has whole windows, at least one."""
-    factor, window = vision.spatial_factor, vision.temporal_factor
-    for side, pixels in (("--height", settings.height), ("--width", settings.width)):
-        if pixels < factor or pixels % factor:
-            raise RecipeError(f"{side} {pixels}: has to be a multiple of the tokenizer's {factor} pixels a code")
-    rows, columns = settings.height // factor, settings.width // factor
+    window = vision.temporal_factor
+    rows, columns = sized(settings.height, settings.width, vision.spatial_factor)
     if not is_video:
         return Drawing(prompt="", height=rows, width=columns, negative=settings.negative)
-    if not (0 < settings.fps < float("inf") and 0 < settings.seconds < float("inf")):
-        raise RecipeError(f"--fps {settings.fps:g}, --seconds {settings.seconds:g}: both have to be above 0")
-    steps = max(1, round(settings.seconds * settings.fps / window))
+    steps = latent_frames(window, frames=None, seconds=settings.seconds, fps=settings.fps)
     return Drawing(
         prompt="", height=rows, width=columns, frames=steps, fps=settings.fps,
         seconds=round(steps * window / settings.fps, 3), negative=settings.negative,

@@ -42,7 +42,7 @@ RUN, ASKED = "run.json", "asked.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnSample:
+class BenchmarkSample:
     """One sample that was drawn."""
 
     file: str
@@ -108,7 +108,7 @@ class BenchmarkFolder:
         there = {entry.path: entry.size for entry in self.store.files()}
         return {file for file, size in rows.select("file", "bytes").iter_rows() if there.get(file) == size}
 
-    def publish(self, files: Mapping[str, bytes], drawn: Sequence[DrawnSample]) -> None:
+    def publish(self, files: Mapping[str, bytes], drawn: Sequence[BenchmarkSample]) -> None:
         """Write files, then the table of their samples."""
         for file, data in files.items():
             self.put(file, data)

@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 from tokenmill.errors import RecipeError, RunError, SampleError, TokenmillError
 from tokenmill.generate.canvas import Canvas, Shape, canvas_of
 from tokenmill.generate.clip_to_extend import GivenClip, Reach, clip_of_frames, extend_clips
-from tokenmill.generate.conversation import Conversation, Shown
+from tokenmill.generate.conversation import Conversation
 from tokenmill.generate.drawing_requests import Asked, drawing_requests
 from tokenmill.generate.drawing_session import Share, draw_requests
 from tokenmill.generate.drawn_files import Drawn
 from tokenmill.generate.drawn_folder import DrawnFolder, identity_of
 from tokenmill.generate.opened_model import OpenedModel, open_model
 from tokenmill.generate.pictures import parse_pictures
+from tokenmill.generate.prompts import Shown
 from tokenmill.generate.sampling import Sampling
 from tokenmill.generate.seeing import codes_of, look_at
 from tokenmill.manifests.storage import open_store
