@@ -20,7 +20,7 @@ class Size:
     unseen: int = 40  # of each kind that can have such, with combinations that do not
     questions: int = 100  # of each kind
     motions: int = 90
-    tried: int = 24  # validation prompts of each kind, for each setting of the sampler
+    tried: int = 16  # validation prompts of each kind, for each setting of the sampler
     overrides: tuple[str, ...] = ()
 
 
