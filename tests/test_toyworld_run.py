@@ -98,7 +98,7 @@ def test_driver_killed_and_stopped_in_training_goes_on_and_repeats_nothing(tmp_p
     results = json.loads((out / "results.json").read_text())
     assert set(results["models"]) == {"mixed", "shuffled", "untrained"}
     text = table.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "| single object |" in text
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "| single_object |" in text
 
     with _started(out, table) as process:
         said = process.communicate(timeout=LIMIT_S)[0]

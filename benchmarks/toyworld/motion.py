@@ -1,11 +1,11 @@
 """Clips with exact physics: where a thing is at any time, also long after the clip that was written.
 
 Things go straight on (half a pixel a frame, some past another that stays), bounce off the picture's edges as a ball
-without loss (a pixel a frame, at least once in 32 frames), or pass behind a bar and come out again: after 16 frames,
-half of what is written, the thing is just hidden. Times are frames, and real numbers: `position(made, 2.5)` is between
-two. The trade-off: one thing moves, uniformly, from a place on the lattice, and meets the edges (at 6 and 26, its
-radius being 6) on the lattice, so each latent frame of 4 begins on a lattice of 2 pixels: few contents of a code, all
-of which can be learned. A frozen frame is wrong by 8 to 20 pixels after 16 frames.
+without loss (a pixel a frame, at least once in 32 frames), or pass behind a bar and come out again: near frame 16, half
+of what is written, the thing is hidden. Times are frames, and real numbers: `position(made, 2.5)` is between two. The
+trade-off: one thing moves, uniformly, in one of three lanes or along a diagonal, and from few places: each latent frame
+of 4 then begins in one of few places, all of which a small model can learn. A frozen frame is wrong by 8 to 16 pixels
+after 16 frames.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from PIL import Image, ImageDraw
 
 from benchmarks.toyworld.scenes import background, canvas_of, look, with_noise
 from benchmarks.toyworld.splits import is_unseen
-from benchmarks.toyworld.world import BAR, FRAMES, LATTICE, SIZE, WAYS, Bar, Motion, MotionKind, Mover, Tracks
+from benchmarks.toyworld.world import BAR, FRAMES, PLACES, SIZE, WAYS, Bar, Motion, MotionKind, Mover, Tracks
 from tokenmill.demo.drawing import draw_thing
 from tokenmill.demo.world import Thing
 
 _SUPERSAMPLING = 8  # finer than of pictures: a thing moves by eighths of a pixel
-_RADIUS, _OF_OCCLUDED = 6 / SIZE, 3.375 / SIZE  # the second so that it is seen whole on either side of the bar
-_SLOW, _FAST = 0.5, 1.0  # pixels a frame
+_RADIUS, _OF_BOUNCING, _OF_OCCLUDED = 6 / SIZE, 8 / SIZE, 5 / SIZE
+_TURNS = (12, 16, 20)  # between the places where things of radius 8 meet the edges
+_SLOW, _FAST, _OF_PASSING = 0.5, 1.0, 11 / 16  # pixels a frame
 
 
 def motion(seed: int, *, unseen: bool = False, kind: MotionKind | None = None) -> Motion:
@@ -134,36 +135,34 @@ _Made = tuple[tuple[Mover, ...], str | None, Bar | None]
 
 def _straight(rng: random.Random, unseen: bool) -> _Made:
     """One thing on its way from side to side, in a third of the clips past another that stays."""
-    way = rng.choice(list(WAYS))
-    mover, along = _mover(rng, _RADIUS, unseen), rng.choice(LATTICE[:2])
+    way, mover = rng.choice(list(WAYS)), _mover(rng, _RADIUS, unseen)
     if rng.random() < 2 / 3:
-        return (_going(mover, way, along, rng.choice(LATTICE), _SLOW),), way, None
+        return (_going(mover, way, PLACES[0], rng.choice(PLACES), _SLOW),), way, None
     other = _mover(rng, _RADIUS, unseen)
     while other.shape == mover.shape or other.colour == mover.colour:
         other = _mover(rng, _RADIUS, unseen)
-    lanes = list(rng.choice([(6, 22), (6, 26), (10, 26)]))
+    lanes = [PLACES[0], PLACES[-1]]
     rng.shuffle(lanes)
-    still = _going(other, way, rng.choice(LATTICE), lanes[1], 0.0)
-    return (_going(mover, way, along, lanes[0], _SLOW), still), way, None
+    still = _going(other, way, rng.choice(PLACES), lanes[1], 0.0)
+    return (_going(mover, way, PLACES[0], lanes[0], _SLOW), still), way, None
 
 
 def _bouncing(rng: random.Random, unseen: bool) -> _Made:
     """One thing between the edges: half of them straight to and fro, the others aslant."""
-    mover = _mover(rng, _RADIUS, unseen)
-    x, y = rng.choice(LATTICE[1:-1]), rng.choice(LATTICE[1:-1])
+    mover = _mover(rng, _OF_BOUNCING, unseen)
     if rng.random() < 0.5:
         way = rng.choice(list(WAYS))
-        return (_going(mover, way, x, y, _FAST),), way, None
-    vx, vy = rng.choice([(_FAST, _FAST), (_FAST, _SLOW), (_SLOW, _FAST)])
-    return (replace(mover, x=x, y=y, vx=vx * rng.choice((-1, 1)), vy=vy * rng.choice((-1, 1))),), None, None
+        return (_going(mover, way, rng.choice(_TURNS), 16, _FAST),), way, None
+    x, y = rng.choice(_TURNS), rng.choice(_TURNS)
+    return (replace(mover, x=x, y=y, vx=_FAST * rng.choice((-1, 1)), vy=_FAST * rng.choice((-1, 1))),), None, None
 
 
 def _occluded(rng: random.Random, unseen: bool) -> _Made:
     """One thing from one side to the other, in the middle behind a bar somewhat wider than itself."""
     way = rng.choice(list(WAYS))
     mover = _mover(rng, _OF_OCCLUDED, unseen)
-    moving = _going(mover, way, SIZE / 2 - _SLOW * FRAMES / 2, rng.choice(LATTICE), _SLOW)
-    low, high = (SIZE / 2 + side * (mover.radius + 0.75) for side in (-1, 1))
+    moving = _going(mover, way, mover.radius + 0.25, rng.choice(PLACES), _OF_PASSING)
+    low, high = (SIZE / 2 + side * (mover.radius + 0.5) for side in (-1, 1))
     box = (low, 0.0, high, float(SIZE)) if WAYS[way][0] else (0.0, low, float(SIZE), high)
     shade = rng.randint(-2, 2)
     bar = Bar(

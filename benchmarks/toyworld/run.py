@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmarks.toyworld.sizes import FULL, QUICK
@@ -40,6 +42,7 @@ class Step:
 
 def main() -> int:
     """Run what is left to do."""
+    signal.signal(signal.SIGTERM, end_well)
     options = _parsed()
     size = QUICK if options.quick else FULL
     toy = Toy(out=options.out.absolute(), size=size, overrides=(*size.overrides, *options.overrides))
@@ -139,6 +142,11 @@ def _parsed() -> argparse.Namespace:
 
 def _clock() -> str:
     return time.strftime("%H:%M:%S")
+
+
+def end_well(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM into an orderly end, as the commands of tokenmill do."""
+    raise KeyboardInterrupt
 
 
 def say_on_stdout(text: str) -> None:

@@ -20,11 +20,11 @@ class Size:
     unseen: int = 40  # of each kind that can have such, with combinations that do not
     questions: int = 100  # of each kind
     motions: int = 90
-    tried: int = 24  # validation prompts of each kind, for each setting of the sampler
+    tried: int = 16  # validation prompts of each kind, for each setting of the sampler
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size(pictures=14_000, clips=1_500)
+FULL = Size(pictures=14_000, clips=3_000)
 
 QUICK = Size(
     pictures=160,

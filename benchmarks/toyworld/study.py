@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 from benchmarks.toyworld.exhibits import choose_sampler
 from benchmarks.toyworld.results import judged
-from benchmarks.toyworld.run import STATE, Step, say_nothing, say_on_stdout, walk
+from benchmarks.toyworld.run import STATE, Step, end_well, say_nothing, say_on_stdout, walk
 from benchmarks.toyworld.sizes import QUICK, Size
 from benchmarks.toyworld.stages import Toy, put_json
 from benchmarks.toyworld.study_report import write_report
@@ -63,6 +64,7 @@ _ON_CUDA = (
 
 def main() -> int:
     """Run what is left of the study."""
+    signal.signal(signal.SIGTERM, end_well)
     options = _parsed()
     size = QUICK if options.quick else FULL
     device = _ON_CUDA if options.device == "cuda" else ()

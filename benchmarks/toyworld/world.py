@@ -21,14 +21,7 @@ from tokenmill.demo.world import RGB
 
 SIZE = 32  # pixels, both sides
 NOISE = 3.0  # standard deviation of the noise over a picture, of 255
-LATTICE = (
-    6,
-    10,
-    14,
-    18,
-    22,
-    26,
-)  # pixels: where centres stand, so that a thing of radius 6 fills 2 x 2 codes of 8 pixels
+PLACES = (8, 16, 24)  # pixels, both ways, where four codes of 8 x 8 pixels meet: a thing there fills these four alone
 FPS = 8
 FRAMES = 32  # of a clip as it is written: 8 latent frames of 4
 
