@@ -45,7 +45,7 @@ QUICK_MODELS: Mapping[str, str] = {
     "medium": "{hidden: 32, layers: 1, heads: 2, kv_heads: 1, ffn: 64}",
     "large": "{hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64}",
 }
-TOKENS, QUICK_TOKENS = (16_000_000, 14_000_000), (4_000, 3_000)  # of the two phases
+TOKENS, QUICK_TOKENS = (24_000_000, 12_000_000), (4_000, 3_000)  # of the two phases
 SHARES: Mapping[str, tuple[float, float]] = {
     "mixed": (1.0, 0.5),
     "pictures": (1.0, 1.0),
@@ -59,6 +59,12 @@ _ON_CUDA = (
     "train.device=cuda",
     "train.ranks=1",
     "train.precision=bf16",
+    "train.warmup_steps=100",
+    "train.loss_chunk_tokens=16384",
+    "train.phases.pictures.global_packs_per_step=32",  # 16,384 ids a step: a GPU takes 50 ms for them or for 1,024
+    "train.phases.pictures.micro_packs=32",
+    "train.phases.clips.global_packs_per_step=16",
+    "train.phases.clips.micro_packs=16",
 )
 
 
