@@ -1,9 +1,10 @@
 """Are answers right? Exact match by kind and form of question, yes/no as POPE counts it, each beside its chance level.
 
 Two chance levels: the best constant answer (whoever always says the commonest one), and the model's own answers dealt
-out to other questions, which also knows how often it says what. Both know the words of the question as far as they tell
-of the answer: its form, and of a colour the shape that is asked about, since three looks never occur and whoever has
-read captions without a picture knows that no triangle is red. A model is above chance if it beats both. Only case, blanks around and a full stop are forgiven: "two" is not "2", and "yes, it is" is not "yes".
+out to other questions, which also knows how often it says what. Both know of the question what its words tell: its
+form, and of a colour the shape that is asked about, since three looks never occur and whoever was trained without
+seeing knows that no triangle is red. A model is above chance if it beats both. Only case, blanks around and a full stop
+are forgiven: "two" is not "2", and "yes, it is" is not "yes".
 """
 
 from __future__ import annotations
