@@ -1,6 +1,6 @@
 """How many ids a second are drawn inside the grammar, beside transformers' `generate`?
 
-    python benchmarks/generate.py [--side N] [--batch N] [--rounds N] [--threads N] [--json]
+    python benchmarks/generate.py [--side N] [--batch N] [--rounds N] [--threads N] [--device cuda] [--json]
 
 Pictures from an untrained model of the preset `tiny` with Emu3's vocabulary (184,622 ids, 32,768 of them codes), drawn
 at temperature 1 and top-k 2048 from captions of different length, with guidance 3.0 against the unconditional prompt
@@ -42,7 +42,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     vocabulary = vocabulary_shape({"name": "emu3"})  # captions as bytes: the file with Qwen's ranks is not needed
-    model = _model(vocabulary, context=4 * options.side**2 + 256)
+    model = _model(vocabulary, context=4 * options.side**2 + 256).to(options.device)
     contestants = _contestants(model, vocabulary, options)
     num_ids = options.batch * (options.side * (options.side + 1) + 3)
     for contest in contestants.values() if options.warm_up else ():
@@ -55,6 +55,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     found = {name: median(passed for passed, _ in of_rounds) for name, of_rounds in rounds.items()}
     per_cpu = {name: median(cpu for _, cpu in of_rounds) for name, of_rounds in rounds.items()}
     return {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "cores": len(os.sched_getaffinity(0)),
         "threads": options.threads,
         "vocabulary": vocabulary.size,
@@ -67,7 +68,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "of_rounds": {name: [passed for passed, _ in of_rounds] for name, of_rounds in rounds.items()},
         "ratio": _ratios(found),
         "ratio_cpu": _ratios(per_cpu),
-        "step_cpu_ms": _step_cpu_ms(model, 2 * options.batch, options.rounds),
+        "step_cpu_ms": _step_cpu_ms(model, 2 * options.batch, options.rounds) if options.device == "cpu" else {},
     }
 
 
@@ -165,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=8, help="codes a side of the pictures")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the model, whichever way draws")
     parser.add_argument("--threads", type=int, default=1, help="of transformers' way")
     parser.add_argument("--no-warm-up", dest="warm_up", action="store_false")
     parser.add_argument("--json", action="store_true")

@@ -1,9 +1,10 @@
 """What does the chunked loss save, and what does it cost, beside plain cross-entropy over all logits?
 
-    python benchmarks/loss.py [--vocabulary V] [--tokens N] [--chunk C] [--threads T …] [--json]
+    python benchmarks/loss.py [--vocabulary V] [--tokens N] [--chunk C] [--threads T …] [--device cuda] [--json]
 
 Peak memory is that of a process of its own, less what weights, hidden states and their gradients take. By default on
-one thread, and on as many as torch takes by itself. The plain way wants 18 GB at the default sizes.
+one thread, and on as many as torch takes by itself. The plain way wants 18 GB at the default sizes. With `--device
+cuda` Liger's kernel is compared too, in float32, each after a first run that is not counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from tokenmill.train.loss import chunked_loss, plain_loss
+from tokenmill.train.loss_kernels import liger_chunk
 
 WIDTH = 256
 LOSSES = ("chunked", "plain")
@@ -33,6 +35,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.
 def loss_of(name: str, chunk: int) -> Loss:
     if name == "plain":
         return plain_loss
+    if name == "liger":
+        return lambda *tensors: chunked_loss(*tensors, chunk, kernel=liger_chunk)[0]
     return lambda *tensors: chunked_loss(*tensors, chunk)[0]
 
 
@@ -60,6 +64,40 @@ def run(name: str, options: argparse.Namespace, threads: int, folder: str) -> di
     for part, tensor in (("hidden", hidden), ("matrix", matrix)):
         np.save(Path(folder) / f"{name}-{part}.npy", tensor.grad.numpy())  # type: ignore[union-attr]
     return row
+
+
+def on_cuda(options: argparse.Namespace) -> dict[str, Any]:
+    """Do one forward and backward on the GPU by each way; gradients are compared with those of the plain one."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    given = [
+        torch.randn(options.tokens, WIDTH, generator=generator, device="cuda"),
+        torch.randn(options.vocabulary, WIDTH, generator=generator, device="cuda") / 16,
+    ]
+    labels = torch.randint(0, options.vocabulary, (options.tokens,), generator=generator, device="cuda")
+    weights = torch.rand(options.tokens, generator=generator, device="cuda")
+    rows, gradients = {}, {}
+    for name in ("plain", "chunked", "liger"):
+        for _ in range(2):
+            leaves = [tensor.clone().requires_grad_() for tensor in given]
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before, started = torch.cuda.memory_allocated(), time.perf_counter()
+            loss = loss_of(name, options.chunk)(*leaves, labels, weights)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value = loss.item()
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+        rows[name] = {"seconds": seconds, "peak_mib": (torch.cuda.max_memory_allocated() - before) / 2**20,
+                      "value": value}  # fmt: skip
+        gradients[name] = [leaf.grad for leaf in leaves]
+    largest = {
+        name: max(
+            float((ours - theirs).abs().max() / theirs.abs().max())  # type: ignore[operator, union-attr]
+            for ours, theirs in zip(gradients[name], gradients["plain"], strict=True)
+        )
+        for name in ("chunked", "liger")
+    }
+    return {"device": torch.cuda.get_device_name(), "runs": rows, "largest_difference": largest}
 
 
 def compared(options: argparse.Namespace, threads: int) -> dict[str, Any]:
@@ -96,8 +134,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8_192)
     parser.add_argument("--chunk", type=int, default=512, help="ids whose logits exist at the same time")
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, torch.get_num_threads()}))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.device == "cuda":
+        print(json.dumps(on_cuda(options), indent=1))
+        return
     found = [compared(options, threads) for threads in options.threads]
     if options.json:
         print(json.dumps({"sizes": {"vocabulary": options.vocabulary, "tokens": options.tokens, "width": WIDTH,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from inspect import signature
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -129,6 +130,13 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
     from torch.nn.attention.varlen import varlen_attn
 
     query_LHK, key_LHK, value_LHK = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    named: dict[str, Any] = {}
+    if key.shape[1] != query.shape[1]:
+        if _takes_fewer_keys():
+            named["enable_gqa"] = True
+        else:
+            times = query.shape[1] // key.shape[1]
+            key_LHK, value_LHK = (tensor.repeat_interleave(times, dim=1) for tensor in (key_LHK, value_LHK))
     attended = varlen_attn(
         query_LHK,
         key_LHK,
@@ -139,7 +147,15 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents, sca
         documents.longest,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=key.shape[1] != query.shape[1],
+        **named,
     )
     assert isinstance(attended, Tensor)
     return attended[None]
+
+
+@cache
+def _takes_fewer_keys() -> bool:
+    """Tell whether this torch's kernel takes keys of fewer heads than queries: 2.11 does not yet, 2.15 does."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters

@@ -90,8 +90,9 @@ def set_timeouts(seconds: float) -> None:
     """
     from torch.distributed import distributed_c10d
 
-    for group in list(distributed_c10d._world.pg_map):
-        torch.distributed.set_timeout(timedelta(seconds=seconds), group)
+    set_timeout = getattr(torch.distributed, "set_timeout", None) or distributed_c10d._set_pg_timeout  # torch 2.11 has
+    for group in list(distributed_c10d._world.pg_map):  # the latter alone
+        set_timeout(timedelta(seconds=seconds), group)
 
 
 def deepspeed_config(settings: TrainSettings, micro_steps: int) -> dict[str, Any]:

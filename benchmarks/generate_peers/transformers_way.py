@@ -78,11 +78,11 @@ def draw(
 
     Of prompts with begun frames `grid` is the whole clip's. Gives the whole documents.
     """
-    ids, mask = _padded(prompts, vocabulary.pad)
+    ids, mask = (tensor.to(model.device) for tensor in _padded(prompts, vocabulary.pad))
     allowed = prefix_function(vocabulary, grid, as_tensor=as_tensor)
     processors: list[Any] = [PrefixConstrainedLogitsProcessor(allowed, num_beams=1)]
     if guidance != 1:
-        negative, negative_mask = _padded(against, vocabulary.pad)
+        negative, negative_mask = (tensor.to(model.device) for tensor in _padded(against, vocabulary.pad))
         processors.insert(
             0,
             UnbatchedClassifierFreeGuidanceLogitsProcessor(
@@ -102,7 +102,7 @@ def draw(
             pad_token_id=vocabulary.pad,
             **sampled,
         )
-    rows = found.numpy().astype(np.int32)
+    rows = found.cpu().numpy().astype(np.int32)
     return [row[len(row) - grid.num_ids + begun - len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 

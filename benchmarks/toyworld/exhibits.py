@@ -66,9 +66,9 @@ class Opened:
     vision: VisionTokenizer
 
 
-def opened(export: Path) -> Opened:
-    """Open an exported model and its vision tokenizer."""
-    model = load_model(export)
+def opened(export: Path, device: str = "cpu") -> Opened:
+    """Open an exported model, and its vision tokenizer, which stays on the CPU: pictures are small."""
+    model = load_model(export, device=device)
     return Opened(model=model, vision=open_vision(model.vision))
 
 
@@ -98,9 +98,9 @@ def extended_motions(size: Size) -> list[Motion]:
     return [motion(HELDOUT_SEEDS + 10_000 + number, kind=kind) for kind in MOTION_KINDS for number in range(each)]
 
 
-def choose_sampler(export: Path, size: Size) -> dict[str, Any]:
+def choose_sampler(export: Path, size: Size, device: str = "cpu") -> dict[str, Any]:
     """Draw validation prompts with each setting; returns the best one and the share that each got right."""
-    both = opened(export)
+    both = opened(export, device)
     asked = validation_prompts(size)
     tried = []
     for guidance, top_k in _TRIED:
@@ -120,7 +120,7 @@ def choose_sampler(export: Path, size: Size) -> dict[str, Any]:
     return {"guidance": best["guidance"], "top_k": best["top_k"], "prompts": len(asked), "tried": tried}
 
 
-def exhibit(export: Path, folder: Path, size: Size, sampler: Mapping[str, Any]) -> None:
+def exhibit(export: Path, folder: Path, size: Size, sampler: Mapping[str, Any], device: str = "cpu") -> None:
     """Let a model make all that is judged; a table of ids each."""
     folder.mkdir(parents=True, exist_ok=True)
     both: Opened | None = None
@@ -133,7 +133,7 @@ def exhibit(export: Path, folder: Path, size: Size, sampler: Mapping[str, Any]) 
     for name, make in makers.items():
         path = folder / f"{name}.parquet"
         if not path.exists():
-            both = both or opened(export)
+            both = both or opened(export, device)
             _write(path, make(both))
 
 

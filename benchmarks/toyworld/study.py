@@ -36,9 +36,9 @@ FULL = Size(
     overrides=("tokenizer.steps=3000",),
 )
 MODELS: Mapping[str, str] = {
-    "small": "{hidden: 128, layers: 4, heads: 2, kv_heads: 1, ffn: 352}",
-    "medium": "{hidden: 256, layers: 5, heads: 4, kv_heads: 2, ffn: 704}",
-    "large": "{hidden: 512, layers: 8, heads: 8, kv_heads: 4, ffn: 1408}",
+    "small": "{hidden: 128, layers: 4, heads: 2, kv_heads: 1, ffn: 352, rope_base: 10000}",
+    "medium": "{hidden: 256, layers: 5, heads: 4, kv_heads: 2, ffn: 704, rope_base: 10000}",
+    "large": "{hidden: 512, layers: 8, heads: 8, kv_heads: 4, ffn: 1408, rope_base: 10000}",
 }
 QUICK_MODELS: Mapping[str, str] = {
     "small": "{hidden: 16, layers: 1, heads: 1, kv_heads: 1, ffn: 32}",
@@ -74,7 +74,7 @@ def main() -> int:
     try:
         seconds = walk(
             out / STATE,
-            steps_of(toy, options.sizes, quick=options.quick),
+            steps_of(toy, options.sizes, quick=options.quick, device=options.device),
             say_nothing if options.json else say_on_stdout,
         )
     except TokenmillError as error:
@@ -88,7 +88,7 @@ def main() -> int:
     return 0
 
 
-def steps_of(toy: Toy, sizes: list[str], *, quick: bool) -> list[Step]:
+def steps_of(toy: Toy, sizes: list[str], *, quick: bool, device: str = "cpu") -> list[Step]:
     """Return the study's steps in their order."""
     recipe = [toy.recipe.read_text(), *toy.overrides, quick]
     asked = repr(toy.size)
@@ -111,7 +111,9 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool) -> list[Step]:
             )
         )  # type: ignore[misc]
     for run, export in exports.items():
-        steps.append(Step(name=f"draw {run}", minutes=5, do=lambda r=run, e=export: _draw(toy, r, e), identity=asked))  # type: ignore[misc]
+        steps.append(
+            Step(name=f"draw {run}", minutes=5, do=lambda r=run, e=export: _draw(toy, r, e, device), identity=asked)
+        )  # type: ignore[misc]
     steps.append(Step(name="judge", minutes=10, do=lambda: _judge(toy, exports), identity=asked))
     steps.append(Step(name="report", minutes=0.1, do=lambda: write_report(toy.out), identity=asked))
     return steps
@@ -131,13 +133,13 @@ def _changes(run: str, what: str, size: str, *, quick: bool) -> list[str]:
     return [*changes, f"train.phases.clips.evaluation={json.dumps(last)}"]
 
 
-def _draw(toy: Toy, run: str, export: Path) -> None:
+def _draw(toy: Toy, run: str, export: Path, device: str = "cpu") -> None:
     """Choose a model's own sampler by validation prompts, and let it make what is judged."""
     from benchmarks.toyworld.exhibits import exhibit
 
     chosen = toy.out / f"sampler-{run}.json"
-    put_json(chosen, choose_sampler(export, toy.size))
-    exhibit(export, toy.drawn(run), toy.size, json.loads(chosen.read_text()))
+    put_json(chosen, choose_sampler(export, toy.size, device))
+    exhibit(export, toy.drawn(run), toy.size, json.loads(chosen.read_text()), device)
 
 
 def _judge(toy: Toy, exports: Mapping[str, Path]) -> None:
