@@ -90,6 +90,20 @@ def test_chance_does_not_mix_forms_whose_answers_differ() -> None:
     }
 
 
+def test_chance_of_a_colour_knows_the_shape_that_is_asked_about() -> None:
+    """Nobody has to see to know that triangles are green and circles red where no others are: 0.75 of each."""
+    truths = {"triangle": ["green", "green", "green", "blue"] * 5, "circle": ["red", "red", "red", "blue"] * 5}
+    questions = [
+        Question(kind="colour", form="name", text=f"what colour is the {shape}?", answer=truth, unseen=False)
+        for shape, of in truths.items()
+        for truth in of
+    ]
+    score = overall(questions, ["green"] * 20 + ["red"] * 20)
+    assert score.constant == score.right.value == 0.75
+    assert score.chance is not None
+    assert score.chance.mean == pytest.approx(0.75)
+
+
 def test_controls_at_chance_hold_for_a_blind_model_and_fail_for_one_that_sees_a_little() -> None:
     random = np.random.default_rng(11)
     truths = [str(one) for one in random.choice(NUMBERS[1:], 200)]

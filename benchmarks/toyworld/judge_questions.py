@@ -1,8 +1,10 @@
 """Are answers right? Exact match by kind and form of question, yes/no as POPE counts it, each beside its chance level.
 
 Two chance levels: the best constant answer (whoever always says the commonest one), and the model's own answers dealt
-out to other questions of the same form, which also knows how often it says what. A model is above chance if it beats
-both. Only case, blanks around and a full stop are forgiven: "two" is not "2", and "yes, it is" is not "yes".
+out to other questions, which also knows how often it says what. Both know of the question what its words tell: its
+form, and of a colour the shape that is asked about, since three looks never occur and whoever was trained without
+seeing knows that no triangle is red. A model is above chance if it beats both. Only case, blanks around and a full stop
+are forgiven: "two" is not "2", and "yes, it is" is not "yes".
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.toyworld.judge_chance import AtChance, Chance, Fits, Interval, at_chance, chance, wilson
-from benchmarks.toyworld.world import QUESTION_KINDS, Question
+from benchmarks.toyworld.world import QUESTION_KINDS, SHAPES, Question
 
 SPLITS = ("all", "seen", "unseen")
 
@@ -40,7 +42,7 @@ class AnswerScore:
     form: str
     split: str
     right: Interval
-    constant: float  # the best constant answer of each form
+    constant: float  # the best constant answer to each form, and to each shape whose colour is asked (of seen looks)
     chance: Chance | None
     yes_no: YesNo | None
     answers: dict[str, int]
@@ -91,8 +93,11 @@ def _is_in(split: str, question: Question) -> bool:
 
 
 def _score(kind: str, form: str, split: str, asked: Sequence[tuple[Question, str]], seed: int) -> AnswerScore:
-    by_form = [[pair for pair in asked if pair[0].form == one] for one in sorted({one.form for one, _ in asked})]
-    most = sum(Counter(plain(one.answer) for one, _ in pairs).most_common(1)[0][1] for pairs in by_form)
+    told: dict[tuple[str, str], list[tuple[Question, str]]] = {}
+    for question, answer in asked:
+        told.setdefault(_told(question), []).append((question, answer))
+    alike = [told[key] for key in sorted(told)]
+    most = sum(Counter(plain(one.answer) for one, _ in pairs).most_common(1)[0][1] for pairs in alike)
     truths, said = [plain(one.answer) for one, _ in asked], [answer for _, answer in asked]
     return AnswerScore(
         kind=kind,
@@ -100,10 +105,19 @@ def _score(kind: str, form: str, split: str, asked: Sequence[tuple[Question, str
         split=split,
         right=wilson(sum(map(str.__eq__, truths, said)), len(asked)),
         constant=most / len(asked),
-        chance=chance([_fits(pairs) for pairs in by_form], seed=seed),
+        chance=chance([_fits(pairs) for pairs in alike], seed=seed),
         yes_no=yes_no(truths, said) if set(truths) <= {"yes", "no"} else None,
         answers=dict(Counter(said).most_common(8)),
     )
+
+
+def _told(question: Question) -> tuple[str, str]:
+    """Return what words tell of an answer to those who were trained: the form, and the shape whose colour is asked.
+
+    Not of unseen looks: what never occurred nobody can have by heart.
+    """
+    is_named = question.kind == "colour" and not question.unseen
+    return question.form, next((shape for shape in SHAPES if is_named and shape in question.text), "")
 
 
 def _fits(asked: Sequence[tuple[Question, str]]) -> Fits:
