@@ -40,7 +40,7 @@ def test_reading_of_held_out_scenes_is_right_clean_and_a_little_spoiled(spoiled:
 
 def test_reading_of_pictures_spoiled_beyond_telling_is_not_right_by_luck() -> None:
     """Blurred until corners are gone: what is read then is the likeliest shape, or nothing."""
-    soft = [np.asarray(gaussian_filter(draw(made), (3.5, 3.5, 0)), np.uint8) for made in SCENES]
+    soft = [np.asarray(gaussian_filter(draw(made), (5, 5, 0)), np.uint8) for made in SCENES]
     assert confusion(SCENES, soft)["right"] < 0.3
 
 

@@ -19,6 +19,7 @@ from benchmarks.toyworld.motion import draw_motion, motion
 from benchmarks.toyworld.questions import clip_questions, questions
 from benchmarks.toyworld.scenes import draw, scene
 from benchmarks.toyworld.sheet import sheet
+from benchmarks.toyworld.splits import is_unseen
 from benchmarks.toyworld.writing import SAMPLES_PER_SHARD, partner, write_clips, write_pictures
 from PIL import Image
 from tests import tiny
@@ -108,6 +109,26 @@ def test_killed_writer_goes_on_where_it_was(tmp_path: Path, what: str, count: in
     assert (tmp_path / "killed" / first).stat().st_mtime_ns == before
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed.writing").exists()
+
+
+def test_every_so_many_th_sample_has_an_unseen_combination_where_that_is_asked_and_none_else(
+    written: Path, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / "looks", range(100, 120), unseen_every=5)
+    write_clips(tmp_path / "moving", range(100, 104), unseen_every=2)
+    scenes = [
+        Scene.from_json(json.loads(json.loads(sample["json"])["scene"])) for sample in samples(tmp_path / "looks")
+    ]
+    assert [is_unseen(one) for one in scenes] == [number % 5 == 0 for number in range(20)]
+    rows = [json.loads(line) for line in (tmp_path / "moving" / "captions.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        drawn = motion(100 + number, unseen=number % 2 == 0)
+        assert is_unseen(drawn) == (number % 2 == 0)
+        assert row["motion"]["objects"][0]["colour"] == drawn.objects[0].colour
+    scenes = [Scene.from_json(json.loads(json.loads(one["json"])["scene"])) for one in samples(written / "pictures")]
+    assert not any(is_unseen(one) for one in scenes)
+    with pytest.raises(RunError, match="holds other samples"):
+        write_pictures(tmp_path / "looks", range(100, 120))
 
 
 def test_folder_with_other_things_in_it_is_left_alone(written: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from benchmarks.toyworld.sizes import FULL, QUICK
-from benchmarks.toyworld.stages import Toy
+from benchmarks.toyworld.stages import Toy, recipe_texts
 from tokenmill.errors import TokenmillError
 from tokenmill.manifests.identity import digest_of
 
@@ -65,7 +65,7 @@ def main() -> int:
 
 def steps_of(toy: Toy, table: Path | None) -> list[Step]:
     """Return all steps in their order."""
-    recipe = [toy.recipe.read_text(), *toy.overrides]
+    recipe = recipe_texts(toy)
     asked = toy.size.__repr__()
     steps = [
         Step(name="data", minutes=1, do=toy.write_data, identity=asked),

@@ -18,6 +18,9 @@ from tokenmill.manifests.identity import digest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Path(__file__).parent / "recipes" / "toyworld.yaml"
+TOKENIZER_RECIPE = Path(__file__).parent / "recipes" / "tokenizer.yaml"
+TOKENIZER_SEEDS = 500_000_000  # from here on: samples that only the vision tokenizer is trained on
+_UNSEEN_EVERY = 5
 TOKENIZER_RUN = "toy"
 NUM_CODES = 512
 _SHUFFLED = (
@@ -60,11 +63,20 @@ class Toy:
         return self.root / "checkpoints" / (model if model == "untrained" else f"{model}-clips") / "export"
 
     def write_data(self) -> None:
-        """Write pictures and clips as raw data."""
+        """Write pictures and clips as raw data: for the models, and half as many for the vision tokenizer alone.
+
+        Those have all combinations, as a tokenizer has seen more of the world than any one model's training data.
+        """
         from benchmarks.toyworld.writing import write_clips, write_pictures
 
-        write_pictures(self.out / "data" / "pictures", range(self.size.pictures), pairs=self.size.pairs)
-        write_clips(self.out / "data" / "clips", range(self.size.clips), pairs=self.size.pairs)
+        data, pairs = self.out / "data", self.size.pairs
+        write_pictures(data / "pictures", range(self.size.pictures), pairs=pairs)
+        write_clips(data / "clips", range(self.size.clips), pairs=pairs)
+        looks, moving = (
+            range(TOKENIZER_SEEDS, TOKENIZER_SEEDS + count // 2) for count in (self.size.pictures, self.size.clips)
+        )
+        write_pictures(data / "looks", looks, pairs=pairs, unseen_every=_UNSEEN_EVERY)
+        write_clips(data / "moving", moving, pairs=pairs, unseen_every=_UNSEEN_EVERY)
 
     def train_words(self) -> None:
         """Train the text tokenizer."""
@@ -77,8 +89,8 @@ class Toy:
         from benchmarks.toyworld.first_codes import write_first_tokenizer
 
         write_first_tokenizer(ROOT / "tokenize" / "weights" / "scenes", self.out / "first", NUM_CODES)
-        self.command("run", "--until", "select")
-        self.command("train-tokenizer")
+        self.command("run", "--until", "select", recipe=TOKENIZER_RECIPE)
+        self.command("train-tokenizer", recipe=TOKENIZER_RECIPE)
 
     def run(self, model: str) -> None:
         """Caption, tokenize, plan and train."""
@@ -90,14 +102,17 @@ class Toy:
         if not (self.export(model) / "tokenmill.json").exists():
             raise RunError(f"training of {model} was stopped, and saved; run this again to resume")
 
-    def command(self, name: str, *arguments: str) -> None:
-        """Run a command of tokenmill on the recipe; raises RunError where it fails."""
+    def command(self, name: str, *arguments: str, recipe: Path | None = None) -> None:
+        """Run a command of tokenmill on a recipe, the models' unless told; raises RunError where it fails."""
         from tokenmill.cli import main
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         flags = [one for one in arguments if "=" not in one]
         changes = [one for one in arguments if "=" in one]
-        code = main([name, str(self.recipe), *flags, *self.places(), *self.overrides, *changes])
+        of_tokenizer = recipe == TOKENIZER_RECIPE
+        said = [one for one in self.overrides if one.startswith("tokenizer.") == of_tokenizer]
+        places = self.tokenizer_places() if of_tokenizer else self.places()
+        code = main([name, str(recipe or self.recipe), *flags, *places, *said, *changes])
         if code:
             raise RunError(f"tokenmill {name} ended with {code}; what it said stands above; run this again to resume")
 
@@ -107,10 +122,18 @@ class Toy:
             f"root={self.root}",
             f"sources.pictures.url={self.out}/data/pictures",
             f"sources.clips.url={self.out}/data/clips",
-            f"tokenizer.start={{from: {self.out}/first}}",
             f"tokenize.vocabulary.path={self.words}",
             f"tokenize.vision.name={self.vision}",
             f"tokenize.vocabulary.codebook_size={NUM_CODES}",
+        ]
+
+    def tokenizer_places(self) -> list[str]:
+        """Return where everything lies that the vision tokenizer is made of."""
+        return [
+            f"root={self.root}",
+            f"sources.looks.url={self.out}/data/looks",
+            f"sources.moving.url={self.out}/data/moving",
+            f"tokenizer.start={{from: {self.out}/first}}",
         ]
 
     def choose_sampler(self) -> None:
@@ -157,6 +180,11 @@ class Toy:
 
         write_table(self.results, document)
         write_shown(self.export("mixed"), self.drawn("mixed"), self.size, document.with_suffix(".png"))
+
+
+def recipe_texts(toy: Toy) -> list[str]:
+    """Return all that recipes say, for the identity of a step."""
+    return [toy.recipe.read_text(), TOKENIZER_RECIPE.read_text(), *toy.overrides]
 
 
 def differences(model: str) -> list[str]:

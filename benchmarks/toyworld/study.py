@@ -22,7 +22,7 @@ from benchmarks.toyworld.exhibits import choose_sampler
 from benchmarks.toyworld.results import judged
 from benchmarks.toyworld.run import STATE, Step, end_well, say_nothing, say_on_stdout, walk
 from benchmarks.toyworld.sizes import QUICK, Size
-from benchmarks.toyworld.stages import Toy, put_json
+from benchmarks.toyworld.stages import Toy, put_json, recipe_texts
 from benchmarks.toyworld.study_report import write_report
 from tokenmill.errors import TokenmillError
 
@@ -96,7 +96,7 @@ def main() -> int:
 
 def steps_of(toy: Toy, sizes: list[str], *, quick: bool, device: str = "cpu") -> list[Step]:
     """Return the study's steps in their order."""
-    recipe = [toy.recipe.read_text(), *toy.overrides, quick]
+    recipe = [*recipe_texts(toy), str(quick)]
     asked = repr(toy.size)
     runs = {f"mixed-{size}": ("mixed", size) for size in sizes}
     runs |= {f"only-{what}": (what, "medium" if "medium" in sizes else sizes[0]) for what in SPECIALISTS}

@@ -20,6 +20,7 @@ AIMS: Sequence[tuple[str, str, float]] = (  # of the best mixed model: kind, spl
     ("two_objects", "all", 0.8),
     ("position", "seen", 0.7),
     ("counting", "seen", 0.9),
+    ("counting", "unseen", 0.6),
     ("colours", "unseen", 0.6),
     ("position", "unseen", 0.6),
     ("colour_attribution", "unseen", 0.6),

@@ -44,25 +44,34 @@ _COLUMNS = {
 _LOSSLESS = {"preset": "veryfast", "qp": "0", "threads": "1", "x264-params": "bframes=0"}
 
 
-def write_pictures(folder: Path, seeds: range, *, pairs: int = 2, shuffled: bool = False) -> None:
-    """Write the scenes of `seeds` with at most `pairs` questions each.
+def write_pictures(
+    folder: Path, seeds: range, *, pairs: int = 2, shuffled: bool = False, unseen_every: int = 0
+) -> None:
+    """Write the scenes of `seeds` with at most `pairs` questions each, every so many-th with an unseen combination.
 
     Raises:
         RunError: `folder` holds other ones.
     """
-    _claim(folder, {"what": "pictures", "seeds": [seeds.start, seeds.stop], "pairs": pairs, "shuffled": shuffled})
+    asked = {"seeds": [seeds.start, seeds.stop], "pairs": pairs, "shuffled": shuffled, **_unseen(unseen_every)}
+    _claim(folder, {"what": "pictures", **asked})
     for shard, start in enumerate(range(0, len(seeds), SAMPLES_PER_SHARD)):
         if (folder / f"{shard:05d}_stats.json").exists():
             continue
         numbers = range(start, min(start + SAMPLES_PER_SHARD, len(seeds)))
-        samples = [_picture(shard, seeds, number, pairs, shuffled) for number in numbers]
+        samples = [_picture(shard, seeds, number, pairs, shuffled, unseen_every) for number in numbers]
         for written in write_shard(_staging(folder), shard, samples, columns=_COLUMNS):
             written.rename(folder / written.name)
     _staging(folder).rmdir()
 
 
 def write_clips(
-    folder: Path, seeds: range, *, num_frames: int = FRAMES, pairs: int = 2, shuffled: bool = False
+    folder: Path,
+    seeds: range,
+    *,
+    num_frames: int = FRAMES,
+    pairs: int = 2,
+    shuffled: bool = False,
+    unseen_every: int = 0,
 ) -> None:
     """Write the motions of `seeds` as mp4 of `num_frames` frames, 8 a second, and `captions.jsonl`.
 
@@ -70,14 +79,15 @@ def write_clips(
         RunError: `folder` holds other ones.
     """
     asked = {"seeds": [seeds.start, seeds.stop], "frames": num_frames, "pairs": pairs, "shuffled": shuffled}
-    _claim(folder, {"what": "clips", **asked})
+    _claim(folder, {"what": "clips", **asked, **_unseen(unseen_every)})
     staged = _staging(folder) / "clip.mp4"
     for number, seed in enumerate(seeds):
         if not (folder / _clip_name(number)).exists():
-            encode_lossless(staged, draw_motion(motion(seed), num_frames), FPS)
+            seen = motion(seed, unseen=_is_unseen(number, unseen_every))
+            encode_lossless(staged, draw_motion(seen, num_frames), FPS)
             staged.rename(folder / _clip_name(number))
     lines = _staging(folder) / "captions.jsonl"
-    write_lines(lines, [_clip_row(seeds, number, pairs, shuffled) for number in range(len(seeds))])
+    write_lines(lines, [_clip_row(seeds, number, pairs, shuffled, unseen_every) for number in range(len(seeds))])
     lines.rename(folder / lines.name)
     _staging(folder).rmdir()
 
@@ -97,8 +107,17 @@ def partner(seeds: range, number: int, *, shuffled: bool) -> int:
     return seeds[(number + len(seeds) // 2) % len(seeds)] if shuffled else seeds[number]
 
 
-def _picture(shard: int, seeds: range, number: int, pairs: int, shuffled: bool) -> Sample:
-    drawn = scene(seeds[number])
+def _unseen(every: int) -> dict[str, int]:
+    """Return what a note says of unseen combinations: nothing where there are none."""
+    return {"unseen_every": every} if every else {}
+
+
+def _is_unseen(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _picture(shard: int, seeds: range, number: int, pairs: int, shuffled: bool, unseen_every: int) -> Sample:
+    drawn = scene(seeds[number], unseen=_is_unseen(number, unseen_every))
     other = scene(partner(seeds, number, shuffled=True))
     words = _words(*((captions(told), questions(told, pairs)) for told in (other if shuffled else drawn, other)))
     columns = {**words, "url": f"toyworld://scene/{drawn.seed}", "scene": json.dumps(drawn.to_json())}
@@ -114,8 +133,8 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _clip_row(seeds: range, number: int, pairs: int, shuffled: bool) -> dict[str, Any]:
-    seen = motion(seeds[number])
+def _clip_row(seeds: range, number: int, pairs: int, shuffled: bool, unseen_every: int) -> dict[str, Any]:
+    seen = motion(seeds[number], unseen=_is_unseen(number, unseen_every))
     other = motion(partner(seeds, number, shuffled=True))
     words = _words(
         *((clip_captions(told), clip_questions(told, pairs)) for told in (other if shuffled else seen, other))
