@@ -183,6 +183,6 @@ print(code, *sorted({{"ray", "torch", "transformers", "deepspeed"}} & set(sys.mo
     used, printed = _cpu_s(program, tmp_path / "bytecode")
     assert printed.split() == ["2"]
     # Against the bare imports of the libraries that the check needs, in the same run: seconds alone would measure the
-    # machine. The check was 2.0 to 2.6 times their CPU time in ten runs, the machine idle or busy; torch alone is 4 more.
+    # machine. The check was 2.0 to 2.6 times their CPU time in ten runs, idle or busy; torch alone is 4 more.
     needed, _ = _cpu_s("import numpy, PIL.Image, polars, pyarrow, pydantic, yaml", tmp_path / "bytecode")
     assert used < 3 * needed
