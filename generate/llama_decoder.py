@@ -2,7 +2,8 @@
 
 A cache that grows by concatenation copies itself each step, and a step of a small model is half a matter of how many
 operations are started: the preset `tiny` takes 3.8 ms of CPU for 16 rows where transformers' forward takes 5.3
-(benchmarks/generate.py). Hidden states are those of the model's own forward (tests: to 1e-5, in float64 to 1e-12). Models with anything else inside are not known here, and transformers runs them (`model_decoder.py`).
+(benchmarks/generate.py). Hidden states are those of the model's own forward (tests: to 1e-5, in float64 to 1e-12).
+Models with anything else inside are not known here, and transformers runs them (`model_decoder.py`).
 
 On CUDA a step of one id is compiled: it reads the whole cache under a mask, so that no shape changes from step to step.
 On an H200 it gives the ids that the CPU gives, in float32.
