@@ -34,7 +34,6 @@ _STRIP_ROWS = 256
 _MIRRORED = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a broken EXIF block is not worth a line
-Image.init()  # only five formats are known without
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a grey lower half is no picture
 Image.MAX_IMAGE_PIXELS = None  # the cap is max_pixels below, an error of the sample and no warning
 
@@ -125,10 +124,16 @@ class EncodedImage:
         return image
 
 
+def open_known(data: bytes) -> Image.Image:
+    """Open a picture of one of `FORMATS`; raises what Pillow raises."""
+    Image.init()  # only five formats are known without: 40 ms once, not at import, where no picture may follow
+    return Image.open(BytesIO(data), formats=FORMATS)
+
+
 def read_header(data: bytes) -> Image.Image:
     """Read the header alone; raises SampleError (`not_an_image`, `corrupt`, `truncated`)."""
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return open_known(data)
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or data[8:12] in (b"WEBP", b"avif"):
             raise SampleError("corrupt", "the header is damaged or of an unknown kind") from error

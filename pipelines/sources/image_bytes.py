@@ -5,12 +5,10 @@ Only the header is read (about 0.1 ms); whether the rest can be decoded is the s
 
 from __future__ import annotations
 
-from io import BytesIO
-
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from tokenmill.errors import SampleError
-from tokenmill.pipelines.decode_image import FORMATS
+from tokenmill.pipelines.decode_image import open_known
 from tokenmill.pipelines.fault_message import fault_message
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2", "TIFF": "tiff"}  # MPO: a JPEG with more behind it
@@ -26,7 +24,7 @@ def image_extension(data: bytes) -> str:
     if not data:
         raise SampleError("empty", "no bytes")
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with open_known(data) as image:
             kind = str(image.format)
     except UnidentifiedImageError as error:
         start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

@@ -16,21 +16,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from types import FrameType
+from dataclasses import dataclass
+from importlib import import_module
+from types import FrameType, ModuleType
 from typing import TypeAlias
 
-from tokenmill import (
-    commands_ask,
-    commands_benchmark,
-    commands_chat,
-    commands_draw,
-    commands_drawn,
-    commands_extend,
-    commands_lmms,
-    commands_pairs,
-    commands_tokenizer,
-    training_estimate,
-)
+from tokenmill import training_estimate
 from tokenmill.errors import TokenmillError
 
 Command = Callable[[argparse.Namespace], int]
@@ -39,16 +30,48 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 _THREADS_S = 5.0  # for threads that are still at work when a command was interrupted
 _interrupted: list[bool] = []
 
-_OWN_FILES: dict[str, Command] = {
-    "draw": commands_draw.draw,
-    "extend": commands_extend.extend,
-    "ask": commands_ask.ask,
-    "chat": commands_chat.chat,
-    "evaluate-tokenizer": commands_tokenizer.evaluate_tokenizer,
-    commands_benchmark.COMMAND: commands_benchmark.evaluate_benchmark,
-    commands_lmms.COMMAND: commands_lmms.evaluate_lmms,
-    "export-drawn": commands_drawn.export_drawn,
-    "pairs": commands_pairs.pairs,
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnFile:
+    """A command that a file of its own declares (`add_arguments`) and carries out, in a function of its name."""
+
+    module: str
+    text: str
+    recipe: bool = False
+    storage: bool = False
+
+    def opened(self) -> ModuleType:
+        """Import the file."""
+        return import_module(f"tokenmill.{self.module}")
+
+
+_OWN_FILES = {
+    "draw": OwnFile(module="commands_draw", text="pictures and clips from text, with their ids and a contact sheet"),
+    "extend": OwnFile(module="commands_extend", text="make clips longer"),
+    "ask": OwnFile(module="commands_ask", text="what a model sees on pictures and clips, or its answer about them"),
+    "chat": OwnFile(module="commands_chat", text="talk with a model about pictures, line by line"),
+    "evaluate-tokenizer": OwnFile(
+        module="commands_tokenizer", text="measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
+    ),
+    "evaluate-benchmark": OwnFile(
+        module="commands_benchmark",
+        text="draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)",
+    ),
+    "evaluate-lmms": OwnFile(
+        module="commands_lmms",
+        text="understanding by lmms-eval: its results beside the paper's figures (also: evaluate lmms)",
+    ),
+    "export-drawn": OwnFile(
+        module="commands_drawn",
+        text="write what a table of prompts became as loose pictures and clips",
+        recipe=True,
+        storage=True,
+    ),
+    "pairs": OwnFile(
+        module="commands_pairs",
+        text="preference pairs of what was drawn and voted on, as shards of tokens",
+        recipe=True,
+    ),
 }
 
 STAGES = {
@@ -104,14 +127,10 @@ def _end_if_threads_are_left(code: int) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read a command line; overrides may stand before, between and behind the options, which argparse alone refuses."""
-    parser = build_parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:2] == ["evaluate", "tokenizer"]:
-        given[:2] = ["evaluate-tokenizer"]
-    elif given[:2] == ["evaluate", "lmms"]:
-        given[:2] = [commands_lmms.COMMAND]
-    elif given[:1] == ["evaluate"] and len(given) > 1 and commands_benchmark.is_benchmark(given[1]):
-        given[:1] = [commands_benchmark.COMMAND]
+    if given[:1] == ["evaluate"]:
+        given[:2] = _evaluated(given[1:2])
+    parser = build_parser(given[0] if given else "")
     options, rest = parser.parse_known_args(given)
     if getattr(options, "more", None) is not None:  # words behind options, which argparse leaves over
         more = [text for text in rest if not text.startswith("-")]
@@ -127,8 +146,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command."""
+def _evaluated(named: Sequence[str]) -> list[str]:
+    """Return the command that `evaluate NAME` stands for: of a tokenizer, lmms-eval, a benchmark, else of a recipe."""
+    if named and named[0] in ("tokenizer", "lmms"):
+        return [f"evaluate-{named[0]}"]
+    from tokenmill.commands_benchmark import is_benchmark
+
+    return ["evaluate-benchmark" if named and is_benchmark(named[0]) else "evaluate", *named]
+
+
+def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of every command; with `asked`, files of other commands are not imported for their arguments.
+
+    Nine files with 130 arguments cost each start 20 ms otherwise, three times what all the rest does.
+    """
     parser = argparse.ArgumentParser(
         prog="tokenmill", description="Raw images, video and text in, an Emu3-style next-token model out."
     )
@@ -146,12 +177,6 @@ def build_parser() -> argparse.ArgumentParser:
     stages["train"].add_argument("--hostfile", metavar="FILE", help=text)
     _simulate_arguments(stages["plan"])
     training_estimate.add_arguments(stages["train"])
-    evaluate = "measure a vision tokenizer on pictures and clips (also: evaluate tokenizer)"
-    commands_tokenizer.add_arguments(_add(commands, "evaluate-tokenizer", evaluate))
-    benchmark = "draw a benchmark of the field for its own scorer, or read its results (also: evaluate NAME)"
-    commands_benchmark.add_arguments(_add(commands, commands_benchmark.COMMAND, benchmark))
-    lmms = "understanding by lmms-eval: its results beside the paper's figures (also: evaluate lmms)"
-    commands_lmms.add_arguments(_add(commands, commands_lmms.COMMAND, lmms))
     _add(commands, "status", "progress of a recipe, from the commit records alone", recipe=True)
     _add(commands, "report", "one self-contained HTML file: funnel, histograms, pictures", recipe=True)
     _inspect_parser(commands)
@@ -192,14 +217,8 @@ def build_parser() -> argparse.ArgumentParser:
     submit.add_argument("--retry-failed", action="store_true", help="do units with failed samples again")
     _estimate_parser(commands)
     _export_parser(commands)
-    drawn = _add(commands, "export-drawn", "write what a table of prompts became as loose pictures and clips")
-    _recipe_arguments(drawn)
-    _storage_argument(drawn)
-    commands_drawn.add_arguments(drawn)
-    pairs = _add(commands, "pairs", "preference pairs of what was drawn and voted on, as shards of tokens")
-    _recipe_arguments(pairs)
-    commands_pairs.add_arguments(pairs)
-    _model_parsers(commands)
+    for name, own in _OWN_FILES.items():
+        _add_own(commands, name, own, is_asked=asked in (None, name))
     _add(commands, "train-tokenizer", "train the vision tokenizer on what was selected, resuming", recipe=True)
     demo = _add(commands, "demo", "the whole way on real media from installed packages, in some minutes")
     demo.add_argument("--out", default="demo-out", help="folder for data, run and report (default: demo-out)")
@@ -207,16 +226,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _model_parsers(commands: Commands) -> None:
-    """Declare what people do with a trained model."""
-    commands_draw.add_arguments(
-        _add(commands, "draw", "pictures and clips from text, with their ids and a contact sheet")
-    )
-    commands_extend.add_arguments(_add(commands, "extend", "make clips longer"))
-    commands_ask.add_arguments(
-        _add(commands, "ask", "what a model sees on pictures and clips, or its answer about them")
-    )
-    commands_chat.add_arguments(_add(commands, "chat", "talk with a model about pictures, line by line"))
+def _add_own(commands: Commands, name: str, own: OwnFile, *, is_asked: bool) -> None:
+    parser = _add(commands, name, own.text)
+    if own.recipe:
+        _recipe_arguments(parser)
+    if own.storage:
+        _storage_argument(parser)
+    if is_asked:
+        own.opened().add_arguments(parser)
 
 
 def _inspect_parser(commands: Commands) -> None:
@@ -326,11 +343,8 @@ def _hours(text: str) -> float:
 
 
 def _command(name: str) -> Command:
-    if name in _OWN_FILES:
-        return _OWN_FILES[name]
-    from tokenmill import commands
-
-    found: Command = getattr(commands, name.replace("-", "_") if name not in STAGES else "stage")
+    file = _OWN_FILES[name].opened() if name in _OWN_FILES else import_module("tokenmill.commands")
+    found: Command = getattr(file, "stage" if name in STAGES else name.replace("-", "_"))
     return found
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from tokenmill.pipelines.benchmarks.benchmark import Benchmark
     from tokenmill.pipelines.benchmarks.folder import BenchmarkFolder
 
-COMMAND = "evaluate-benchmark"
-
 
 def is_benchmark(name: str) -> bool:
     """Say whether `evaluate NAME` means a benchmark: a bare word where no recipe lies."""

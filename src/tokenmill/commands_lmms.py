@@ -7,8 +7,6 @@ import json
 
 from tokenmill.errors import RecipeError
 
-COMMAND = "evaluate-lmms"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""

@@ -33,7 +33,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Workers(Section):
@@ -106,7 +106,7 @@ class Execution(Section):
 class SourceSettings(BaseModel):
     """Raw data: where it lies and what kind it is. Further keys go to the kind, which checks them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="allow", frozen=True)
 
     kind: str = Field(description="one of docs/sources.md, or a plug-in's name")
     url: str
@@ -116,7 +116,7 @@ class SourceSettings(BaseModel):
 class ScorerSettings(BaseModel):
     """A scorer's own settings, and the gate that lets only some samples through to it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="allow", frozen=True)
 
     when: str = ""
     score_only: bool = Field(default=False, description="scored, reported and carried; no rule may look at it")
@@ -171,7 +171,7 @@ class Duplicates(Section):
 class Decontaminate(Section):
     """Evaluation samples of which no near copy may be trained on; further keys go to the kind of source."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="allow", frozen=True, protected_namespaces=())
 
     name: Name
     kind: str = Field(description="as of a source")

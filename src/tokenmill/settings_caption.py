@@ -19,7 +19,7 @@ _OF_THE_MODALITY = ("columns", "use", "seed")
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Prices(Section):
@@ -63,7 +63,7 @@ class CaptionColumn(BaseModel):
     Whatever decides about answers makes another column on disk; the column's own name, checks and prices do not.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="allow", frozen=True, protected_namespaces=())
 
     engine: str = "metadata"
     prompt: tuple[str, ...] = Field(default=(), description="several: one a sample, drawn by its key")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class EvaluationSettings(BaseModel):
     """Losses on packs that nothing is learned from, while training."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     phase: str = Field(description="the plan to evaluate on: a phase with part: held_out")
     every: int = Field(default=500, ge=1, description="steps; the last one is always evaluated")

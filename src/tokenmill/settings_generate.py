@@ -20,7 +20,7 @@ _ASIDE = {"model", "device", "unit_rows"}  # `model` is told by its fingerprint;
 class _ModelJob(BaseModel):
     """What jobs of both kinds say of their model and how it is run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, protected_namespaces=())
 
     model: str | None = Field(default=None, description="an exported folder, URL or path; absent: the recipe's run")
     device: str = Field(default="cpu", description="cpu, cuda, cuda:1")

@@ -10,7 +10,7 @@ Action = Literal["stop", "skip", "roll_back"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
 class SpikeSettings(_Settings):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class LoaderSettings(BaseModel):
     """How a rank gets the bytes of its packs; nothing here changes what it reads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     threads: int = Field(default=2, ge=0, le=256, description="that read and assemble steps ahead; 0 = none ahead")
     read_ahead_steps: int = Field(default=4, ge=1, description="steps that are made before they are asked for, at most")

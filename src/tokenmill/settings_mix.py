@@ -29,7 +29,7 @@ SUM_OF_SHARES = 1e-6  # by which shares may miss what they have to add up to: 1/
 class SourceMix(BaseModel):
     """How much of one source a plan takes: so many epochs, or a share of the plan's tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     epochs: Share | None = Field(default=None, description="how often it is gone through; 0.5 = a random half")
     share: Fraction | None = Field(default=None, description="of the plan's tokens, instead of epochs")

@@ -40,7 +40,7 @@ PRESETS: Mapping[str, Sizes] = {
 class ModelSettings(BaseModel):
     """The language model: sizes, a preset, or a model in transformers' format whose weights to start from."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
     preset: Literal["tiny", "100m", "1b", "emu3-8b"] | None = Field(
         default=None, description="sizes by name, tiny where absent; what is said below goes before"
@@ -110,7 +110,7 @@ class ModelSettings(BaseModel):
 class ExportSettings(BaseModel):
     """How the trained model is written for transformers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of the weights that are written")
     shard_bytes: Positive = Field(default=5 * 10**9, description="of a file of weights, at most; also what it takes")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class PreferenceSettings(BaseModel):
     """DPO on the plan's preference pairs, and next-token cross-entropy on their chosen answers beside it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     beta: float = Field(
         default=0.1, gt=0, allow_inf_nan=False, description="how far the model may go from its start: small is far"

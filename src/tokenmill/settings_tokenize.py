@@ -15,13 +15,13 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, protected_namespaces=())
 
 
 class VisionSettings(BaseModel):
     """A vision tokenizer by name, folder or hub name; further keys are its options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="allow", frozen=True)
 
     name: str
 

@@ -20,7 +20,7 @@ WINDOW_FRAMES = 4
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
 
 class TokenizerShape(_Settings):
@@ -91,8 +91,8 @@ class TokenizerLosses(_Settings):
     l2: Share = 1.0
     l1: Share = 0.0
     commitment: Share = 0.1
-    perceptual: PerceptualLoss = PerceptualLoss()
-    adversarial: AdversarialLoss = AdversarialLoss()
+    perceptual: PerceptualLoss = Field(default_factory=PerceptualLoss)
+    adversarial: AdversarialLoss = Field(default_factory=AdversarialLoss)
 
 
 class TokenizerBatches(_Settings):
@@ -127,7 +127,7 @@ class TokenizerBatches(_Settings):
 class TokenizerStart(_Settings):
     """Weights to begin from: a folder of `Emu3VQVAE`, or a MoVQGAN image model (a file, or a folder of diffusers)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
     path: str = Field(alias="from", description="local path of a folder or a file; safetensors, or no code inside")
 
@@ -146,9 +146,9 @@ class TokenizerTraining(_Settings):
         description="`pictures`: from scratch, first weights solved for from some of the pictures (96 or 128 channels)",
     )
     shape: TokenizerShape | None = Field(default=None, description="absent: that of `start`, else a small one")
-    losses: TokenizerLosses = TokenizerLosses()
-    codebook: CodebookSettings = CodebookSettings()
-    batches: TokenizerBatches = TokenizerBatches()
+    losses: TokenizerLosses = Field(default_factory=TokenizerLosses)
+    codebook: CodebookSettings = Field(default_factory=CodebookSettings)
+    batches: TokenizerBatches = Field(default_factory=TokenizerBatches)
     steps: int = Field(default=4000, ge=1)
     warm_up_steps: int | None = Field(
         default=None,

@@ -16,7 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 class TokenShards(BaseModel):
     """Token shards of others in WebDataset's layout, or a folder that a tokenize stage wrote."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     kind: Literal["tokens"] = "tokens"
     url: str = Field(description="a folder of .tar files (read where they lie), or of a tokenize stage (used as it is)")

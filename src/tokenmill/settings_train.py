@@ -35,7 +35,7 @@ TOKENIZER_RUNS = "tokenizers"
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, populate_by_name=True)
 
 
 class PhaseSettings(_Settings):
