@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 from tokenmill.pipelines.ray_cluster import RayPool, WorkerPool
-from tokenmill.recipe import Execution, StagePool, Workers
+from tokenmill.recipe import Execution, Pooled, StagePool, Workers
 
-POOLED = (
-    "ingest",
-    "split",
-    "score",
-    "decontaminate",
-    "compare",
-    "duplicates",
-    "caption",
-    "tokenize",
-    "plan",
-    "generate",
-)
+POOLED: tuple[str, ...] = get_args(Pooled)
 
 _FEW_ROWS = 1_000_000
 

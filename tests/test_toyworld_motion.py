@@ -150,7 +150,7 @@ def test_captions_of_clips_are_true_and_several() -> None:
 
 def test_questions_about_clips_are_answered_truly_and_balanced() -> None:
     asked = []
-    for made in CLIPS:
+    for made in (*CLIPS, *(motion(seed) for seed in range(1_000, 1_600))):
         for one in clip_questions(made):
             assert one.answer == _answer(one.text, made), (one, made)
             asked.append((one.form if one.kind == "motion" else one.kind, one.answer))
@@ -158,7 +158,7 @@ def test_questions_about_clips_are_answered_truly_and_balanced() -> None:
     counted = shares(asked)
     assert set(counted) == set(chances)
     for kind, counts in counted.items():
-        assert counts.most_common(1)[0][1] / counts.total() < chances[kind] + 0.1, kind
+        assert counts.most_common(1)[0][1] / counts.total() < chances[kind] + 0.08, kind
 
 
 @pytest.mark.parametrize("kind", ["yes_no", "colour", "motion"])

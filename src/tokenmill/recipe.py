@@ -24,6 +24,9 @@ from tokenmill.settings_tokenizer import TokenizerTraining
 from tokenmill.settings_train import PlanSettings, TrainSettings
 
 Modality = Literal["image", "video", "text", "document"]
+Pooled = Literal[
+    "ingest", "split", "score", "decontaminate", "compare", "duplicates", "caption", "tokenize", "plan", "generate"
+]
 Positive = Annotated[int, Field(ge=1)]
 _STARTS_WITH_KEY = re.compile(r"[a-z_]+(\.[A-Za-z0-9_-]+)*: ")
 Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]
@@ -58,21 +61,7 @@ class Execution(Section):
     workers: Positive = Field(default=2, description="processes of a stage's pool")
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    pools: dict[
-        Literal[
-            "ingest",
-            "split",
-            "score",
-            "decontaminate",
-            "compare",
-            "duplicates",
-            "caption",
-            "tokenize",
-            "plan",
-            "generate",
-        ],
-        StagePool,
-    ] = Field(default_factory=dict, description="stage → its pool, where it differs")
+    pools: dict[Pooled, StagePool] = Field(default_factory=dict, description="stage → its pool, where it differs")
     address: str | None = Field(default=None, description="of a Ray cluster; absent = a small one on this machine")
     decode_threads: Positive = 2
     tries: Positive = Field(default=3, description="times a unit that dies is handed out in all")
