@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 8 * 2**20
 _PARTS_AT_ONCE = 4
+_DELETES_AT_ONCE = 16
 _MOST_PARTS = 9_000  # S3 takes 10,000
 _PAGE = 1000
 _SETTLE_S = 1.0
@@ -176,19 +177,34 @@ class Objects:
         return client.patience("read", attempt)
 
     def delete(self, paths: Sequence[str], *, missing_ok: bool) -> None:
-        client = self._client
         for first in range(0, len(paths), _PAGE):
             group = [self._full(path) for path in paths[first : first + _PAGE]]
+            try:
+                self._delete(group)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+                # Where a request takes one object (gs), one that is gone ends it with others still there: each by itself.
+                with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
+                    list(pool.map(self._delete_if_there, group))
 
-            def attempt(number: int, group: Sequence[str] = group) -> None:
-                count()
-                try:
-                    obstore.delete(client.once, group)
-                except FileNotFoundError:
-                    if number == 0 and not missing_ok:
-                        raise
+    def _delete(self, group: Sequence[str]) -> None:
+        """Ask for the removal of whole names; raises FileNotFoundError if one isn't there at the first try."""
+        client = self._client
 
-            client.patience("delete", attempt)
+        def attempt(number: int) -> None:
+            count()
+            try:
+                obstore.delete(client.once, group)
+            except FileNotFoundError:
+                if number == 0 or len(group) > 1:  # a single one was removed by the try before, whose answer was lost
+                    raise
+
+        client.patience("delete", attempt)
+
+    def _delete_if_there(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._delete([name])
 
     def put(self, path: str, data: bytes) -> None:
         client = self._client
