@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from benchmarks.toyworld.captions import captions
+from benchmarks.toyworld.captions import captions, clip_captions
 from benchmarks.toyworld.motion import draw_motion, motion
 from benchmarks.toyworld.questions import clip_questions, questions
 from benchmarks.toyworld.scenes import draw, scene
@@ -75,6 +75,21 @@ def test_clips_come_out_of_the_projects_decoder_to_the_pixel(written: Path) -> N
             assert (info.num_frames, info.fps, info.width_px, info.height_px) == (32, 8, 32, 32)
             frames = decoder.frames(path, range(32))
             assert np.array_equal(frames, draw_motion(motion(seed)))
+
+
+def test_spliced_clips_go_on_as_others_do_and_no_words_fit_their_second_half(tmp_path: Path) -> None:
+    write_clips(tmp_path / "spliced", CLIPS, spliced=True)
+    rows = [json.loads(line) for line in (tmp_path / "spliced" / "captions.jsonl").read_text().splitlines()]
+    with VideoDecoder() as decoder:
+        for number, seed in enumerate(CLIPS):
+            frames = decoder.frames(tmp_path / "spliced" / f"{number:06d}.mp4", range(32))
+            other = CLIPS[(number + 2) % 6]
+            assert np.array_equal(frames[:16], draw_motion(motion(seed), 16))
+            assert np.array_equal(frames[16:], draw_motion(motion(other), 16, first=16))
+            assert other not in (seed, partner(CLIPS, number, shuffled=True))
+            assert rows[number]["captions"] == list(clip_captions(motion(seed)))
+    with pytest.raises(RunError, match="holds other samples"):
+        write_clips(tmp_path / "spliced", CLIPS)
 
 
 def test_same_seeds_give_the_same_bytes(written: Path, tmp_path: Path) -> None:

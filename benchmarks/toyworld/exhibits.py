@@ -54,8 +54,13 @@ BATCH = 64
 _UNSEEN_PROMPTS = ("counting", "colours", "position", "colour_attribution")
 _OF_PICTURES: tuple[QuestionKind, ...] = ("yes_no", "counting", "colour", "relation")
 _MAX_ANSWER = 8
+_SET = ("guidance", "top_k", "temperature")  # what is chosen of a sampler
 _OF_CLIPS = Sampling(temperature=0.0, guidance=1.0)  # physics has one outcome: the likeliest codes
-_TRIED = [(guidance, top_k) for guidance in (1.0, 2.0, 3.0) for top_k in (0, 50)]
+_TRIED = [
+    Sampling(guidance=guidance, top_k=top_k, temperature=temperature)
+    for guidance in (1.0, 1.5, 2.0)
+    for top_k, temperature in ((0, 1.0), (20, 0.7), (20, 0.5))
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,28 +108,20 @@ def choose_sampler(export: Path, size: Size, device: str = "cpu") -> dict[str, A
     both = opened(export, device)
     asked = validation_prompts(size)
     tried = []
-    for guidance, top_k in _TRIED:
-        sampling = Sampling(top_k=top_k, guidance=guidance)
+    for sampling in _TRIED:
         pictures = [_pixels(ids, both)[0] for ids in drawn_pictures(both, asked, sampling, first_seed=10_000_000)]
         scores = [one for one in score_pictures(asked, pictures) if one.split == "all"]
         right = float(np.mean([one.right.value for one in scores]))
-        tried.append(
-            {
-                "guidance": guidance,
-                "top_k": top_k,
-                "right": right,
-                "by_kind": {one.kind: one.right.value for one in scores},
-            }
-        )
+        tried.append({**_setting(sampling), "right": right, "by_kind": {one.kind: one.right.value for one in scores}})
     best = max(tried, key=lambda one: one["right"])
-    return {"guidance": best["guidance"], "top_k": best["top_k"], "prompts": len(asked), "tried": tried}
+    return {**{key: best[key] for key in _SET}, "prompts": len(asked), "tried": tried}
 
 
 def exhibit(export: Path, folder: Path, size: Size, sampler: Mapping[str, Any], device: str = "cpu") -> None:
     """Let a model make all that is judged; a table of ids each."""
     folder.mkdir(parents=True, exist_ok=True)
     both: Opened | None = None
-    sampling = Sampling(top_k=sampler["top_k"], guidance=sampler["guidance"])
+    sampling = Sampling(**{key: sampler[key] for key in _SET})
     makers = {
         "pictures": lambda both: drawn_pictures(both, picture_prompts(size), sampling),
         "answers": lambda both: answered(both, asked_questions(size)),
@@ -188,6 +185,10 @@ def clips_of(folder: Path, both: Opened) -> list[Pixels]:
     """Decode what a model made of clips: the frames behind the context alone."""
     first = CONTEXT * both.vision.temporal_factor
     return [np.stack(_pixels(ids, both)[first:]) for ids in _read(folder / "clips.parquet")]
+
+
+def _setting(sampling: Sampling) -> dict[str, float]:
+    return {key: getattr(sampling, key) for key in _SET}
 
 
 def _pixels(ids: Ids, both: Opened) -> list[Pixels]:

@@ -2,7 +2,7 @@
 
 `controls_above_chance` names every judge that puts a control above its chance level: pictures against prompts dealt out
 anew, answers against the best constant answer and their own dealt out, clips against a place that is frozen. With 99 %
-levels and some twenty judges, one in five runs names one by luck alone.
+levels and some twenty judges, one in five runs names one by luck alone. Where no control was run it is null.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def judged(drawn: Mapping[str, Path], export: Path, size: Size) -> dict[str, Any
         }
         for model in drawn
     }
-    return {"models": found, "ceiling": ceiling, "controls_above_chance": _above_chance(pictures, answers, clips)}
+    above = _above_chance(pictures, answers, clips) if any(name in drawn for name in CONTROLS) else None
+    return {"models": found, "ceiling": ceiling, "controls_above_chance": above}
 
 
 def _above_chance(

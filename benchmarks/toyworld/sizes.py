@@ -24,7 +24,7 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size(pictures=14_000, clips=3_000)
+FULL = Size(pictures=14_000, clips=3_600)
 
 QUICK = Size(
     pictures=160,

@@ -1,8 +1,8 @@
 """Where a run of the toy world keeps what, and the commands of tokenmill that make it, one method a step.
 
-Three models come from one recipe: `mixed`, `shuffled` (captions and answers of other samples; the same pictures, so
-codes are taken over) and `untrained` (one step at a learning rate of 1e-12). The trade-off: commands run in this
-process, which saves five seconds of imports each and keeps their memory until the end.
+Three models come from one recipe: `mixed`, `shuffled` (captions and answers of other samples, the same pictures, so
+codes are taken over; clips that go on as others do) and `untrained` (one step at a learning rate of 1e-12). The
+trade-off: commands run in this process, which saves five seconds of imports each and keeps their memory until the end.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Toy:
     def write_data(self) -> None:
         """Write pictures and clips as raw data: for the models, and half as many for the vision tokenizer alone.
 
-        Those have all combinations, as a tokenizer has seen more of the world than any one model's training data.
+        The latter have all combinations, as a tokenizer has seen more of the world than any one model's training data.
         """
         from benchmarks.toyworld.writing import write_clips, write_pictures
 
@@ -93,14 +93,28 @@ class Toy:
         self.command("train-tokenizer", recipe=TOKENIZER_RECIPE)
 
     def run(self, model: str) -> None:
-        """Caption, tokenize, plan and train."""
-        self.train(model, *differences(model))
+        """Caption, tokenize, plan and train; the control's clips are written first."""
+        from benchmarks.toyworld.writing import write_clips
+
+        if model == "shuffled":
+            clips = range(self.size.clips)
+            write_clips(self.out / "data" / "spliced", clips, pairs=self.size.pairs, spliced=True)
+        self.train(model, *self.differences(model))
 
     def train(self, model: str, *changes: str) -> None:
         """Run the stages up to a trained model; raises RunError where training was stopped, which ends with 0."""
         self.command("run", "--until", "train", *changes)
         if not (self.export(model) / "tokenmill.json").exists():
             raise RunError(f"training of {model} was stopped, and saved; run this again to resume")
+
+    def differences(self, model: str) -> list[str]:
+        """Return how a model's recipe differs from the one of `mixed`."""
+        if model == "shuffled":
+            words = [f"caption.image={_SHUFFLED}", f"caption.video={_SHUFFLED}"]
+            return [*words, f"sources.clips.url={self.out}/data/spliced", "train.run=shuffled"]
+        if model == "untrained":
+            return ["train.run=untrained", "train.phases={}", "train.phase=clips", "train.steps=1", "train.lr=1e-12"]
+        return [f"train.run={model}"]
 
     def command(self, name: str, *arguments: str, recipe: Path | None = None) -> None:
         """Run a command of tokenmill on a recipe, the models' unless told; raises RunError where it fails."""
@@ -185,15 +199,6 @@ class Toy:
 def recipe_texts(toy: Toy) -> list[str]:
     """Return all that recipes say, for the identity of a step."""
     return [toy.recipe.read_text(), TOKENIZER_RECIPE.read_text(), *toy.overrides]
-
-
-def differences(model: str) -> list[str]:
-    """Return how a model's recipe differs from the one of `mixed`."""
-    if model == "shuffled":
-        return [f"caption.image={_SHUFFLED}", f"caption.video={_SHUFFLED}", "train.run=shuffled"]
-    if model == "untrained":
-        return ["train.run=untrained", "train.phases={}", "train.phase=clips", "train.steps=1", "train.lr=1e-12"]
-    return [f"train.run={model}"]
 
 
 def put_json(path: Path, value: object) -> None:

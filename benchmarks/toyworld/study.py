@@ -65,6 +65,8 @@ _ON_CUDA = (
     "train.phases.pictures.micro_packs=32",
     "train.phases.clips.global_packs_per_step=16",
     "train.phases.clips.micro_packs=16",
+    "train.lr=0.002",  # for sixteen times the ids a step
+    "train.phases.clips.lr=0.001",
 )
 
 

@@ -64,7 +64,8 @@ def _told(found: Mapping[str, Any]) -> str:
     lines = [
         f"* Tokenizer: {quality['psnr_db']:.1f} dB, SSIM {quality['ssim']:.3f} of pictures; "
         f"{moving['psnr_db']:.1f} dB, {moving['ssim']:.3f} of clips.",
-        f"* Sampler: guidance {sampler['guidance']:g}, top-k {sampler['top_k']}, temperature 1, the best of "
+        f"* Sampler: guidance {sampler['guidance']:g}, top-k {sampler['top_k']}, "
+        f"temperature {sampler['temperature']:g}, the best of "
         f"{len(sampler['tried'])} settings by {sampler['prompts']} validation prompts, "
         "drawn with seeds that are not reported (of kinds with few wordings the words are the same).",
         f"* Controls above chance (of all kinds, forms and splits, at 99 %): {'; '.join(above) if above else 'none'}.",

@@ -3,8 +3,9 @@
 Each sample brings its `caption`, further wordings (`captions`), pairs of question and answer (`questions`, JSON for
 `form: questions` of the captioner `metadata`) and its exact description. For the control it also brings the words of
 another one half the data away (`shuffled_captions`, `shuffled_questions`): nothing fits but all frequencies stay, and
-pictures are the same bytes, so their codes are taken over. With `shuffled` those are all the words that it has. What is
-written already is left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264
+pictures are the same bytes, so their codes are taken over. With `shuffled` those are all the words that it has; with
+`spliced` a clip goes on as a third one does, which is for clips what wrong words are for pictures. What is written
+already is left, so a killed run goes on; the same seeds give the same bytes. The trade-off: clips are H.264
 without loss (RGB, not a player's 4:2:0), 13 kB of 98 a clip and decoded bit by bit; with 4:2:0 at crf 8 they would be
 8 kB and 28 dB.
 """
@@ -28,7 +29,7 @@ from benchmarks.toyworld.captions import captions, clip_captions
 from benchmarks.toyworld.motion import draw_motion, motion
 from benchmarks.toyworld.questions import clip_questions, questions
 from benchmarks.toyworld.scenes import draw, scene
-from benchmarks.toyworld.world import FPS, FRAMES, SIZE, Question
+from benchmarks.toyworld.world import FPS, FRAMES, SIZE, Motion, Question
 from tokenmill.demo.img2dataset import COLUMNS, Sample, sample, write_shard
 from tokenmill.demo.photo_folder import write_lines
 from tokenmill.errors import RunError
@@ -71,20 +72,24 @@ def write_clips(
     num_frames: int = FRAMES,
     pairs: int = 2,
     shuffled: bool = False,
+    spliced: bool = False,
     unseen_every: int = 0,
 ) -> None:
     """Write the motions of `seeds` as mp4 of `num_frames` frames, 8 a second, and `captions.jsonl`.
+
+    With `spliced` the second half of each is that of another one, a third of the data away.
 
     Raises:
         RunError: `folder` holds other ones.
     """
     asked = {"seeds": [seeds.start, seeds.stop], "frames": num_frames, "pairs": pairs, "shuffled": shuffled}
-    _claim(folder, {"what": "clips", **asked, **_unseen(unseen_every)})
+    _claim(folder, {"what": "clips", **asked, **({"spliced": True} if spliced else {}), **_unseen(unseen_every)})
     staged = _staging(folder) / "clip.mp4"
     for number, seed in enumerate(seeds):
         if not (folder / _clip_name(number)).exists():
             seen = motion(seed, unseen=_is_unseen(number, unseen_every))
-            encode_lossless(staged, draw_motion(seen, num_frames), FPS)
+            other = motion(seeds[(number + max(1, len(seeds) // 3)) % len(seeds)]) if spliced else seen
+            encode_lossless(staged, _spliced(seen, other, num_frames), FPS)
             staged.rename(folder / _clip_name(number))
     lines = _staging(folder) / "captions.jsonl"
     write_lines(lines, [_clip_row(seeds, number, pairs, shuffled, unseen_every) for number in range(len(seeds))])
@@ -105,6 +110,12 @@ def encode_lossless(path: Path, frames: NDArray[np.uint8], fps: int) -> None:
 def partner(seeds: range, number: int, *, shuffled: bool) -> int:
     """Return the seed whose words sample `number` gets: its own, or one half the data away."""
     return seeds[(number + len(seeds) // 2) % len(seeds)] if shuffled else seeds[number]
+
+
+def _spliced(seen: Motion, other: Motion, num_frames: int) -> NDArray[np.uint8]:
+    """Draw the first half of one clip and the second half of another."""
+    half = num_frames // 2
+    return np.concatenate([draw_motion(seen, half), draw_motion(other, num_frames - half, first=half)])
 
 
 def _unseen(every: int) -> dict[str, int]:
