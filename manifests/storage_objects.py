@@ -184,7 +184,7 @@ class Objects:
             except FileNotFoundError:
                 if not missing_ok:
                     raise
-                # Where a request takes one object (gs), one that is gone ends it with others still there: each by itself.
+                # Where a request takes one object (gs), one that is gone ends it before others: each by itself.
                 with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
                     list(pool.map(self._delete_if_there, group))
 
