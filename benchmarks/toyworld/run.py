@@ -70,16 +70,16 @@ def steps_of(toy: Toy, table: Path | None) -> list[Step]:
     steps = [
         Step(name="data", minutes=1.7, do=toy.write_data, identity=asked),
         Step(name="words", minutes=0.1, do=toy.train_words, identity=None),
-        Step(name="tokenizer", minutes=6, do=toy.train_tokenizer, identity=recipe),
+        Step(name="tokenizer", minutes=5.5, do=toy.train_tokenizer, identity=recipe),
         Step(name="mixed", minutes=23, do=lambda: toy.run("mixed"), identity=recipe),
-        Step(name="shuffled", minutes=22, do=lambda: toy.run("shuffled"), identity=recipe),
+        Step(name="shuffled", minutes=22.5, do=lambda: toy.run("shuffled"), identity=recipe),
         Step(name="untrained", minutes=0.5, do=lambda: toy.run("untrained"), identity=recipe),
-        Step(name="sampler", minutes=1.2, do=toy.choose_sampler, identity=asked),
+        Step(name="sampler", minutes=0.5, do=toy.choose_sampler, identity=asked),
         *(
-            Step(name=f"draw {model}", minutes=1, do=lambda model=model: toy.draw(model), identity=asked)  # type: ignore[misc]
+            Step(name=f"draw {model}", minutes=0.5, do=lambda model=model: toy.draw(model), identity=asked)  # type: ignore[misc]
             for model in ("mixed", "shuffled", "untrained")
         ),
-        Step(name="judge", minutes=1.5, do=toy.judge, identity=asked),
+        Step(name="judge", minutes=4, do=toy.judge, identity=asked),
     ]
     if table is not None:
         steps.append(Step(name="table", minutes=0.2, do=lambda: toy.show(table), identity=str(table)))
