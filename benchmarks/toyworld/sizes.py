@@ -1,7 +1,8 @@
 """How much of the toy world a run takes: the size that `make toyworld` has, a tiny one for tests, those of the study.
 
 The full size is what two cores do in an hour: three quarters of it go into two trainings of the same model (codes of
-its samples included), a tenth into the vision tokenizer. `overrides` are laid over recipes/toyworld.yaml for every command of the run.
+its samples included), a tenth into the vision tokenizer. `overrides` are laid over recipes/toyworld.yaml for every
+command of the run.
 """
 
 from __future__ import annotations
