@@ -181,15 +181,15 @@ class Objects:
             group = [self._full(path) for path in paths[first : first + _PAGE]]
             try:
                 self._delete(group)
-            except FileNotFoundError:
-                if not missing_ok:
+            except FileNotFoundError as error:
+                if not missing_ok or "NoSuchBucket" in str(error):
                     raise
                 # Where a request takes one object (gs), one that is gone ends it before others: each by itself.
                 with ThreadPoolExecutor(_DELETES_AT_ONCE) as pool:
                     list(pool.map(self._delete_if_there, group))
 
     def _delete(self, group: Sequence[str]) -> None:
-        """Ask for the removal of whole names; raises FileNotFoundError if one isn't there at the first try."""
+        """Ask for the removal of whole names; raises FileNotFoundError if one isn't there (of a single one: at first)."""
         client = self._client
 
         def attempt(number: int) -> None:

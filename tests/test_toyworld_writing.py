@@ -90,6 +90,8 @@ def test_spliced_clips_go_on_as_others_do_and_no_words_fit_their_second_half(tmp
             assert rows[number]["captions"] == list(clip_captions(motion(seed)))
     with pytest.raises(RunError, match="holds other samples"):
         write_clips(tmp_path / "spliced", CLIPS)
+    with pytest.raises(RunError, match="cannot be spliced"):
+        write_clips(tmp_path / "few", range(3), spliced=True)
 
 
 def test_same_seeds_give_the_same_bytes(written: Path, tmp_path: Path) -> None:

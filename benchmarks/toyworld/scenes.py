@@ -6,7 +6,7 @@ colours are drawn before what they are combined with, so that each is as frequen
 combinations are left out. Things stand on one of nine places, two of them 16 pixels or more apart in one direction. The
 trade-off: a code of 8 x 8 pixels then has few contents, so a tokenizer shows shapes of 12 pixels after minutes (with
 places anywhere, circles and squares were one blot after 400 steps) and a model of 4 million parameters learns to draw
-them from 3 million ids; fewer pictures differ. Near-ties of relations, where people would argue, are not drawn.
+them from 5 million ids; fewer pictures differ. Near-ties of relations, where people would argue, are not drawn.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Toy:
         ]
 
     def choose_sampler(self) -> None:
-        """Choose guidance and top-k by prompts that are not reported."""
+        """Choose guidance, top-k and temperature by prompts that are not reported."""
         from benchmarks.toyworld.exhibits import choose_sampler
 
         put_json(self.out / "sampler.json", choose_sampler(self.export("mixed"), self.size))

@@ -61,6 +61,7 @@ def render(found: Mapping[str, Any]) -> str:
 def _told(found: Mapping[str, Any]) -> str:
     sampler, quality, moving = found["sampler"], found["ceiling"]["quality"], found["ceiling"]["clips_quality"]
     above = found["controls_above_chance"]
+    told = "no control was run" if above is None else "; ".join(above) or "none"
     lines = [
         f"* Tokenizer: {quality['psnr_db']:.1f} dB, SSIM {quality['ssim']:.3f} of pictures; "
         f"{moving['psnr_db']:.1f} dB, {moving['ssim']:.3f} of clips.",
@@ -68,7 +69,7 @@ def _told(found: Mapping[str, Any]) -> str:
         f"temperature {sampler['temperature']:g}, the best of "
         f"{len(sampler['tried'])} settings by {sampler['prompts']} validation prompts, "
         "drawn with seeds that are not reported (of kinds with few wordings the words are the same).",
-        f"* Controls above chance (of all kinds, forms and splits, at 99 %): {'; '.join(above) if above else 'none'}.",
+        f"* Controls above chance (of all kinds, forms and splits, at 99 %): {told}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -155,4 +155,4 @@ class Tracks:
 #   exams.py      exam(kind, n, unseen=False) -> ((Scene, Question), …), clip_exam(kind, n, unseen=False) ->
 #                 ((Motion, Question), …): from held-out seeds, each answer of a form equally often
 #   prompts.py    prompts(kind, n, unseen=False) -> (Prompt, …)
-#   writing.py    write_pictures, write_questions, write_clips; each with shuffled=False
+#   writing.py    write_pictures, write_questions, write_clips; with shuffled=False, clips with spliced=False too

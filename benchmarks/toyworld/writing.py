@@ -77,7 +77,7 @@ def write_clips(
 ) -> None:
     """Write the motions of `seeds` as mp4 of `num_frames` frames, 8 a second, and `captions.jsonl`.
 
-    With `spliced` the second half of each is that of another one, a third of the data away.
+    With `spliced` the second half of each is that of another one, a third of the data away; `motion` tells the first.
 
     Raises:
         RunError: `folder` holds other ones.
@@ -88,7 +88,7 @@ def write_clips(
     for number, seed in enumerate(seeds):
         if not (folder / _clip_name(number)).exists():
             seen = motion(seed, unseen=_is_unseen(number, unseen_every))
-            other = motion(seeds[(number + max(1, len(seeds) // 3)) % len(seeds)]) if spliced else seen
+            other = motion(seeds[(number + len(seeds) // 3) % len(seeds)]) if spliced else seen
             encode_lossless(staged, _spliced(seen, other, num_frames), FPS)
             staged.rename(folder / _clip_name(number))
     lines = _staging(folder) / "captions.jsonl"
@@ -189,6 +189,8 @@ def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
     seeds = asked["seeds"]
     if asked["shuffled"] and seeds[1] - seeds[0] < 2:
         raise RunError(f"{folder}: one sample alone cannot be shuffled")
+    if asked.get("spliced") and seeds[1] - seeds[0] < 4:
+        raise RunError(f"{folder}: fewer than four clips cannot be spliced: words would fit the second half")
     if not note.exists() and folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"{folder}: holds files that are not the toy world's; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
