@@ -112,7 +112,8 @@ def choose_sampler(export: Path, size: Size, device: str = "cpu") -> dict[str, A
         pictures = [_pixels(ids, both)[0] for ids in drawn_pictures(both, asked, sampling, first_seed=10_000_000)]
         scores = [one for one in score_pictures(asked, pictures) if one.split == "all"]
         right = float(np.mean([one.right.value for one in scores]))
-        tried.append({**_setting(sampling), "right": right, "by_kind": {one.kind: one.right.value for one in scores}})
+        setting = {key: getattr(sampling, key) for key in _SET}
+        tried.append({**setting, "right": right, "by_kind": {one.kind: one.right.value for one in scores}})
     best = max(tried, key=lambda one: one["right"])
     return {**{key: best[key] for key in _SET}, "prompts": len(asked), "tried": tried}
 
@@ -185,10 +186,6 @@ def clips_of(folder: Path, both: Opened) -> list[Pixels]:
     """Decode what a model made of clips: the frames behind the context alone."""
     first = CONTEXT * both.vision.temporal_factor
     return [np.stack(_pixels(ids, both)[first:]) for ids in _read(folder / "clips.parquet")]
-
-
-def _setting(sampling: Sampling) -> dict[str, float]:
-    return {key: getattr(sampling, key) for key in _SET}
 
 
 def _pixels(ids: Ids, both: Opened) -> list[Pixels]:
