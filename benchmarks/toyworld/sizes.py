@@ -42,6 +42,7 @@ QUICK = Size(
         "tokenizer.checkpoint_every=2",
         "tokenizer.batches.pictures=8",
         "tokenizer.held_out=0.02",
+        "tokenize.video.max_ids=256",
         "plan.phases.pictures={context: 256, mix: {pictures: 1, clips: 0}}",
         "plan.phases.clips={context: 512, seed: 1, mix: {pictures: 0.2, clips: 1}}",
         "train.model={hidden: 32, layers: 2, heads: 2, kv_heads: 1, ffn: 64}",

@@ -52,7 +52,7 @@ SHARES: Mapping[str, tuple[float, float]] = {
     "clips": (0.0, 0.0),
 }  # of pictures
 SPECIALISTS = ("pictures", "clips")
-_ON_CUDA = (
+ON_CUDA = (
     "tokenizer.device=cuda",
     "tokenizer.ranks=1",
     "tokenize.vision.device=cuda",
@@ -75,7 +75,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, end_well)
     options = _parsed()
     size = QUICK if options.quick else FULL
-    device = _ON_CUDA if options.device == "cuda" else ()
+    device = ON_CUDA if options.device == "cuda" else ()
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     toy = Toy(out=out, size=size, overrides=(*size.overrides, *device, *options.overrides))
@@ -109,7 +109,7 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool, device: str = "cpu") ->
         Step(name="tokenizer", minutes=30, do=toy.train_tokenizer, identity=recipe),
     ]
     for run, (what, size) in runs.items():
-        changes = _changes(run, what, size, quick=quick)
+        changes = changes_of(run, what, size, quick=quick)
         steps.append(
             Step(
                 name=run,
@@ -127,7 +127,7 @@ def steps_of(toy: Toy, sizes: list[str], *, quick: bool, device: str = "cpu") ->
     return steps
 
 
-def _changes(run: str, what: str, size: str, *, quick: bool) -> list[str]:
+def changes_of(run: str, what: str, size: str, *, quick: bool) -> list[str]:
     """Return a run's overrides: its model, and two phases of as many ids as all others have, of its own mix."""
     contexts, tokens = ((256, 512), QUICK_TOKENS) if quick else ((512, 1024), TOKENS)
     changes = [f"train.run={run}", f"train.model={(QUICK_MODELS if quick else MODELS)[size]}"]
