@@ -189,7 +189,7 @@ class Objects:
                     list(pool.map(self._delete_if_there, group))
 
     def _delete(self, group: Sequence[str]) -> None:
-        """Ask for the removal of whole names; raises FileNotFoundError if one isn't there (of a single one: at first)."""
+        """Ask for the removal of whole names; raises FileNotFoundError if one isn't there (alone: at first)."""
         client = self._client
 
         def attempt(number: int) -> None:
